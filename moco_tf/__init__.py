@@ -1,0 +1,33 @@
+"""moco_tf: Momentum Contrast (MoCo) for Keras 3 / TensorFlow 2.
+
+The public names. They load on first use, so that `python -m moco_tf.train --help`, or a wrong flag, answers
+before TensorFlow has started.
+"""
+
+from importlib import import_module
+
+_MODULES = {"encoders": "moco_tf.encoders", "augment": "moco_tf.data.augment"}
+_OBJECTS = {
+    "MoCo": "moco_tf.methods.moco",
+    "Preprocessing": "moco_tf.data.preprocessing",
+    "SGD": "moco_tf.optimizers",
+    "views": "moco_tf.data.views",
+}
+
+__all__ = [*_MODULES, *_OBJECTS]
+__version__ = "0.1.0"
+
+
+def __getattr__(name):
+    if name in _MODULES:
+        value = import_module(_MODULES[name])
+    elif name in _OBJECTS:
+        value = getattr(import_module(_OBJECTS[name]), name)
+    else:
+        raise AttributeError(f"module 'moco_tf' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,102 @@
+"""From a `Config` to the objects that it describes: data, pretext task, model with its optimizer."""
+
+import logging
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from moco_tf import schedules
+from moco_tf.callbacks import KNNMonitor
+from moco_tf.config import ConfigError
+from moco_tf.data import augment, sources
+from moco_tf.encoders import resnet
+from moco_tf.methods.moco import MoCo
+from moco_tf.optimizers import SGD
+
+log = logging.getLogger("moco_tf")
+
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+
+def source(config, split):
+    """The `Source` of records of one split."""
+    try:
+        if config.dataset == "embedded":
+            return sources.embedded(split)
+        return sources.folder(str(Path(config.data_dir) / config.dataset), split)
+    except ValueError as error:
+        raise ConfigError(f"--dataset={config.dataset}: {error}") from error
+
+
+def steps_per_epoch(config, size):
+    """Training steps in a pass over `size` images; the last partial batch is dropped."""
+    if size < config.batch_size:
+        raise ConfigError(
+            f"an epoch needs at least one batch: {size} images are fewer than --batch_size={config.batch_size}"
+        )
+    return size // config.batch_size
+
+
+def knn_monitor(config, train_source):
+    """The kNN monitor, or None, with the reason in the log, where it is off or the data has no labels for it."""
+    if not config.knn_every:
+        return None
+    try:
+        queries = source(config, config.eval_split)
+    except ConfigError as error:
+        log.info(f"No kNN monitor: {error}")
+        return None
+    for images in (train_source, queries):
+        if not tf.reduce_any(images.labels >= 0):
+            log.info(f"No kNN monitor: the images of {images.name} have no labels.")
+            return None
+    return KNNMonitor(train_source, queries, config.knn_every)
+
+
+def task(config):
+    """The pretext task: (record, seed) -> (query view, key view)."""
+    return augment.RECIPES[config.augment](config.image_size, crop_min=config.crop_min or None)
+
+
+def model(config, steps_per_epoch):
+    """The compiled model, its weights a function of `config.seed`."""
+    keras.utils.set_random_seed(config.seed)
+    keras.config.set_dtype_policy(POLICIES[config.precision])
+    backbone = getattr(resnet, config.arch)(image_size=config.image_size, width=config.width, stem=config.stem)
+    total_steps = config.epochs * steps_per_epoch
+    moco = MoCo(
+        backbone,
+        dim=config.dim,
+        head=config.head,
+        hidden_dim=config.hidden_dim or None,
+        queue_size=config.queue_size,
+        momentum=config.momentum,
+        momentum_decay_steps=total_steps if config.momentum_schedule == "cosine" else None,
+        temperature=config.temperature,
+        shuffle_bn=config.shuffle_bn,
+        bn_groups=config.bn_groups or None,
+        preprocessing=task(config).preprocessing,
+        seed=config.seed,
+    )
+    # The model's own counter: an optimizer under loss scaling does not count the steps that it skips.
+    moco.compile(
+        SGD(
+            lambda: learning_rate(config, moco.step.value, steps_per_epoch),
+            momentum=0.9,
+            weight_decay=config.weight_decay,
+        )
+    )
+    return moco
+
+
+def learning_rate(config, step, steps_per_epoch):
+    """The rate of one training step (from 0), a float64 scalar."""
+    epoch = tf.cast(step, tf.float64) / steps_per_epoch
+    shaped = tf.floor(epoch) if config.lr_per == "epoch" else epoch
+    if config.lr_schedule == "step":
+        rate = schedules.steps(config.base_rate, shaped, config.lr_drops)
+    else:
+        decaying = tf.maximum(shaped - config.warmup_epochs, 0.0)
+        rate = schedules.cosine(config.base_rate, decaying, config.epochs - config.warmup_epochs)
+    return schedules.warm_up(rate, config.base_rate, epoch, config.warmup_epochs)

@@ -1,0 +1,195 @@
+"""Keras callbacks: the kNN monitor for any `fit`, and what `moco_tf.train` shows and records of a run."""
+
+import dataclasses
+import logging
+import math
+import sys
+import time
+
+import keras
+import tensorflow as tf
+
+from moco_tf import advice
+from moco_tf.evaluate import features, knn
+
+log = logging.getLogger("moco_tf")
+
+
+class KNNMonitor(keras.callbacks.Callback):
+    """Adds `knn_top1` (percent, of backbone features) to the logs of every `every`-th epoch.
+
+    Args:
+      bank, queries: labelled `Source`s: the images that vote, and those that are classified.
+      every: epochs between evaluations.
+      limit: images taken of each, evenly spread, so that large data costs no more.
+    """
+
+    def __init__(self, bank, queries, every=1, limit=50_000):
+        super().__init__()
+        self.bank = bank
+        self.queries = queries
+        self.every = every
+        self.limit = limit
+
+    def set_model(self, model):
+        if self.model is not model:  # each `fit` sets it anew; one trace is enough
+            self._encode = tf.function(lambda images: model.query_encoder(images, training=False)["features"])
+        super().set_model(model)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if (epoch + 1) % self.every == 0:
+            logs["knn_top1"] = self.evaluate()
+
+    def evaluate(self):
+        """kNN top-1 of the model's features, in percent."""
+        return self._accuracy(self._encode, self.model.preprocessing)
+
+    def evaluate_pixels(self, size=32):
+        """kNN top-1 of the normalised pixels themselves, in percent; images of at most `size` a side."""
+        size = min(size, self.model.preprocessing.image_size)
+        preprocessing = dataclasses.replace(self.model.preprocessing, image_size=size)
+        return self._accuracy(lambda images: tf.reshape(images, (len(images), -1)), preprocessing)
+
+    def _accuracy(self, encode, preprocessing):
+        bank, queries = (
+            features.extract(encode, source, preprocessing, self.limit, labelled=True)
+            for source in (self.bank, self.queries)
+        )
+        return knn.accuracy(*bank, *queries, len(self.bank.class_names))
+
+
+class TrainingStopped(Exception):
+    """Ends a run before its time: on a signal, its state saved, or on a loss that is no number (`signal` None)."""
+
+    def __init__(self, reason, signal=None):
+        super().__init__(reason)
+        self.signal = signal
+
+
+class StopOnNaN(keras.callbacks.Callback):
+    """Stops the run after the step whose loss is no number."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not math.isfinite(logs["loss"]):
+            rate = logs["learning_rate"]
+            raise TrainingStopped(f"the loss is {logs['loss']} at step {int(self.model.step)}, learning rate {rate:g}")
+
+
+class Progress(keras.callbacks.Callback):
+    """A bar with ETA on a terminal; elsewhere a line a minute. Adds `images_per_second` to the epoch's logs."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.interactive = sys.stdout.isatty()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = None
+        if self.interactive:
+            print(f"Epoch {epoch + 1}/{self.config.epochs}")
+            self.bar = keras.utils.Progbar(
+                self.params["steps"], stateful_metrics=("loss", "contrast_top1", "images/s"), unit_name="step"
+            )
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = time.perf_counter()
+        if self.started is None:  # the first step also fills the pipeline and traces: it does not count
+            self.started = self.last_line = now
+        self.rate = batch * self.config.batch_size / (now - self.started) if batch else None
+        shown = {"loss": logs["loss"], "contrast_top1": logs["contrast_top1"]}
+        if self.interactive:
+            self.bar.update(batch + 1, [*shown.items(), *([("images/s", self.rate)] if self.rate else [])])
+        elif now - self.last_line > 60:
+            self.last_line = now
+            figures = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
+            log.info(f"  step {int(self.model.step)}: {figures}, {self.rate:.0f} images/s")
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.rate is not None:
+            logs["images_per_second"] = round(self.rate, 2)
+
+
+class Recorder(keras.callbacks.Callback):
+    """Writes figures to metrics.csv, TensorBoard, the log and the screen, with advice where it applies."""
+
+    TENSORBOARD_EVERY = 100  # steps; the values are means since the epoch began
+
+    def __init__(self, run, config):
+        super().__init__()
+        self.run = run
+        self.config = config
+        self.writer = tf.summary.create_file_writer(str(run.tensorboard))
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.step) % self.TENSORBOARD_EVERY == 0:
+            self._write_scalars(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        best = max((float(r["knn_top1"]) for r in self.run.rows() if r["knn_top1"]), default=None)
+        step = int(self.model.step)
+        self.run.add_row({"epoch": epoch + 1, "step": step} | logs)
+        self._write_scalars(logs)
+        text = f"Epoch {epoch + 1}/{self.config.epochs}, step {step}: loss {logs['loss']:.3f}"
+        text += f", contrast_top1 {logs['contrast_top1']:.3f}"
+        if "knn_top1" in logs:
+            text += f", kNN top-1 {logs['knn_top1']:.1f} %"
+        if "images_per_second" in logs:
+            text += f", {logs['images_per_second']:.0f} images/s"
+        log.info(text)
+        for sentence in advice.after_epoch(self.config, logs, best):
+            log.warning("  %s", sentence)
+
+    def picture(self, name, image):
+        """Shows a uint8 image (H, W, 3) in TensorBoard, and as a PNG in the run folder."""
+        with self.writer.as_default(step=int(self.model.step)):
+            tf.summary.image(name, image[None])
+        tf.io.write_file(str(self.run.path / f"{name}.png"), tf.io.encode_png(image))
+
+    def _write_scalars(self, logs):
+        with self.writer.as_default(step=int(self.model.step)):
+            for name, value in logs.items():
+                tf.summary.scalar(name, value)
+        self.writer.flush()
+
+
+class Saver(keras.callbacks.Callback):
+    """Saves every `every` steps, at the end of each epoch, and before it stops the run on a signal.
+
+    Put it last: an epoch's end is saved when all that belongs to it is recorded, and not before.
+    """
+
+    def __init__(self, checkpoints, every):
+        super().__init__()
+        self.checkpoints = checkpoints
+        self.every = every
+        self.kept = ()
+        self.signal = None  # set by a signal handler
+
+    def keep_metrics(self):
+        """Carries the metrics' present values into the epoch that the next `fit` begins by resetting them."""
+        self.kept = [(v, v.numpy()) for metric in self.checkpoints.model.metrics for v in metric.variables]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        for variable, value in self.kept:
+            variable.assign(value)
+        self.kept = ()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch + 1 < self.params["steps"] and (self.signal or int(self.model.step) % self.every == 0):
+            self._save()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._save()
+
+    def _save(self):
+        self.checkpoints.save()
+        if self.signal:
+            raise TrainingStopped(self.signal.name, self.signal)
+
+
+def picture_of_pairs(query, key, preprocessing):
+    """A uint8 image (H, W, 3) of view pairs: queries above, their keys below; small views enlarged."""
+    rows = [tf.concat(tf.unstack(preprocessing.denormalize(views)), axis=1) for views in (query, key)]
+    image = tf.cast(tf.clip_by_value(tf.round(tf.concat(rows, axis=0)), 0, 255), tf.uint8)
+    enlarged = max(1, 96 // preprocessing.image_size)
+    return tf.repeat(tf.repeat(image, enlarged, axis=0), enlarged, axis=1)

@@ -1,0 +1,73 @@
+"""Checkpoints that are whole or absent, and from which a run goes on bit for bit."""
+
+import os
+import shutil
+from pathlib import Path
+
+import tensorflow as tf
+
+ASIDE = "aside-"  # what is being written or deleted
+
+
+class Checkpoints:
+    """The last `keep` states of a model in a folder: weights, statistics, queue, optimizer, running metrics.
+
+    Each is a folder `step-<number>`, written aside and renamed, so that a kill at any moment leaves the ones
+    before it untouched.
+    """
+
+    def __init__(self, folder, model, keep=3):
+        self.folder = Path(folder)
+        self.model = model
+        self.keep = keep
+        self._checkpoint = tf.train.Checkpoint(
+            model=model,
+            optimizer=model.optimizer,
+            # `fit` leaves them out of the model's own tracking; a mid-epoch mean needs them.
+            metrics=[v.value for m in model.metrics for v in m.variables],
+        )
+
+    def steps(self):
+        """Steps of the whole checkpoints, ascending."""
+        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
+
+    def path(self, step):
+        return self.folder / f"step-{step:09d}"
+
+    def save(self):
+        """Writes the model's present state, unless that step is saved already; returns its folder."""
+        target = self.path(int(self.model.step))
+        if target.exists():
+            return target
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob(f"{ASIDE}*"):  # by a killed process
+            shutil.rmtree(left)
+        aside = self.folder / f"{ASIDE}{target.name}"
+        self._checkpoint.write(str(aside / "state"))
+        for file in aside.iterdir():
+            _sync(file)
+        os.rename(aside, target)
+        _sync(self.folder)
+        for step in self.steps()[: -self.keep]:
+            doomed = self.folder / f"{ASIDE}{step}"
+            os.rename(self.path(step), doomed)  # what bears a step's name is whole
+            shutil.rmtree(doomed)
+        return target
+
+    def restore_last(self):
+        """Brings the model to the newest checkpoint; returns its step, or None if there is none."""
+        steps = self.steps()
+        if not steps:
+            return None
+        status = self._checkpoint.read(str(self.path(steps[-1]) / "state"))
+        status.assert_consumed()
+        return steps[-1]
+
+
+def _sync(path):
+    """Makes a file or folder entry survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

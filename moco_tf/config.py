@@ -1,0 +1,231 @@
+"""Flags -> one frozen `Config`; what does not fit together is refused here, before any work starts.
+
+The dataclass below is the one list of `moco_tf.train`'s flags: names, defaults, help and what each may change
+on resume. Imports nothing heavy, so that a wrong flag is answered at once.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from absl import flags
+
+ARCHITECTURES = (
+    "resnet10",
+    "resnet14",
+    "resnet18",
+    "resnet26",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50",
+)
+
+# What a flag is about decides whether a run may go on with another value of it (see `differences`).
+MATHEMATICS = "mathematics"  # changes the numbers: must be equal
+FREE = "free"  # lengths, intervals, hardware, places: may differ
+
+
+class HelpAsked(Exception):
+    """--help was given; the message is the help."""
+
+
+class ConfigError(ValueError):
+    """Settings that do not go together. The message is one line: the rule, the value, the way out."""
+
+
+def _flag(default, help, choices=None, about=MATHEMATICS):
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "about": about})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    dataset: str = _flag(
+        "embedded", "'embedded' (12,000 real 32-pixel images inside this package) or a folder of images."
+    )
+    data_dir: str = _flag("", "Folder that a relative --dataset folder starts from.", about=FREE)
+    train_split: str = _flag("train", "Split to train on; for a folder, its sub-folder of this name if it has one.")
+    eval_split: str = _flag(
+        "test", "Labelled split for the kNN monitor; for a folder, its sub-folder test, val or validation."
+    )
+    method: str = _flag("moco", "Algorithm: moco is MoCo v1 and v2.", choices=("moco",))
+    arch: str = _flag(
+        "resnet50",
+        "Encoder. 10, 18 and 34 are basic blocks, 14 and 26 shallow bottlenecks. Papers: resnet50.",
+        choices=ARCHITECTURES,
+    )
+    width: int = _flag(64, "Channels of the encoder's first stage. Papers: 64.")
+    stem: str = _flag(
+        "imagenet",
+        "First layers: imagenet (7x7 stride 2 and max-pool) or cifar (3x3 stride 1), for small images.",
+        choices=("imagenet", "cifar"),
+    )
+    image_size: int = _flag(224, "Side of the square views, in pixels. Papers: 224.")
+    augment: str = _flag(
+        "v2",
+        "Recipe of the random views: v1, v2, v3 as in the papers, or cifar (the official CIFAR-10 demo).",
+        choices=("v1", "v2", "v3", "cifar"),
+    )
+    crop_min: float = _flag(
+        0.0, "Least area of a random crop, as a share of the image; 0: the recipe's own (v1, v2: 0.2)."
+    )
+    batch_size: int = _flag(256, "Images a step, over all devices. v1, v2: 256.")
+    epochs: int = _flag(200, "Passes over the data; shapes the schedules. v1: 200, v2: 200 or 800.", about=FREE)
+    max_steps: int = _flag(
+        0, "Stop after this many training steps in all, with a checkpoint; 0: run all --epochs.", about=FREE
+    )
+    optimizer: str = _flag("sgd", "sgd: momentum 0.9, decay inside it, as PyTorch has it.", choices=("sgd",))
+    lr: float = _flag(0.03, "Learning rate. v1, v2: 0.03 for a batch of 256.")
+    lr_scaling: str = _flag("none", "linear: multiply --lr by batch / 256. v1, v2: none.", choices=("none", "linear"))
+    lr_schedule: str = _flag(
+        "cosine", "step: x 0.1 at each of --lr_drops (v1); cosine: down to 0 (v2).", choices=("step", "cosine")
+    )
+    lr_per: str = _flag("epoch", "How often the rate changes. v1, v2: epoch.", choices=("epoch", "step"))
+    lr_drops: tuple[int, ...] = _flag((120, 160), "Epochs at which --lr_schedule=step drops. v1: 120,160.")
+    warmup_epochs: float = _flag(0.0, "Epochs of linear warm-up from 0, changed at each step. v1, v2: 0.")
+    weight_decay: float = _flag(1e-4, "L2 coefficient, on all parameters. v1, v2: 1e-4.")
+    queue_size: int = _flag(65536, "K: keys kept as negatives. v1, v2: 65536.")
+    momentum: float = _flag(0.999, "m of the key encoder. v1, v2: 0.999.")
+    momentum_schedule: str = _flag(
+        "constant", "cosine: --momentum rises to 1 over the run. v1, v2: constant.", choices=("constant", "cosine")
+    )
+    temperature: float = _flag(0.2, "T of the loss. v1: 0.07, v2: 0.2.")
+    dim: int = _flag(128, "Length of the embedding. v1, v2: 128.")
+    head: str = _flag("mlp", "Projection head: linear (v1) or mlp (v2).", choices=("linear", "mlp"))
+    hidden_dim: int = _flag(0, "Width of the mlp head's hidden layer; 0: as many as features (R50: 2048, as v2).")
+    shuffle_bn: bool = _flag(True, "Encode keys in another order than queries; needs --bn_groups of 2 or more.")
+    bn_groups: int = _flag(
+        0,
+        "Equal parts of the batch that BatchNorm normalises apart, over all devices; 0: one a device. "
+        "v1, v2: 8, their 8 GPUs.",
+    )
+    precision: str = _flag(
+        "float32",
+        "Arithmetic of the encoders; weights, statistics, queue and loss stay float32.",
+        choices=("float32", "bfloat16", "float16"),
+    )
+    seed: int = _flag(0, "Seed of weights, order, views and shuffles: the same seed repeats the run.")
+    run_dir: str = _flag("", "Folder of the run; '': runs/<name of the flag file>.", about=FREE)
+    resume: bool = _flag(True, "Go on from the run folder's last checkpoint.", about=FREE)
+    checkpoint_every: int = _flag(1000, "Steps between checkpoints; each epoch's end has one as well.", about=FREE)
+    knn_every: int = _flag(
+        1, "Epochs between kNN evaluations (k 200, t 0.1), the last one has one too; 0: never.", about=FREE
+    )
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            choices, value = field.metadata["choices"], getattr(self, field.name)
+            if choices and value not in choices:
+                raise ConfigError(f"--{field.name} is one of {', '.join(choices)}; got {value!r}")
+        for name in ("width", "image_size", "batch_size", "epochs", "lr", "queue_size", "temperature", "dim"):
+            self._require(getattr(self, name) > 0, name, "is more than 0")
+        for name in ("max_steps", "warmup_epochs", "weight_decay", "hidden_dim", "bn_groups", "knn_every", "seed"):
+            self._require(getattr(self, name) >= 0, name, "is 0 or more")
+        self._require(self.seed < 2**31, "seed", "is less than 2^31")
+        self._require(self.checkpoint_every > 0, "checkpoint_every", "is at least 1 step")
+        self._require(0 <= self.momentum <= 1, "momentum", "lies between 0 and 1")
+        self._require(0 <= self.crop_min <= 1, "crop_min", "lies between 0 and 1")
+        self._require(self.batch_size >= 2, "batch_size", "is at least 2")
+        self._require(list(self.lr_drops) == sorted(self.lr_drops), "lr_drops", "lists its epochs in ascending order")
+        groups = self.bn_groups or 1
+        if self.batch_size % groups or (groups > 1 and self.batch_size // groups < 2):
+            raise ConfigError(
+                f"each of the {groups} BN groups takes the same number of images, at least 2; "
+                f"--batch_size={self.batch_size} does not: choose a multiple of {groups} from {2 * groups} up, "
+                "or other --bn_groups"
+            )
+        if self.warmup_epochs > self.epochs:
+            raise ConfigError(f"--warmup_epochs={self.warmup_epochs:g} is longer than --epochs={self.epochs}")
+
+    def _require(self, holds, name, rule):
+        if not holds:
+            raise ConfigError(f"--{name} {rule}; got {getattr(self, name)}")
+
+    @property
+    def base_rate(self):
+        """The learning rate that the schedule shapes."""
+        return self.lr * self.batch_size / 256 if self.lr_scaling == "linear" else self.lr
+
+    def flag_lines(self):
+        """The text of a flag file that repeats this run elsewhere: everything but run_dir and resume."""
+        lines = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("run_dir", "resume"):
+                continue
+            if isinstance(value, bool):
+                lines.append(f"--{'' if value else 'no'}{field.name}")
+            else:
+                lines.append(f"--{field.name}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+        return "\n".join(lines) + "\n"
+
+    def differences(self, other):
+        """Names of the flags in which two configs' mathematics differ."""
+        return [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.metadata["about"] == MATHEMATICS and getattr(self, field.name) != getattr(other, field.name)
+        ]
+
+
+def define_flags(flag_values):
+    """Defines a flag for each field of `Config` on an absl `FlagValues`; only mains call this."""
+    for field in dataclasses.fields(Config):
+        name, default, help = field.name, field.default, field.metadata["help"]
+        if field.metadata["choices"]:
+            flags.DEFINE_enum(name, default, field.metadata["choices"], help, flag_values=flag_values)
+        elif field.type == tuple[int, ...]:
+            flags.DEFINE_list(name, [str(x) for x in default], help, flag_values=flag_values)
+        else:
+            define = {
+                str: flags.DEFINE_string,
+                int: flags.DEFINE_integer,
+                float: flags.DEFINE_float,
+                bool: flags.DEFINE_boolean,
+            }[field.type]
+            define(name, default, help, flag_values=flag_values)
+        flags.declare_key_flag(name, flag_values=flag_values)
+
+
+def parse(arguments):
+    """Command-line arguments (without the program's name) -> Config.
+
+    Raises:
+      HelpAsked: with the help as its text.
+      ConfigError: an unknown flag, a value that its flag does not take, or values that do not go together.
+    """
+    flag_values = flags.FlagValues()
+    define_flags(flag_values)
+    if any(argument.lstrip("-") in ("help", "helpfull", "helpshort", "h") for argument in arguments):
+        raise HelpAsked(flag_values.get_help())
+    try:
+        rest = flag_values(["moco_tf.train", *arguments])[1:]
+    except (flags.Error, OSError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    if rest:
+        raise ConfigError(f"all arguments are flags, --name=value; got {' '.join(rest)!r}")
+    values = {field.name: flag_values[field.name].value for field in dataclasses.fields(Config)}
+    try:
+        values["lr_drops"] = tuple(int(x) for x in values["lr_drops"])
+    except ValueError:
+        got = ",".join(values["lr_drops"])
+        raise ConfigError(f"--lr_drops lists whole epochs, as in 120,160; got {got!r}") from None
+    config = Config(**values)
+    return dataclasses.replace(
+        config,
+        bn_groups=config.bn_groups or 1,
+        run_dir=config.run_dir or f"runs/{_flag_file_name(arguments)}",
+    )
+
+
+def read(path):
+    """The Config in a flag file, as `flag_lines` writes it."""
+    return parse([f"--flagfile={path}"])
+
+
+def _flag_file_name(arguments):
+    for i, argument in enumerate(arguments):
+        name, _, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "flagfile":
+            return Path(value or arguments[i + 1]).stem
+    return "default"

@@ -1,0 +1,203 @@
+"""The random views of the papers, as data: which steps, in which order, how strong and how often.
+
+A recipe (`v1`, `v2`, `v3`, `cifar`) is a pretext task: a function `(record, seed) -> (query view, key view)`.
+All that is random in a view is drawn in one call from the record's seed, so a view is a function of its seed. The
+semantics are torchvision's, which the papers used.
+"""
+
+import dataclasses
+import typing
+
+import numpy as np
+import tensorflow as tf
+
+from moco_tf.data import image_ops
+from moco_tf.data.preprocessing import CIFAR10, IMAGENET, Preprocessing
+from moco_tf.data.resize import resize
+
+CROP_TRIES = 10
+CROP_ASPECT = (3 / 4, 4 / 3)  # width / height
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One random view: a resized crop, then `steps` in their order, each with its probability."""
+
+    crop_scale: tuple = (0.2, 1.0)  # part of the image's area
+    steps: tuple = ("jitter", "grayscale", "blur", "flip")
+    jitter: tuple = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation: 1 +- this; hue: +- this, in turns
+    jitter_probability: float = 0.8
+    grayscale_probability: float = 0.2
+    blur_sigma: tuple = (0.1, 2.0)  # pixels
+    blur_probability: float = 0.5
+    solarize_probability: float = 0.2
+    flip_probability: float = 0.5
+
+    def distort(self, image, draws):
+        """Everything after the crop: float32 (S, S, 3), values 0..255, to the same. draws: `Draws` of this view."""
+        for step in self.steps:
+            if step == "jitter":
+                drawn = draws.jitter < self.jitter_probability
+                image = _if(drawn, lambda x: color_jitter(x, self.jitter, draws.factors, draws.order), image)
+            elif step == "grayscale":
+                image = _if(draws.grayscale < self.grayscale_probability, image_ops.grayscale, image)
+            elif step == "blur":
+                low, high = self.blur_sigma
+                sigma = low + (high - low) * draws.sigma
+                drawn = draws.blur < self.blur_probability
+                image = _if(drawn, lambda x, sigma=sigma: image_ops.gaussian_blur(x, sigma), image)
+            elif step == "solarize":
+                image = _if(draws.solarize < self.solarize_probability, image_ops.solarize, image)
+            elif step == "flip":
+                image = _if(draws.flip < self.flip_probability, image_ops.flip, image)
+            else:
+                raise ValueError(f"A step of a view is jitter, grayscale, blur, solarize or flip, not {step!r}.")
+        return image
+
+
+@dataclasses.dataclass(frozen=True)
+class InstanceDiscrimination:
+    """The pretext task of the papers: query and key are two random views of one image."""
+
+    query: View
+    key: View
+    preprocessing: Preprocessing
+
+    def __call__(self, record, seed):
+        """record: a dict with "image"; seed: int64 (2,). Returns (query, key), float32 (S, S, 3), normalised."""
+        size = self.preprocessing.image_size
+        draws = draw(seed, views=2)
+
+        def boxes(height, width):
+            return [
+                tf.unstack(random_resized_crop_box(height, width, view.crop_scale, of_view.crop))
+                for view, of_view in zip((self.query, self.key), draws, strict=True)
+            ]
+
+        query, key = (resize(crop, (size, size)) for crop in image_ops.crops(record["image"], boxes))
+        query, key = self.query.distort(query, draws[0]), self.key.distort(key, draws[1])
+        return self.preprocessing.normalize(query), self.preprocessing.normalize(key)
+
+
+def v1(size=224, crop_min=0.2):
+    """MoCo v1 (He et al. 2020): strong jitter, always; no blur."""
+    view = View(
+        crop_scale=_crop_scale(crop_min, 0.2),
+        steps=("grayscale", "jitter", "flip"),
+        jitter=(0.4, 0.4, 0.4, 0.4),
+        jitter_probability=1.0,
+    )
+    return InstanceDiscrimination(view, view, dataclasses.replace(IMAGENET, image_size=size))
+
+
+def v2(size=224, crop_min=0.2):
+    """MoCo v2 (Chen et al. 2020): SimCLR's blur, weaker jitter."""
+    view = View(crop_scale=_crop_scale(crop_min, 0.2))
+    return InstanceDiscrimination(view, view, dataclasses.replace(IMAGENET, image_size=size))
+
+
+def v3(size=224, crop_min=0.2):
+    """MoCo v3 (Chen et al. 2021): BYOL's two different views. `crop_min` 0.2 is for ResNets, 0.08 for ViTs."""
+    view = View(
+        crop_scale=_crop_scale(crop_min, 0.2),
+        steps=("jitter", "grayscale", "blur", "solarize", "flip"),
+        jitter=(0.4, 0.4, 0.2, 0.1),
+    )
+    return InstanceDiscrimination(
+        query=dataclasses.replace(view, blur_probability=1.0, solarize_probability=0.0),
+        key=dataclasses.replace(view, blur_probability=0.1, solarize_probability=0.2),
+        preprocessing=dataclasses.replace(IMAGENET, image_size=size),
+    )
+
+
+def cifar(size=32, crop_min=0.08):
+    """The authors' CIFAR-10 demo: small images are not blurred."""
+    view = View(crop_scale=_crop_scale(crop_min, 0.08), steps=("flip", "jitter", "grayscale"))
+    return InstanceDiscrimination(view, view, dataclasses.replace(CIFAR10, image_size=size))
+
+
+RECIPES = {"v1": v1, "v2": v2, "v3": v3, "cifar": cifar}
+
+
+class Draws(typing.NamedTuple):
+    """The uniform numbers in [0, 1) behind one view. A view that leaves out a step leaves its numbers unused."""
+
+    crop: tf.Tensor  # (2 * CROP_TRIES + 2,): areas, aspects, top, left
+    factors: tf.Tensor  # (4,), of the jitter's operations
+    order: tf.Tensor  # (4,), sorted to give their order
+    jitter: tf.Tensor  # the rest are scalars
+    grayscale: tf.Tensor
+    blur: tf.Tensor
+    sigma: tf.Tensor
+    solarize: tf.Tensor
+    flip: tf.Tensor
+
+
+def draw(seed, views):
+    """A list of `Draws`, one a view, from one int64 (2,) seed."""
+    lengths = [2 * CROP_TRIES + 2, 4, 4, 1, 1, 1, 1, 1, 1]
+    uniforms = tf.random.stateless_uniform((views, sum(lengths)), seed, alg="philox")
+    parts = [tf.split(uniforms[view], lengths) for view in range(views)]
+    return [Draws(*part[:3], *(scalar[0] for scalar in part[3:])) for part in parts]
+
+
+def random_resized_crop_box(height, width, scale, uniforms):
+    """torchvision's RandomResizedCrop: where to cut. Returns int32 (..., 4): top, left, height, width.
+
+    Up to ten tries of a uniform area and a log-uniform aspect, the first that fits; else the largest centred box of
+    an allowed aspect. uniforms: (..., 2 * CROP_TRIES + 2) in [0, 1); all tries are drawn at once.
+    """
+    areas, aspects, top, left = tf.split(uniforms, [CROP_TRIES, CROP_TRIES, 1, 1], axis=-1)
+    image_height, image_width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    areas = (scale[0] + (scale[1] - scale[0]) * areas) * image_height * image_width
+    low, high = np.log(CROP_ASPECT)
+    aspects = tf.exp(low + (high - low) * aspects)
+    widths, heights = tf.round(tf.sqrt(areas * aspects)), tf.round(tf.sqrt(areas / aspects))
+
+    # The fallback is an eleventh try that always fits, as the first place of the largest `fits` is taken.
+    narrowest, widest = CROP_ASPECT
+    widths = _append(widths, tf.minimum(image_width, tf.round(image_height * widest)))
+    heights = _append(heights, tf.minimum(image_height, tf.round(image_width / narrowest)))
+    fits = (widths > 0) & (widths <= image_width) & (heights > 0) & (heights <= image_height)
+    chosen = tf.argmax(tf.cast(fits, tf.int32), axis=-1)[..., tf.newaxis]
+    box_width = tf.gather(widths, chosen, batch_dims=chosen.shape.rank - 1)  # (..., 1)
+    box_height = tf.gather(heights, chosen, batch_dims=chosen.shape.rank - 1)
+
+    centred = chosen == CROP_TRIES
+    room_above, room_left = image_height - box_height, image_width - box_width
+    top = tf.where(centred, tf.floor(room_above / 2), tf.floor(top * (room_above + 1)))
+    left = tf.where(centred, tf.floor(room_left / 2), tf.floor(left * (room_left + 1)))
+    return tf.cast(tf.concat([top, left, box_height, box_width], axis=-1), tf.int32)
+
+
+def color_jitter(image, strengths, factors, order):
+    """Brightness, contrast, saturation and hue, each by a random amount, in a random order.
+
+    factors, order: (4,) in [0, 1). The order is that of the sorted `order`.
+    """
+    low = np.array([*(max(0.0, 1 - strength) for strength in strengths[:3]), -strengths[3]], np.float32)
+    high = np.array([*(1 + strength for strength in strengths[:3]), strengths[3]], np.float32)
+    factors = low + (high - low) * factors
+    operations = (image_ops.brightness, image_ops.contrast, image_ops.saturation, image_ops.hue)
+    order = tf.argsort(order)
+    for place in range(len(operations)):
+        image = tf.switch_case(
+            order[place],
+            [lambda op=op, i=i, x=image: op(x, factors[i]) for i, op in enumerate(operations)],
+        )
+    return image
+
+
+def _if(drawn, function, image):
+    return tf.cond(drawn, lambda: function(image), lambda: image)
+
+
+def _append(tries, last):
+    return tf.concat([tries, tf.fill([*tries.shape[:-1], 1], last)], axis=-1)
+
+
+def _crop_scale(crop_min, default):
+    crop_min = default if crop_min is None else crop_min
+    if not 0 < crop_min <= 1:
+        raise ValueError(f"crop_min is the smallest part of the area to crop: more than 0, at most 1, not {crop_min}.")
+    return (crop_min, 1.0)

@@ -1,0 +1,143 @@
+"""Deterministic operations on one image, each Pillow's within the distance that `tests/goldens` states.
+
+Images are float32 (H, W, 3) with values 0..255 unless said otherwise; parameters may be tensors. `augment.py` draws
+the parameters. Pillow rounds to 8 bits after each operation, these do not.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from moco_tf.data.resize import resize, sizes
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, Pillow's "L"
+
+
+def decode(encoded):
+    """JPEG, PNG, BMP or GIF (its first frame) bytes -> uint8 (H, W, 3)."""
+    return tf.cond(tf.io.is_jpeg(encoded), lambda: _decode_jpeg(encoded), lambda: _decode_other(encoded))
+
+
+def crops(image, choose_boxes):
+    """Parts of one image, as a list. Of a JPEG only these parts are decoded.
+
+    image: encoded bytes (string, scalar) or pixels (H, W, 3). choose_boxes: (height, width) -> a list of boxes
+    (top, left, height, width).
+    """
+
+    def cut(pixels):
+        height, width = sizes(pixels)[:2]
+        return [
+            tf.slice(pixels, (top, left, 0), (rows, columns, 3))
+            for top, left, rows, columns in choose_boxes(height, width)
+        ]
+
+    def cut_jpeg():
+        height, width, _ = tf.unstack(tf.image.extract_jpeg_shape(image))
+        parts = []
+        for top, left, rows, columns in choose_boxes(height, width):
+            # The colour of a pixel is interpolated from its neighbours: without one column more on either side, the
+            # columns at the edges differ from those of the decoded image.
+            start, end = tf.maximum(left - 1, 0), tf.minimum(left + columns + 1, width)
+            window = tf.stack([top, start, rows, end - start])
+            wide = tf.image.decode_and_crop_jpeg(image, window, channels=3, dct_method="INTEGER_ACCURATE")
+            parts.append(wide[:, left - start : left - start + columns])
+        return parts
+
+    if image.dtype != tf.string:
+        return cut(image)
+    return tf.cond(tf.io.is_jpeg(image), cut_jpeg, lambda: cut(_decode_other(image)))
+
+
+def resized_crop(image, top, left, height, width, size):
+    """A part of an image (encoded or pixels) -> float32 (size, size, 3)."""
+    (part,) = crops(image, lambda *_: [(top, left, height, width)])
+    return resize(part, (size, size))
+
+
+def brightness(image, factor):
+    """0 is black, 1 the image."""
+    return _clip(image * factor)
+
+
+def contrast(image, factor):
+    """0 is the mean grey of the image, a whole number, 1 the image."""
+    mean = tf.reduce_mean(tf.reduce_mean(image, axis=0), axis=0)  # (3,); rows first vectorises, both at once do not
+    grey = tf.floor(tf.reduce_sum(mean * LUMA) + 0.5)
+    return _clip(image * factor + (1.0 - factor) * grey)
+
+
+def saturation(image, factor):
+    """0 is the grey image, 1 the image."""
+    return _clip(_mix_channels(image, factor * np.eye(3, dtype=np.float32) + (1.0 - factor) * _TO_GREY))
+
+
+def hue(image, delta):
+    """Turns the colour wheel by `delta` of a turn, -0.5..0.5."""
+    return tf.image.adjust_hue(image, delta)
+
+
+def grayscale(image):
+    """Three equal channels."""
+    return _mix_channels(image, _TO_GREY)
+
+
+def gaussian_blur(image, sigma):
+    """Three extended box blurs along each axis, edges repeated: what Pillow calls a Gaussian blur."""
+    height, width, _ = sizes(image)
+    rows = _blur_weights(height, sigma)
+    columns = rows if height is width else _blur_weights(width, sigma)
+    image = tf.reshape(tf.matmul(rows, tf.reshape(image, (height, -1))), (height, width, 3))
+    image = tf.transpose(image, (1, 0, 2))
+    image = tf.reshape(tf.matmul(columns, tf.reshape(image, (width, -1))), (width, height, 3))
+    return tf.transpose(image, (1, 0, 2))
+
+
+def solarize(image, threshold=128):
+    """Inverts what is not below the threshold."""
+    return tf.where(image < threshold, image, 255.0 - image)
+
+
+def flip(image):
+    """Left becomes right."""
+    return tf.reverse(image, axis=[1])
+
+
+_TO_GREY = np.repeat(LUMA[:, np.newaxis], 3, axis=1)  # (from, to) channel
+
+
+def _mix_channels(image, matrix):
+    return tf.reshape(tf.matmul(tf.reshape(image, (-1, 3)), matrix), tf.shape(image))
+
+
+def _clip(image):
+    return tf.clip_by_value(image, 0.0, 255.0)
+
+
+def _blur_weights(length, sigma):
+    """(length, length): what each pixel of a line gathers in three box blurs."""
+    # The box of the wanted variance (Gwosdek et al. 2011, as Pillow): 2 * whole + 1 pixels of weight 1, then on
+    # either side one of weight `part`.
+    variance = tf.square(tf.cast(sigma, tf.float32)) / 3.0
+    whole = tf.floor((tf.sqrt(12.0 * variance + 1.0) - 1.0) / 2.0)
+    part = (2.0 * whole + 1.0) * (whole * (whole + 1.0) - 3.0 * variance)
+    radius = whole + part / (6.0 * (variance - tf.square(whole + 1.0)))
+    place = tf.cast(tf.range(length), tf.float32)
+    distance = tf.abs(place[:, tf.newaxis] - place)
+    box = tf.clip_by_value(radius + 1.0 - distance, 0.0, 1.0) / (2.0 * radius + 1.0)
+    # What falls over an edge is taken from the pixel at the edge. A line is longer than a box, so that no pixel
+    # has both edges in its box.
+    missing = 1.0 - tf.reduce_sum(box, axis=1, keepdims=True)
+    nearest_edge = tf.where(2.0 * place < tf.cast(length, tf.float32), 0, length - 1)
+    box += missing * tf.one_hot(nearest_edge, length)
+    return tf.matmul(box, tf.matmul(box, box))
+
+
+def _decode_jpeg(encoded):
+    return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+
+
+def _decode_other(encoded):
+    image = tf.io.decode_image(encoded, channels=0, expand_animations=False)  # a BMP refuses channels=3
+    channels = tf.shape(image)[-1]
+    image = tf.cond(channels < 3, lambda: tf.repeat(image[..., :1], 3, axis=-1), lambda: image[..., :3])
+    return tf.ensure_shape(image, (None, None, 3))

@@ -1,0 +1,80 @@
+"""From images to batches of (query, key) views: `pairs` for the trainer, `views` for a user's own tf.data."""
+
+import tensorflow as tf
+
+
+def pairs(source, task, batch_size, seed, step=0):
+    """Endless batches of (query, key), float32 (N, S, S, 3) each, from batch number `step` on.
+
+    A view is a function of (seed, epoch, record), so `pairs(..., step=k)` is `pairs(...).skip(k)` without the work.
+    An epoch is the whole batches of the source in a new order; its last partial batch is dropped.
+    """
+    if source.size < batch_size:
+        raise ValueError(
+            f"A batch of {batch_size} needs as many images, but {source.name} has {source.size}. "
+            f"Take a batch size of at most {source.size}."
+        )
+    per_epoch = source.size // batch_size * batch_size
+    records = source.shuffled(seed, start=step * batch_size, per_epoch=per_epoch)
+
+    def view(epoch, record):
+        return task(record, tf.stack([seed * 2**32 + epoch, record["id"]]))
+
+    return _batches(records.map(view, num_parallel_calls=tf.data.AUTOTUNE), batch_size)
+
+
+def views(dataset, task, batch_size, seed=0):
+    """Batches of (query, key), float32 (N, S, S, 3) each, of any dataset of images; new views in every iteration.
+
+    dataset: a tf.data.Dataset of records ({"image": ...}), of images (uint8 or 0-255 floats, (H, W, 3)), of encoded
+    images (string), or of batches of them, with labels or without: labels are ignored. The last partial batch is
+    dropped. Two datasets made by equal calls give equal views.
+    """
+    images = dataset.map(_image_of, num_parallel_calls=tf.data.AUTOTUNE)
+    images = _unbatched(images)
+    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
+
+    def view(image, seed):
+        return task({"image": image}, seed)
+
+    numbered = tf.data.Dataset.zip(images, seeds)
+    return _batches(numbered.map(view, num_parallel_calls=tf.data.AUTOTUNE), batch_size)
+
+
+def _batches(examples, batch_size):
+    batches = examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    options.deterministic = True
+    options.threading.max_intra_op_parallelism = 1  # records run beside one another; threads within one only wait
+    return batches.with_options(options)
+
+
+def _image_of(*element):
+    """The image of a record, of (image, label, ...) or of an image alone; batches alike."""
+    image = element[0]
+    if isinstance(image, dict):
+        if "image" not in image:
+            raise ValueError(f'A record holds its image under "image"; this one has {sorted(image)}.')
+        image = image["image"]
+    rank = image.shape.rank
+    if image.dtype == tf.string:
+        if rank not in (0, 1):
+            raise ValueError(f"Encoded images come one by one or in batches of shape (N,), not {image.shape}.")
+        return image
+    if rank not in (3, 4) or image.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"Images have the shape (H, W, 3) or, in batches, (N, H, W, 3), not {image.shape}. "
+            "Use ensure_shape in a map if the shape is lost."
+        )
+    return image if image.shape[-1] == 3 else tf.repeat(image, 3, axis=-1)
+
+
+def _unbatched(images):
+    spec = images.element_spec
+    if spec.shape.rank in (0, 3):
+        return images
+    batches, length = int(images.cardinality()), spec.shape[0]
+    images = images.unbatch()
+    if batches >= 0 and length is not None:  # else the last batch may be partial
+        images = images.apply(tf.data.experimental.assert_cardinality(batches * length))
+    return images

@@ -1,0 +1,28 @@
+"""The momentum encoder's arithmetic (MoCo, section 3.2, equation 2)."""
+
+import math
+
+import tensorflow as tf
+
+
+def copy_weights(source, target):
+    """Sets every weight of `target`, statistics included, to that of `source`, a model of the same build."""
+    for a, b in zip(source.weights, target.weights, strict=True):
+        b.assign(a)
+
+
+def move_weights(source, target, momentum):
+    """target <- momentum * target + (1 - momentum) * source, for parameters only.
+
+    BatchNorm's running statistics are no parameters: each encoder keeps its own. The step is written as a
+    difference so that equal weights stay equal to the last bit.
+    """
+    for a, b in zip(source.weights, target.weights, strict=True):
+        if a.trainable:
+            b.assign_sub((b.value - a.value) * tf.cast(1.0 - momentum, b.dtype))
+
+
+def cosine_momentum(base, step, steps):
+    """Momentum at a step: from `base` up to 1 along a half cosine over `steps` (MoCo v3, section 4.1)."""
+    progress = tf.minimum(tf.cast(step, tf.float64) / steps, 1.0)
+    return 1.0 - (1.0 - base) * (1.0 + tf.cos(math.pi * progress)) / 2.0

@@ -1,0 +1,49 @@
+"""The dictionary as a queue (MoCo, section 3.2): the newest keys replace the oldest.
+
+Axes: K keys, C features, N batch.
+"""
+
+import keras
+import tensorflow as tf
+
+from moco_tf.losses import unit_length
+
+
+class Queue(keras.layers.Layer):
+    """`size` keys of length `dim`, first in first out; saved with the model, never trained.
+
+    Starts with random unit vectors, as the papers' code does.
+    """
+
+    def __init__(self, size, dim, seed=0, **kwargs):
+        super().__init__(**kwargs)
+        self.size = size
+        dtype = "float64" if self.variable_dtype == "float64" else "float32"  # never coarser
+        self.keys = self.add_weight(
+            name="keys",
+            shape=(size, dim),
+            initializer=lambda shape, dtype: unit_length(
+                tf.random.stateless_normal(shape, seed=(seed, 0), dtype=dtype)
+            ),
+            dtype=dtype,
+            trainable=False,
+            autocast=False,
+        )
+        self.pointer = self.add_weight(name="pointer", shape=(), initializer="zeros", dtype="int64", trainable=False)
+        self.built = True
+
+    def enqueue(self, keys):
+        """Writes keys (N, C) where the pointer stands, around the end, and moves it by N; any N.
+
+        The cost is O(N). Each assignment is of a slice, which TensorFlow does in place as long as nothing else
+        holds the queue's buffer: order this after the last use of `self.keys` in the step.
+        """
+        count = tf.shape(keys, out_type=tf.int64)[0]
+        surplus = tf.maximum(count - self.size, 0)  # only the last `size` keys would survive
+        keys = tf.cast(keys[surplus:], self.keys.dtype)
+        start = (self.pointer.value + surplus) % self.size
+        until_end = tf.minimum(self.size - start, count - surplus)
+        stored = self.keys.value
+        stored[start : start + until_end].assign(keys[:until_end])
+        stored[: count - surplus - until_end].assign(keys[until_end:])
+        self.pointer.assign((self.pointer.value + count) % self.size)

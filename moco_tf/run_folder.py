@@ -1,0 +1,139 @@
+"""The files of a training run: one folder holds all that a run leaves behind, and one process writes to it.
+
+config.flags  data.json  metrics.csv  baselines.json  train.log  views.png  checkpoints/  tensorboard/
+"""
+
+import csv
+import fcntl
+import json
+import logging
+import os
+from pathlib import Path
+
+from moco_tf import config as config_lib
+from moco_tf.config import ConfigError
+
+METRICS = (
+    "epoch",
+    "step",
+    "loss",
+    "contrast_top1",
+    "positive_similarity",
+    "negative_similarity",
+    "feature_std",
+    "learning_rate",
+    "momentum",
+    "images_per_second",
+    "knn_top1",
+)
+
+log = logging.getLogger("moco_tf")
+
+
+class RunFolder:
+    """Opens (or makes) the folder of a run and holds it until the process ends.
+
+    Raises:
+      ConfigError: another process trains in it; it was made with other mathematics; it holds a run and
+        `config.resume` is off.
+    """
+
+    def __init__(self, config):
+        self.path = Path(config.run_dir)
+        self._recorded = self.path / "config.flags"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--run_dir names a folder to make or to go on in; {self.path}: {error.strerror}"
+            ) from None
+        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held as long as the process lives
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system however the process ends
+        except OSError:
+            raise ConfigError(
+                f"one run at a time writes to a folder; another process is training in {self.path}: "
+                "wait for it, or choose another --run_dir"
+            ) from None
+        self._check(config)
+
+    def begin(self, config, images):
+        """Records the flags and the number of images, and opens the log; call it when nothing else is refused."""
+        data = self.path / "data.json"
+        before = json.loads(data.read_text())["images"] if data.exists() else images
+        if images != before:
+            raise ConfigError(
+                f"a run goes on with the images that it began with; {self.path} had {before}, --dataset has {images}: "
+                "bring them back, or choose another --run_dir"
+            )
+        write_aside(data, json.dumps({"images": images}) + "\n")
+        write_aside(self._recorded, config.flag_lines())
+        handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+
+    def _check(self, config):
+        if self._recorded.exists():
+            if not config.resume:
+                raise ConfigError(
+                    f"--noresume starts a new run, but {self.path} holds one: choose another --run_dir, "
+                    "or delete that folder yourself"
+                )
+            earlier = config_lib.read(self._recorded)
+            differing = [
+                f"--{name} (there {getattr(earlier, name)!r}, here {getattr(config, name)!r})"
+                for name in config.differences(earlier)
+            ]
+            if differing:
+                raise ConfigError(
+                    f"{self.path} holds a run with other {', '.join(differing)}: "
+                    "choose another --run_dir, or go on with its own flags"
+                )
+
+    @property
+    def checkpoints(self):
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self):
+        return self.path / "tensorboard"
+
+    def rows(self):
+        """The rows of metrics.csv, a list of dicts of strings."""
+        try:
+            with open(self.path / "metrics.csv", newline="", encoding="utf-8") as file:
+                return list(csv.DictReader(file))
+        except FileNotFoundError:
+            return []
+
+    def rewind(self, step, steps_per_epoch):
+        """Drops the rows that a run going on at `step` will write again: later ones, and that of a part epoch."""
+        rows = [r for r in self.rows() if int(r["step"]) <= step and int(r["step"]) % steps_per_epoch == 0]
+        self._write_rows(rows)
+
+    def add_row(self, row):
+        """Adds a row to metrics.csv; `row` maps names of `METRICS` to numbers, None or absent where not computed."""
+        text = {name: "" if row.get(name) is None else repr(row[name]) for name in METRICS}
+        self._write_rows([*self.rows(), text])
+
+    def _write_rows(self, rows):
+        lines = [",".join(METRICS), *(",".join(row[name] for name in METRICS) for row in rows)]
+        write_aside(self.path / "metrics.csv", "\n".join(lines) + "\n")
+
+    def baselines(self):
+        """What the run's accuracies are compared with: a dict of percents, empty if none were kept."""
+        path = self.path / "baselines.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def keep_baselines(self, accuracies):
+        write_aside(self.path / "baselines.json", json.dumps(accuracies) + "\n")
+
+
+def write_aside(path, text):
+    """Replaces a text file in one step: a reader sees the old one or the new one, whole."""
+    aside = path.with_name(f".{path.name}.writing")
+    with open(aside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)

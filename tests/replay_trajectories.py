@@ -1,0 +1,130 @@
+"""Replays the golden training runs of the authors' PyTorch code through this project's models, in float64."""
+
+import json
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+sys.path.insert(0, str(Path(__file__).parent / "goldens"))
+import tensors
+
+import moco_tf
+from moco_tf.momentum import copy_weights
+
+LOSS, RELATIVE = 1e-7, 1e-6  # the golden files' own tolerances
+
+
+def replay(path):
+    """Returns a list of (what, deviation, tolerance) for one golden `.json` file."""
+    golden = json.loads(Path(path).read_text())
+    floatx = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        return {"moco_v1_v2": _replay_moco}[golden["kind"]](golden)
+    finally:
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(floatx)
+
+
+def _replay_moco(golden):
+    g = golden
+    bottleneck = g["block"] == "Bottleneck"
+    backbone = moco_tf.encoders.resnet.resnet(
+        g["layers"],
+        bottleneck,
+        image_size=g["image_size"],
+        stem="cifar" if g["cifar_stem"] else "imagenet",
+    )
+    model = moco_tf.MoCo(
+        backbone,
+        dim=g["dim"],
+        head="mlp" if g["mlp"] else "linear",
+        queue_size=g["K"],
+        momentum=g["m"],
+        temperature=g["T"],
+    )
+    rates = [g["lr"]] * g["lr_drop_at_step"] + [g["lr"] * g["lr_drop"]] * (g["steps"] - g["lr_drop_at_step"])
+    model.compile(
+        moco_tf.SGD(
+            lambda: tf.gather(tf.constant(rates, tf.float64), model.step.value),
+            momentum=g["sgd_momentum"],
+            weight_decay=g["weight_decay"],
+        )
+    )
+    for name, variable in torch_names(model.query_encoder):
+        variable.assign(from_torch(name, golden_parameter(g["seed"], f"encoder_q.{name}", variable)))
+    copy_weights(model.query_encoder, model.key_encoder)
+    model.queue.keys.assign(tensors.queue(g["seed"], g["dim"], g["K"]).astype("float32").T)
+
+    step = tf.function(model.train_step)
+    checks = []
+    for t in range(g["steps"]):
+        query, key = (
+            tensors.images(g["seed"], t, view, g["batch"], g["image_size"]).transpose(0, 2, 3, 1) for view in (0, 1)
+        )
+        model.reset_metrics()
+        logs = step((tf.constant(query, tf.float64), tf.constant(key, tf.float64)))
+        checks.append((f"loss[{t}]", abs(float(logs["loss"]) - g["loss"][t]), LOSS))
+        cosine = float(logs["positive_similarity"])
+        checks.append((f"mean_positive_cosine[{t}]", abs(cosine - g["mean_positive_cosine"][t]), LOSS))
+
+    values = {"queue": model.queue.keys.numpy().T, "queue_ptr": model.queue.pointer.numpy().reshape(1)}
+    for prefix, encoder in (("encoder_q", model.query_encoder), ("encoder_k", model.key_encoder)):
+        for name, variable in torch_names(encoder):
+            values[f"{prefix}.{name}"] = to_torch(name, variable.numpy())
+    expected = {name: v for name, v in g["final"].items() if not name.endswith("num_batches_tracked")}
+    if values.keys() != expected.keys():
+        raise ValueError(f"tensors differ: {sorted(values.keys() ^ expected.keys())}")
+    for name, value in values.items():
+        norm, mean, first = expected[name]
+        deviation = max(
+            relative(np.linalg.norm(value), norm),
+            abs(value.mean() - mean) / max(abs(mean), np.abs(value).mean()),
+            relative(value.ravel()[:4], first),
+        )
+        checks.append((name, deviation, RELATIVE))
+
+    images = tensors.images(g["seed"], 10**6, 0, 4, g["image_size"]).transpose(0, 2, 3, 1).astype("float64")
+    projection = model.query_encoder(images, training=False)["projection"]
+    checks.append(("eval_head_output", relative(projection, g["eval_head_output"]), RELATIVE))
+    return checks
+
+
+def relative(value, expected):
+    """The largest deviation over the largest expected magnitude."""
+    value, expected = np.asarray(value), np.asarray(expected)
+    return float(np.abs(value - expected).max() / np.abs(expected).max())
+
+
+def torch_names(encoder):
+    """(PyTorch name, variable) for each weight of an encoder whose layers bear torchvision's names."""
+    suffixes = {
+        "kernel": "weight",
+        "bias": "bias",
+        "gamma": "weight",
+        "beta": "bias",
+        "moving_mean": "running_mean",
+        "moving_variance": "running_var",
+    }
+    for layer in encoder._flatten_layers(include_self=False, recursive=True):
+        if layer.weights and not isinstance(layer, keras.Model):
+            for variable in layer.weights:
+                yield f"{layer.name}.{suffixes[variable.name]}", variable
+
+
+def golden_parameter(seed, name, variable):
+    shape = to_torch(name, np.zeros(variable.shape)).shape
+    return tensors.parameter(seed, name, shape).astype("float32").astype("float64")
+
+
+def to_torch(name, value):
+    """Keras' layout to PyTorch's: (kh, kw, in, out) -> (out, in, kh, kw), (in, out) -> (out, in)."""
+    return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+
+
+def from_torch(name, value):
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T

@@ -1,0 +1,45 @@
+from dataclasses import replace
+
+import pytest
+
+from moco_tf import advice
+from moco_tf.config import Config
+
+REFERENCE = Config(batch_size=128, queue_size=4096, lr=0.03, bn_groups=8, dim=128, epochs=20)
+FIGURES = {"feature_std": 0.08, "contrast_top1": 0.5}
+
+
+def before(config, size=10_000):
+    return list(advice.before_training(config, size, size // config.batch_size))
+
+
+def test_sound_settings_get_the_words_on_the_loss_alone():
+    (sentence,) = before(REFERENCE)
+    assert "ln(K + 1) = 8.32" in sentence and "32 steps" in sentence
+
+
+@pytest.mark.parametrize(
+    "changed, size, words",
+    [
+        ({}, 4000, "Consider --queue_size=2048"),
+        ({"queue_size": 9_800, "epochs": 1, "batch_size": 160, "lr": 0.03}, 9_999, "will not fill"),
+        ({"lr": 1.0}, 10_000, "a batch of 128 has 0.015, and this run has 1"),
+        ({"bn_groups": 1}, 10_000, "no effect with one BN group"),
+    ],
+)
+def test_a_doubtful_setting_is_named(changed, size, words):
+    sentences = before(replace(REFERENCE, **changed), size)
+    assert len(sentences) == 2 and words in sentences[1]
+
+
+def test_collapse_is_named():
+    assert not list(advice.after_epoch(REFERENCE, FIGURES, None))
+    (sentence,) = advice.after_epoch(REFERENCE, FIGURES | {"feature_std": 0.008}, None)
+    assert "collapsing" in sentence and "0.088" in sentence
+
+
+def test_a_leak_is_named_only_while_knn_falls():
+    leaking = FIGURES | {"contrast_top1": 0.995}
+    assert not list(advice.after_epoch(REFERENCE, leaking | {"knn_top1": 40.0}, 40.5))
+    (sentence,) = advice.after_epoch(REFERENCE, leaking | {"knn_top1": 38.0}, 40.5)
+    assert "leaking" in sentence and "40.5 to 38.0" in sentence

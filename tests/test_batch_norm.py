@@ -1,0 +1,60 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from moco_tf.encoders import BatchNorm
+
+X = np.random.default_rng(0).normal(2.0, 3.0, size=(8, 3, 5, 4))
+
+
+def _naive(x, groups):
+    """Outputs, and PyTorch's running statistics after one step from (0, 1), as the mean over the groups."""
+    parts = np.split(x, groups)
+    axes = tuple(range(x.ndim - 1))
+    y = np.concatenate([(p - p.mean(axes)) / np.sqrt(p.var(axes) + 1e-5) for p in parts])
+    mean = np.mean([p.mean(axes) for p in parts], axis=0)
+    variance = np.mean([p.var(axes) * p[..., 0].size / (p[..., 0].size - 1) for p in parts], axis=0)
+    return y, 0.1 * mean, 0.9 + 0.1 * variance
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 5, 4), (8, 60)], ids=["4-D", "2-D"])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-12), ("float32", 2e-5)])
+def test_training_mode_equals_pytorchs_definition_in_each_group(shape, groups, dtype, tolerance):
+    x = X.reshape(shape)
+    layer = BatchNorm(groups=groups, dtype=dtype)
+    y, mean, variance = _naive(x, groups)
+    np.testing.assert_allclose(layer(x.astype(dtype), training=True), y, atol=tolerance, rtol=tolerance)
+    np.testing.assert_allclose(layer.moving_mean, mean, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(layer.moving_variance, variance, rtol=tolerance, atol=tolerance)
+
+
+def test_inference_mode_uses_the_running_statistics_and_moves_nothing():
+    layer = BatchNorm()
+    layer.build(X.shape)
+    layer.moving_mean.assign([1.0, 2, 3, 4])
+    layer.moving_variance.assign([4.0, 3, 2, 1])
+    expected = (X - [1, 2, 3, 4]) / np.sqrt(np.array([4, 3, 2, 1]) + 1e-5)
+    np.testing.assert_allclose(layer(X.astype("float32"), training=False), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(layer.moving_mean, [1, 2, 3, 4])
+
+
+def test_gradients_of_the_fused_kernel_equal_the_plain_paths():
+    gradients = []
+    for dtype in ("float32", "float64"):
+        layer, x = BatchNorm(groups=2, dtype=dtype), tf.constant(X, dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(layer(x, training=True) ** 3)
+        gradients.append(tape.gradient(loss, [x, layer.gamma.value]))
+    for fused, plain in zip(*gradients, strict=True):
+        np.testing.assert_allclose(fused, plain, rtol=2e-3, atol=2e-3)
+
+
+def test_parameters_and_statistics_stay_float32_in_mixed_precision():
+    layer = BatchNorm(dtype=keras.DTypePolicy("mixed_bfloat16"))
+    y = layer(tf.constant(X, tf.bfloat16), training=True)
+    assert y.dtype == tf.bfloat16
+    assert {v.dtype for v in layer.variables} == {"float32"}
+    assert abs(layer.moving_mean.numpy() - 0.1 * X.mean((0, 1, 2))).max() < 2e-3

@@ -1,0 +1,88 @@
+"""Flags: each refusal is one line with the rule, the value and the way out; a recipe is whole."""
+
+from pathlib import Path
+
+import pytest
+
+from moco_tf import config as config_lib
+from moco_tf.config import Config, ConfigError, HelpAsked, parse
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--lerning_rate=1"], "Unknown command line flag 'lerning_rate'"),
+        (["--arch=resnet51"], "--arch=resnet51: value should be one of"),
+        (["--batch_size=many"], "--batch_size"),
+        (["--batch_size=0"], "--batch_size is more than 0; got 0"),
+        (["--temperature=-1"], "--temperature is more than 0; got -1"),
+        (["--momentum=1.5"], "--momentum lies between 0 and 1; got 1.5"),
+        (["--bn_groups=8", "--batch_size=20"], "--batch_size=20 does not: choose a multiple of 8 from 16 up"),
+        (["--bn_groups=8", "--batch_size=8"], "at least 2"),
+        (["--lr_drops=160,120"], "--lr_drops lists its epochs in ascending order"),
+        (["--lr_drops=a"], "--lr_drops lists whole epochs"),
+        (["--warmup_epochs=300"], "--warmup_epochs=300 is longer than --epochs=200"),
+        (["--seed=-1"], "--seed is 0 or more; got -1"),
+        (["--flagfile=missing.flags"], "missing.flags"),
+        (["extra"], "all arguments are flags, --name=value; got 'extra'"),
+    ],
+)
+def test_wrong_flags_are_refused_in_one_line(arguments, message):
+    with pytest.raises(ConfigError) as refusal:
+        parse(arguments)
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_help_names_every_flag():
+    with pytest.raises(HelpAsked) as help:
+        parse(["--help"])
+    for name in Config.__dataclass_fields__:
+        assert f"--{name}" in str(help.value) or f"--[no]{name}" in str(help.value)
+
+
+def test_a_flag_file_written_by_a_config_repeats_it(tmp_path):
+    config = parse(["--arch=resnet18", "--noshuffle_bn", "--lr_drops=3,5", "--lr=1e-05", "--seed=9"])
+    (tmp_path / "config.flags").write_text(config.flag_lines())
+    assert "run_dir" not in config.flag_lines() and "--resume" not in config.flag_lines()
+    again = config_lib.read(tmp_path / "config.flags")
+    assert again.flag_lines() == config.flag_lines()
+    assert not config.differences(again)
+
+
+def test_the_run_folder_is_named_after_the_flag_file():
+    assert parse([f"--flagfile={CONFIGS / 'v1.flags'}"]).run_dir == "runs/v1"
+    assert parse([f"--flagfile={CONFIGS / 'v1.flags'}", "--run_dir=x"]).run_dir == "x"
+
+
+def test_only_mathematics_must_be_equal_on_resume():
+    a = parse(["--epochs=5", "--checkpoint_every=3", "--knn_every=0", "--lr=0.1", "--seed=3"])
+    assert sorted(a.differences(parse([]))) == ["lr", "seed"]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.flags")), ids=lambda path: path.stem)
+def test_each_recipe_parses_and_opens_with_a_lab_record(path):
+    parse([f"--flagfile={path}"])
+    text = path.read_text()
+    head = [line for line in text.splitlines() if line.startswith("#")]
+    assert any("Command: python -m moco_tf.train" in line for line in head)
+    assert any("Expected" in line or "Measured" in line for line in head)
+    assert "--flagfile" not in [line for line in text.splitlines() if not line.startswith("#")]
+
+
+def _settings(name):
+    return {line for line in (CONFIGS / name).read_text().splitlines() if line.startswith("--")}
+
+
+def test_v2_differs_from_v1_in_augmentation_head_temperature_and_schedule():
+    v1, v2 = _settings("v1.flags"), _settings("v2.flags")
+    assert v1 - v2 == {
+        "--augment=v1",
+        "--head=linear",
+        "--temperature=0.07",
+        "--lr_schedule=step",
+        "--lr_drops=120,160",
+    }
+    assert v2 - v1 == {"--augment=v2", "--head=mlp", "--temperature=0.2", "--lr_schedule=cosine"}

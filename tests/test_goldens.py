@@ -1,0 +1,29 @@
+"""The golden files replay within the tolerances that they come with (contract C4)."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from replay_trajectories import replay
+
+HERE = Path(__file__).parent
+TRAJECTORIES = sorted((HERE / "goldens").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", TRAJECTORIES, ids=lambda path: path.stem)
+def test_the_authors_training_run_is_repeated(path):
+    beyond = [check for check in replay(path) if not check[1] <= check[2]]
+    assert not beyond
+
+
+def test_a_wrong_number_fails_the_replay(tmp_path):
+    text = TRAJECTORIES[0].read_text().replace('"T": 0.07', '"T": 0.0701')
+    assert text != TRAJECTORIES[0].read_text()
+    changed = tmp_path / "changed.json"
+    changed.write_text(text)
+    done = subprocess.run(
+        [sys.executable, HERE / "replay_goldens.py", changed], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[0].startswith("changed.json") and "FAIL" in done.stdout

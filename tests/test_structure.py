@@ -1,0 +1,74 @@
+"""The layout's rules (docs/architecture.md), held against the source text."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "moco_tf"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# From the ground up; a file imports only from floors below its own. Files of a folder share its entry.
+FLOORS = [
+    {"config", "losses", "momentum", "schedules", "replicas", "optimizers", "startup"},
+    {"encoders", "data", "queue", "run_folder", "advice", "checkpoint"},
+    {"methods", "evaluate"},
+    {"callbacks"},
+    {"build"},
+    {"train"},
+]
+
+
+def _floor(module):
+    (number,) = [i for i, names in enumerate(FLOORS) if module.split(".")[1] in names]
+    return number
+
+
+def _imports(path):
+    """The moco_tf modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "moco_tf":
+            yield from (
+                [f"moco_tf.{alias.name}" for alias in node.names] if node.module == "moco_tf" else [node.module]
+            )
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("moco_tf."))
+
+
+def _module(path):
+    return ".".join(("moco_tf", *path.relative_to(PACKAGE).with_suffix("").parts))
+
+
+def test_imports_point_downwards_only():
+    upwards = [
+        (_module(path), imported)
+        for path in FILES
+        if path != PACKAGE / "__init__.py"
+        for imported in _imports(path)
+        if imported.split(".")[1] != _module(path).split(".")[1] and _floor(imported) >= _floor(_module(path))
+    ]
+    assert not upwards
+
+
+def test_nothing_imports_a_main_the_tests_or_the_benchmarks():
+    text = "\n".join(path.read_text() for path in FILES)
+    for name in ("moco_tf.train", "make_embedded", "tests", "benchmarks", "export"):
+        assert f"import {name}" not in text and f"from {name}" not in text
+
+
+def test_no_library_code_reads_the_global_flags():
+    for path in FILES:
+        names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+        assert "FLAGS" not in names, path
+
+
+def test_importing_the_package_and_its_flags_does_not_load_tensorflow():
+    code = "import sys, moco_tf, moco_tf.config; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_public_name_resolves():
+    import moco_tf
+
+    for name in moco_tf.__all__:
+        assert getattr(moco_tf, name) is not None

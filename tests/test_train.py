@@ -1,0 +1,196 @@
+"""The command: its files, its refusals, and that an interrupted run goes on bit for bit."""
+
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from moco_tf.run_folder import METRICS
+from moco_tf.train import main
+
+REPOSITORY = Path(__file__).parent.parent
+STEPS = 20  # an epoch of the 10,000 embedded images in batches of 500
+TINY = [
+    "--arch=resnet10",
+    "--width=4",
+    "--stem=imagenet",
+    "--image_size=32",
+    "--augment=cifar",
+    "--batch_size=500",
+    "--queue_size=700",
+    "--bn_groups=4",
+    "--lr_per=step",
+    "--epochs=2",
+    "--head=linear",
+    "--dim=16",
+    "--momentum=0.9",
+    "--knn_every=0",
+]
+
+
+def start(run_dir, *arguments):
+    command = [sys.executable, "-m", "moco_tf.train", *TINY, f"--run_dir={run_dir}", *arguments]
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def last_checkpoint(run_dir):
+    return max((int(p.name.removeprefix("step-")) for p in Path(run_dir).glob("checkpoints/step-*")), default=0)
+
+
+def wait_for_step(process, run_dir, step):
+    while last_checkpoint(run_dir) < step:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+
+
+def tensors(run_dir):
+    reader = tf.train.load_checkpoint(Path(run_dir) / f"checkpoints/step-{last_checkpoint(run_dir):09d}/state")
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def rows(run_dir):
+    with open(Path(run_dir) / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_run(a, b):
+    x, y = tensors(a), tensors(b)
+    assert x.keys() == y.keys() and len(x) > 50
+    for name in x:
+        np.testing.assert_array_equal(x[name], y[name], err_msg=name)
+    timeless = [[{k: v for k, v in row.items() if k != "images_per_second"} for row in rows(run)] for run in (a, b)]
+    assert timeless[0] == timeless[1]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("undisturbed")
+    process = start(run_dir, "--checkpoint_every=7")
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return run_dir
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_killed_run_ends_with_the_same_bytes_as_an_undisturbed_one(undisturbed, tmp_path, kills):
+    moments = random.Random(os.environ.get("KILL_SEED"))
+    for step in sorted(moments.sample(range(3, 2 * STEPS - 4), kills)):
+        process = start(tmp_path, "--checkpoint_every=3")
+        wait_for_step(process, tmp_path, step - step % 3)
+        time.sleep(moments.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    process = start(tmp_path, "--checkpoint_every=3")
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert "Going on from step" in output
+    assert_same_run(undisturbed, tmp_path)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(undisturbed, tmp_path):
+    process = start(tmp_path, "--checkpoint_every=2")
+    wait_for_step(process, tmp_path, 2)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate()[0]
+    assert process.returncode == 128 + signal.SIGTERM
+    stopped = last_checkpoint(tmp_path)
+    assert f"--flagfile={tmp_path}/config.flags --run_dir={tmp_path}" in output.splitlines()[-1]
+    command = output.splitlines()[-1].partition("Go on with: python ")[2].split()
+    done = subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert f"Going on from step {stopped}" in done.stdout
+    assert_same_run(undisturbed, tmp_path)
+
+
+def test_a_run_folder_holds_what_the_contract_says(undisturbed):
+    assert [r["epoch"] for r in rows(undisturbed)] == ["1", "2"]
+    assert tuple(rows(undisturbed)[0]) == METRICS
+    assert {p.name for p in undisturbed.iterdir()} >= {
+        "config.flags",
+        "metrics.csv",
+        "checkpoints",
+        "tensorboard",
+        "train.log",
+    }
+    assert len(list((undisturbed / "checkpoints").iterdir())) == 3
+    assert list((undisturbed / "tensorboard").iterdir())
+
+
+def test_a_finished_run_says_so(undisturbed, capsys):
+    assert main([*TINY, f"--run_dir={undisturbed}"]) == 0
+    assert f"{undisturbed} is finished, at step 40 of 40" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--lr=0.5", "--seed=4"], "other --lr (there 0.03, here 0.5), --seed (there 0, here 4)"),
+        (["--noresume"], "--noresume starts a new run, but"),
+        (["--batch_size=20000", "--bn_groups=1"], "10000 images are fewer than --batch_size=20000"),
+        (["--dataset=/no/such/folder"], "/no/such/folder"),
+        (["--train_split=other"], "'other'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line_with_status_2(undisturbed, capsys, arguments, message):
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != ".lock"}
+    assert main([*TINY, f"--run_dir={undisturbed}", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != ".lock"}
+
+
+def test_a_folder_in_use_is_refused(tmp_path, capsys):
+    process = start(tmp_path, "--checkpoint_every=1")
+    wait_for_step(process, tmp_path, 1)
+    assert main([*TINY, f"--run_dir={tmp_path}"]) == 2
+    assert "another process is training in" in capsys.readouterr().err
+    process.kill()
+    process.wait()
+
+
+def test_a_loss_that_is_no_number_stops_with_step_rate_and_the_last_good_checkpoint(tmp_path, capsys):
+    arguments = ["--lr=1e4", "--weight_decay=1", "--lr_schedule=step", "--checkpoint_every=1"]  # grows to overflow
+    assert main([*TINY, f"--run_dir={tmp_path}", *arguments]) == 1
+    line = capsys.readouterr().out.splitlines()[-1]
+    step = int(line.partition("at step ")[2].partition(",")[0])
+    assert "Stopped: the loss is nan" in line and "learning rate 10000" in line
+    assert f"the last good checkpoint is {tmp_path}/checkpoints/step-{step - 2:09d}." in line
+    assert (tmp_path / f"checkpoints/step-{step - 2:09d}").exists()
+
+
+def test_max_steps_ends_with_a_checkpoint_and_a_row_and_the_run_can_go_on(tmp_path):
+    assert main([*TINY, f"--run_dir={tmp_path}", "--max_steps=3"]) == 0
+    assert last_checkpoint(tmp_path) == 3
+    assert [(r["epoch"], r["step"]) for r in rows(tmp_path)] == [("1", "3")]
+    assert main([*TINY, f"--run_dir={tmp_path}", "--max_steps=5"]) == 0
+    assert [(r["epoch"], r["step"]) for r in rows(tmp_path)] == [("1", "5")]
+
+
+def test_a_row_whose_checkpoint_was_not_written_is_written_once(tmp_path):
+    assert main([*TINY, f"--run_dir={tmp_path}", f"--max_steps={STEPS}"]) == 0
+    shutil.rmtree(tmp_path / "checkpoints")  # killed between the epoch's row and its checkpoint
+    assert main([*TINY, f"--run_dir={tmp_path}", f"--max_steps={STEPS}"]) == 0
+    assert [(r["epoch"], r["step"]) for r in rows(tmp_path)] == [("1", str(STEPS))]
+
+
+def test_a_folder_of_images_trains_with_knn_where_it_has_labels(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for name, shade in (("dark", 40), ("light", 200)):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                image = np.clip(rng.normal(shade, 20, (36, 48, 3)), 0, 255).astype("uint8")
+                (folder / f"{i}.png").write_bytes(tf.io.encode_png(image).numpy())
+    arguments = ["--batch_size=8", "--queue_size=16", "--epochs=1", "--knn_every=1"]
+    assert main([*TINY, f"--run_dir={tmp_path / 'run'}", f"--dataset={tmp_path / 'data'}", *arguments]) == 0
+    assert rows(tmp_path / "run")[0]["knn_top1"] == "100.0"
+    assert "kNN top-1: untrained 100.0 %, raw pixels 100.0 %, epoch 1 100.0 %" in capsys.readouterr().out
