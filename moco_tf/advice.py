@@ -6,7 +6,7 @@
 import math
 
 
-def before_training(config, size, steps_per_epoch):
+def before_training(config, size):
     """Sentences on a run that is about to start with `size` images."""
     K, N = config.queue_size, config.batch_size
     yield (
@@ -18,8 +18,6 @@ def before_training(config, size, steps_per_epoch):
             f"The queue (K = {K}) reaches back further than one epoch of {size} images less a batch: an image "
             f"then meets its own earlier key as a negative. Consider --queue_size={_power_of_two_below(size - N)}."
         )
-    elif config.epochs * steps_per_epoch * N < K:
-        yield f"The queue (K = {K}) will not fill in this run of {config.epochs * steps_per_epoch} steps of {N}."
     linear = 0.03 * N / 256
     if config.lr_scaling == "none" and not linear / 4 <= config.lr <= linear * 4:
         yield (
@@ -31,6 +29,10 @@ def before_training(config, size, steps_per_epoch):
             "Shuffling BN has no effect with one BN group: BatchNorm sees the whole batch. --bn_groups=8 stands "
             "for the papers' 8 GPUs."
         )
+    if config.head == "linear" and config.hidden_dim:
+        yield f"--hidden_dim={config.hidden_dim} is not used: a linear head has no hidden layer."
+    if config.data_dir and config.dataset == "embedded":
+        yield f"--data_dir={config.data_dir} is not used: the embedded images are inside the package."
 
 
 def after_epoch(config, logs, best_knn):

@@ -5,6 +5,7 @@ on resume. Imports nothing heavy, so that a wrong flag is answered at once.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 
 from absl import flags
@@ -108,15 +109,15 @@ class Config:
     run_dir: str = _flag("", "Folder of the run; '': runs/<name of the flag file>.", about=FREE)
     resume: bool = _flag(True, "Go on from the run folder's last checkpoint.", about=FREE)
     checkpoint_every: int = _flag(1000, "Steps between checkpoints; each epoch's end has one as well.", about=FREE)
-    knn_every: int = _flag(
-        1, "Epochs between kNN evaluations (k 200, t 0.1), the last one has one too; 0: never.", about=FREE
-    )
+    knn_every: int = _flag(1, "Epochs between kNN evaluations (k 200, t 0.1); 0: never.", about=FREE)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             choices, value = field.metadata["choices"], getattr(self, field.name)
             if choices and value not in choices:
                 raise ConfigError(f"--{field.name} is one of {', '.join(choices)}; got {value!r}")
+            if isinstance(value, float):
+                self._require(math.isfinite(value), field.name, "is a finite number")
         for name in ("width", "image_size", "batch_size", "epochs", "lr", "queue_size", "temperature", "dim"):
             self._require(getattr(self, name) > 0, name, "is more than 0")
         for name in ("max_steps", "warmup_epochs", "weight_decay", "hidden_dim", "bn_groups", "knn_every", "seed"):
@@ -126,7 +127,10 @@ class Config:
         self._require(0 <= self.momentum <= 1, "momentum", "lies between 0 and 1")
         self._require(0 <= self.crop_min <= 1, "crop_min", "lies between 0 and 1")
         self._require(self.batch_size >= 2, "batch_size", "is at least 2")
-        self._require(list(self.lr_drops) == sorted(self.lr_drops), "lr_drops", "lists its epochs in ascending order")
+        ascending = list(self.lr_drops) == sorted(self.lr_drops) and min(self.lr_drops, default=0) >= 0
+        self._require(ascending, "lr_drops", "lists epochs from 0 up in ascending order")
+        if self.arch == "resnext50":
+            self._require(self.width % 16 == 0, "width", "is a multiple of 16 for resnext50, whose groups are 32")
         groups = self.bn_groups or 1
         if self.batch_size % groups or (groups > 1 and self.batch_size // groups < 2):
             raise ConfigError(
@@ -134,8 +138,10 @@ class Config:
                 f"--batch_size={self.batch_size} does not: choose a multiple of {groups} from {2 * groups} up, "
                 "or other --bn_groups"
             )
-        if self.warmup_epochs > self.epochs:
-            raise ConfigError(f"--warmup_epochs={self.warmup_epochs:g} is longer than --epochs={self.epochs}")
+        if self.warmup_epochs and self.warmup_epochs >= self.epochs:
+            raise ConfigError(
+                f"--warmup_epochs={self.warmup_epochs:g} leaves nothing of --epochs={self.epochs}: choose fewer"
+            )
 
     def _require(self, holds, name, rule):
         if not holds:
@@ -196,11 +202,20 @@ def parse(arguments):
     """
     flag_values = flags.FlagValues()
     define_flags(flag_values)
-    if any(argument.lstrip("-") in ("help", "helpfull", "helpshort", "h") for argument in arguments):
+    if any(argument in ("--help", "-h", "--helpfull", "--helpshort") for argument in arguments):
         raise HelpAsked(flag_values.get_help())
+    for place, argument in enumerate(arguments):
+        name, _, file = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "flagfile":
+            if not file:
+                raise ConfigError(f"--flagfile=FILE names the file after an equals sign; got {argument!r}")
+            if place:
+                raise ConfigError(
+                    f"--flagfile comes first: it would override {arguments[0]!r}, which stands before it"
+                )
     try:
         rest = flag_values(["moco_tf.train", *arguments])[1:]
-    except (flags.Error, OSError) as error:
+    except (flags.Error, OSError, ValueError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     if rest:
         raise ConfigError(f"all arguments are flags, --name=value; got {' '.join(rest)!r}")
@@ -224,8 +239,5 @@ def read(path):
 
 
 def _flag_file_name(arguments):
-    for i, argument in enumerate(arguments):
-        name, _, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name == "flagfile":
-            return Path(value or arguments[i + 1]).stem
-    return "default"
+    name, _, file = arguments[0].lstrip("-").partition("=") if arguments else ("", "", "")
+    return Path(file).stem if name == "flagfile" else "default"

@@ -44,9 +44,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(
-                f"--run_dir names a folder to make or to go on in; {self.path}: {error.strerror}"
-            ) from None
+            text = f"--run_dir names a folder to make or to go on in; {self.path}: {error.strerror}"
+            raise ConfigError(text) from None
         self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held as long as the process lives
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system however the process ends

@@ -5,6 +5,7 @@ Parses the flags, builds data and model, fits, saves. `--help` lists the flags.
 
 import contextlib
 import logging
+import re
 import shlex
 import signal
 import sys
@@ -72,20 +73,19 @@ def train(config):
     for callback in filter(None, (recorder, monitor)):
         callback.set_model(model)  # they also serve before and after `fit`
     run.rewind(step, steps_per_epoch)
-    if step:
-        log.info(f"Going on from step {step} of {last}.")
-        if step % steps_per_epoch:
-            saver.keep_metrics()
-    else:
-        for sentence in advice.before_training(config, source.size, steps_per_epoch):
-            log.info(f"- {sentence}")
-        query, key = next(iter(pairs(source, task, min(8, config.batch_size), config.seed)))
-        recorder.picture("views", callbacks.picture_of_pairs(query, key, task.preprocessing))
-        if monitor:
-            run.keep_baselines({"untrained": monitor.evaluate(), "raw pixels": monitor.evaluate_pixels()})
-            log.info("kNN top-1 before training: " + _percents(run.baselines()))
-
     try:
+        if step:
+            log.info(f"Going on from step {step} of {last}.")
+            if step % steps_per_epoch:
+                saver.keep_metrics()
+        else:
+            for sentence in advice.before_training(config, source.size):
+                log.info(f"- {sentence}")
+            query, key = next(iter(pairs(source, task, min(8, config.batch_size), config.seed)))
+            recorder.picture("views", callbacks.picture_of_pairs(query, key, task.preprocessing))
+            if monitor:
+                run.keep_baselines({"untrained": monitor.evaluate(), "raw pixels": monitor.evaluate_pixels()})
+                log.info("kNN top-1 before training: " + _percents(run.baselines()))
         with _signals_to(saver):
             while step < last:
                 # One `fit` an epoch, or for what is left of it: each begins exactly where the step counter stands.
@@ -97,13 +97,7 @@ def train(config):
                     initial_epoch=epoch,
                     epochs=epoch + 1,
                     steps_per_epoch=steps,
-                    callbacks=[
-                        callbacks.StopOnNaN(),
-                        progress,
-                        *([monitor] if evaluates else []),
-                        recorder,
-                        saver,
-                    ],
+                    callbacks=[callbacks.StopOnNaN(), progress, *([monitor] if evaluates else []), recorder, saver],
                     shuffle=False,
                     verbose=0,
                 )
@@ -120,7 +114,8 @@ def train(config):
         log.error(f"Stopped: {stop}; {last_good}. Try a lower --lr in another --run_dir.")
         return 1
     except tf.errors.OpError as error:  # an image that cannot be decoded, say
-        log.error(f"Stopped at step {int(model.step)}: {error.message.splitlines()[0]}")
+        cause = re.sub(r"{{.*?}}\s*", "", error.message.splitlines()[0])  # without the names of graph nodes
+        log.error(f"Stopped at step {int(model.step)}: {cause}")
         return 1
 
     log.info(f"Done: step {step} of {total}, {time.monotonic() - started:.0f} s. {checkpoints.path(step)}")

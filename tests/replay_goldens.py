@@ -41,13 +41,18 @@ def main(files):
 
 def report(path):
     """Replays one file and prints its line; says whether all was within tolerance."""
-    deviations = replay(path)
+    try:
+        deviations = replay(path)
+    except Exception as error:  # a file that cannot be replayed is a failure like any other
+        print(f"{path.name} nan 0 FAIL")
+        print(f"    {type(error).__name__}: {error}", file=sys.stderr)
+        return False
     # `not <=` also catches a deviation that is not a number.
     failed = [item for item in deviations if not item[1] <= item[2]]
     name, deviation, tolerance = max(deviations, key=_nearness)
     print(f"{path.name} {deviation:.3g} {tolerance:.3g} ({name}) {'FAIL' if failed else 'ok'}")
     for name, deviation, tolerance in failed:
-        print(f"    {name}: {deviation:.6g}, tolerance {tolerance:.3g}")
+        print(f"    {name}: {deviation:.6g}, tolerance {tolerance:.3g}", file=sys.stderr)
     return not failed
 
 

@@ -10,7 +10,7 @@ FIGURES = {"feature_std": 0.08, "contrast_top1": 0.5}
 
 
 def before(config, size=10_000):
-    return list(advice.before_training(config, size, size // config.batch_size))
+    return list(advice.before_training(config, size))
 
 
 def test_sound_settings_get_the_words_on_the_loss_alone():
@@ -22,9 +22,10 @@ def test_sound_settings_get_the_words_on_the_loss_alone():
     "changed, size, words",
     [
         ({}, 4000, "Consider --queue_size=2048"),
-        ({"queue_size": 9_800, "epochs": 1, "batch_size": 160, "lr": 0.03}, 9_999, "will not fill"),
         ({"lr": 1.0}, 10_000, "a batch of 128 has 0.015, and this run has 1"),
         ({"bn_groups": 1}, 10_000, "no effect with one BN group"),
+        ({"head": "linear", "hidden_dim": 64}, 10_000, "--hidden_dim=64 is not used"),
+        ({"data_dir": "x"}, 10_000, "--data_dir=x is not used"),
     ],
 )
 def test_a_doubtful_setting_is_named(changed, size, words):

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import replay_goldens
 from replay_trajectories import replay
 
 HERE = Path(__file__).parent
@@ -26,4 +27,12 @@ def test_a_wrong_number_fails_the_replay(tmp_path):
         [sys.executable, HERE / "replay_goldens.py", changed], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert done.stdout.splitlines()[0].startswith("changed.json") and "FAIL" in done.stdout
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("changed.json ") and line.endswith(" FAIL")
+
+
+def test_a_file_that_cannot_be_replayed_fails_and_the_others_are_replayed(tmp_path, capsys):
+    (tmp_path / "other.json").write_text("{}")
+    assert not replay_goldens.report(tmp_path / "other.json")
+    assert not replay_goldens.report(tmp_path / "missing.npz")
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["FAIL", "FAIL"]

@@ -13,11 +13,7 @@ from moco_tf.data.resize import resize, sizes
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """From 0-255 images to an encoder's input. `mean` and `std` are of red, green and blue in 0..1.
-
-    >>> Preprocessing(image_size=32)(np.zeros((1, 40, 60, 3), np.uint8)).shape
-    TensorShape([1, 32, 32, 3])
-    """
+    """From 0-255 images to an encoder's input. `mean` and `std` are of red, green and blue in 0..1."""
 
     image_size: int = 224
     crop_ratio: float = 0.875
