@@ -1,6 +1,7 @@
 """From a `Config` to the objects that it describes: data, pretext task, model with its optimizer."""
 
 import logging
+import os
 from pathlib import Path
 
 import keras
@@ -10,6 +11,7 @@ from moco_tf import schedules
 from moco_tf.callbacks import KNNMonitor
 from moco_tf.config import ConfigError
 from moco_tf.data import augment, sources
+from moco_tf.data.views import pairs
 from moco_tf.encoders import resnet
 from moco_tf.methods.moco import MoCo
 from moco_tf.optimizers import SGD
@@ -17,6 +19,59 @@ from moco_tf.optimizers import SGD
 log = logging.getLogger("moco_tf")
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+
+def strategy(config):
+    """The `tf.distribute` strategy that the flags and the machine call for.
+
+    Call it before anything else touches TensorFlow: devices and workers are set up once.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    kind = config.strategy
+    if kind == "auto":
+        several = len(gpus) > 1 or config.virtual_replicas > 1
+        kind = "multiworker" if "TF_CONFIG" in os.environ else "mirrored" if several else "single"
+    if kind == "multiworker":
+        if "TF_CONFIG" not in os.environ:
+            raise ConfigError(
+                "--strategy=multiworker reads the machines from the environment variable TF_CONFIG, which is not set "
+                "(docs/scaling.md has an example)"
+            )
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except ValueError as error:
+            raise ConfigError(f"TF_CONFIG does not describe the machines: {str(error).splitlines()[0]}") from None
+    if kind == "single":
+        return tf.distribute.get_strategy()
+    if not config.virtual_replicas:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(config.virtual_replicas)])
+
+
+def is_chief(strategy):
+    """Whether this process is the one that writes: the only one, or the first of several."""
+    cluster = strategy.cluster_resolver
+    if cluster is None or cluster.task_type in (None, "chief"):
+        return True
+    return cluster.task_id == 0 and "chief" not in cluster.cluster_spec().jobs
+
+
+def batches(config, strategy, source, task, step):
+    """Endless batches of view pairs from training step `step` on, each replica's own share of the global batch."""
+    replicas = strategy.num_replicas_in_sync
+    if replicas == 1:
+        return pairs(source, task, config.batch_size, config.seed, step)
+    return strategy.distribute_datasets_from_function(
+        lambda worker: pairs(
+            source,
+            task,
+            config.batch_size,
+            config.seed,
+            step,
+            replicas=replicas,
+            worker=(worker.input_pipeline_id, worker.num_input_pipelines),
+        )
+    )
 
 
 def source(config, split):
@@ -75,7 +130,7 @@ def model(config, steps_per_epoch):
         momentum_decay_steps=total_steps if config.momentum_schedule == "cosine" else None,
         temperature=config.temperature,
         shuffle_bn=config.shuffle_bn,
-        bn_groups=config.bn_groups or None,
+        bn_groups=config.bn_groups,
         preprocessing=task(config).preprocessing,
         seed=config.seed,
     )

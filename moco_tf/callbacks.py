@@ -72,7 +72,9 @@ class StopOnNaN(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if not math.isfinite(logs["loss"]):
             rate = logs["learning_rate"]
-            raise TrainingStopped(f"the loss is {logs['loss']} at step {int(self.model.step)}, learning rate {rate:g}")
+            raise TrainingStopped(
+                f"the loss is {logs['loss']} at step {self.model.steps_done}, learning rate {rate:g}"
+            )
 
 
 class Progress(keras.callbacks.Callback):
@@ -102,7 +104,7 @@ class Progress(keras.callbacks.Callback):
         elif now - self.last_line > 60:
             self.last_line = now
             figures = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
-            log.info(f"  step {int(self.model.step)}: {figures}, {self.rate:.0f} images/s")
+            log.info(f"  step {self.model.steps_done}: {figures}, {self.rate:.0f} images/s")
 
     def on_epoch_end(self, epoch, logs=None):
         if self.rate is not None:
@@ -121,12 +123,12 @@ class Recorder(keras.callbacks.Callback):
         self.writer = tf.summary.create_file_writer(str(run.tensorboard))
 
     def on_train_batch_end(self, batch, logs=None):
-        if int(self.model.step) % self.TENSORBOARD_EVERY == 0:
+        if self.model.steps_done % self.TENSORBOARD_EVERY == 0:
             self._write_scalars(logs)
 
     def on_epoch_end(self, epoch, logs=None):
         best = max((float(r["knn_top1"]) for r in self.run.rows() if r["knn_top1"]), default=None)
-        step = int(self.model.step)
+        step = self.model.steps_done
         self.run.add_row({"epoch": epoch + 1, "step": step} | logs)
         self._write_scalars(logs)
         text = f"Epoch {epoch + 1}/{self.config.epochs}, step {step}: loss {logs['loss']:.3f}"
@@ -141,12 +143,12 @@ class Recorder(keras.callbacks.Callback):
 
     def picture(self, name, image):
         """Shows a uint8 image (H, W, 3) in TensorBoard, and as a PNG in the run folder."""
-        with self.writer.as_default(step=int(self.model.step)):
+        with self.writer.as_default(step=self.model.steps_done):
             tf.summary.image(name, image[None])
         tf.io.write_file(str(self.run.path / f"{name}.png"), tf.io.encode_png(image))
 
     def _write_scalars(self, logs):
-        with self.writer.as_default(step=int(self.model.step)):
+        with self.writer.as_default(step=self.model.steps_done):
             for name, value in logs.items():
                 tf.summary.scalar(name, value)
         self.writer.flush()
@@ -162,20 +164,20 @@ class Saver(keras.callbacks.Callback):
         super().__init__()
         self.checkpoints = checkpoints
         self.every = every
-        self.kept = ()
+        self.kept = None
         self.signal = None  # set by a signal handler
 
-    def keep_metrics(self):
-        """Carries the metrics' present values into the epoch that the next `fit` begins by resetting them."""
-        self.kept = [(v, v.numpy()) for metric in self.checkpoints.model.metrics for v in metric.variables]
+    def keep_totals(self):
+        """Carries the running diagnostics into the epoch that the next `fit` begins by resetting them."""
+        self.kept = self.checkpoints.model.totals.numpy()
 
     def on_epoch_begin(self, epoch, logs=None):
-        for variable, value in self.kept:
-            variable.assign(value)
-        self.kept = ()
+        if self.kept is not None:
+            self.model.totals.assign(self.kept)
+            self.kept = None
 
     def on_train_batch_end(self, batch, logs=None):
-        if batch + 1 < self.params["steps"] and (self.signal or int(self.model.step) % self.every == 0):
+        if batch + 1 < self.params["steps"] and (self.signal or self.model.steps_done % self.every == 0):
             self._save()
 
     def on_epoch_end(self, epoch, logs=None):

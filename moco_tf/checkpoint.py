@@ -10,22 +10,18 @@ ASIDE = "aside-"  # what is being written or deleted
 
 
 class Checkpoints:
-    """The last `keep` states of a model in a folder: weights, statistics, queue, optimizer, running metrics.
+    """The last `keep` states of a model in a folder: weights, statistics, queue, optimizer, running totals.
 
     Each is a folder `step-<number>`, written aside and renamed, so that a kill at any moment leaves the ones
-    before it untouched.
+    before it untouched. Of several machines that train together, one has `writes`.
     """
 
-    def __init__(self, folder, model, keep=3):
+    def __init__(self, folder, model, keep=3, writes=True):
         self.folder = Path(folder)
         self.model = model
         self.keep = keep
-        self._checkpoint = tf.train.Checkpoint(
-            model=model,
-            optimizer=model.optimizer,
-            # `fit` leaves them out of the model's own tracking; a mid-epoch mean needs them.
-            metrics=[v.value for m in model.metrics for v in m.variables],
-        )
+        self.writes = writes
+        self._checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
 
     def steps(self):
         """Steps of the whole checkpoints, ascending."""
@@ -36,8 +32,8 @@ class Checkpoints:
 
     def save(self):
         """Writes the model's present state, unless that step is saved already; returns its folder."""
-        target = self.path(int(self.model.step))
-        if target.exists():
+        target = self.path(self.model.steps_done)
+        if target.exists() or not self.writes:
             return target
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob(f"{ASIDE}*"):  # by a killed process

@@ -97,8 +97,18 @@ class Config:
     shuffle_bn: bool = _flag(True, "Encode keys in another order than queries; needs --bn_groups of 2 or more.")
     bn_groups: int = _flag(
         0,
-        "Equal parts of the batch that BatchNorm normalises apart, over all devices; 0: one a device. "
-        "v1, v2: 8, their 8 GPUs.",
+        "Equal parts of the global batch that BatchNorm normalises apart, a multiple of the replicas; 0: as many "
+        "as the run began with, at first one a replica. v1, v2: 8, their 8 GPUs.",
+    )
+    strategy: str = _flag(
+        "auto",
+        "Where to train: single, on one device; mirrored, on all GPUs of this machine; multiworker, on the machines "
+        "that the environment's TF_CONFIG names; auto: what fits.",
+        choices=("auto", "single", "mirrored", "multiworker"),
+        about=FREE,
+    )
+    virtual_replicas: int = _flag(
+        0, "Parts into which mirrored divides the CPU, to try replicas out without GPUs; 0: none.", about=FREE
     )
     precision: str = _flag(
         "float32",
@@ -120,7 +130,16 @@ class Config:
                 self._require(math.isfinite(value), field.name, "is a finite number")
         for name in ("width", "image_size", "batch_size", "epochs", "lr", "queue_size", "temperature", "dim"):
             self._require(getattr(self, name) > 0, name, "is more than 0")
-        for name in ("max_steps", "warmup_epochs", "weight_decay", "hidden_dim", "bn_groups", "knn_every", "seed"):
+        for name in (
+            "max_steps",
+            "warmup_epochs",
+            "weight_decay",
+            "hidden_dim",
+            "bn_groups",
+            "virtual_replicas",
+            "knn_every",
+            "seed",
+        ):
             self._require(getattr(self, name) >= 0, name, "is 0 or more")
         self._require(self.seed < 2**31, "seed", "is less than 2^31")
         self._require(self.checkpoint_every > 0, "checkpoint_every", "is at least 1 step")
@@ -138,6 +157,11 @@ class Config:
                 f"--batch_size={self.batch_size} does not: choose a multiple of {groups} from {2 * groups} up, "
                 "or other --bn_groups"
             )
+        if self.virtual_replicas and self.strategy not in ("auto", "mirrored"):
+            raise ConfigError(
+                f"--virtual_replicas={self.virtual_replicas} divides one machine's CPU, with --strategy=mirrored; "
+                f"got --strategy={self.strategy}"
+            )
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
             raise ConfigError(
                 f"--warmup_epochs={self.warmup_epochs:g} leaves nothing of --epochs={self.epochs}: choose fewer"
@@ -151,6 +175,27 @@ class Config:
     def base_rate(self):
         """The learning rate that the schedule shapes."""
         return self.lr * self.batch_size / 256 if self.lr_scaling == "linear" else self.lr
+
+    def on_replicas(self, replicas, recorded=None):
+        """This config with `bn_groups` resolved for a number of replicas, going on from the `recorded` config if any.
+
+        Raises:
+          ConfigError: the replicas cannot share batch or groups evenly, or cannot train in float16.
+        """
+        if self.batch_size % replicas:
+            raise ConfigError(
+                f"--batch_size counts the images of all {replicas} replicas, a multiple of {replicas}; "
+                f"got {self.batch_size}"
+            )
+        groups = self.bn_groups or (recorded.bn_groups if recorded else replicas)
+        if groups % replicas:
+            raise ConfigError(
+                f"--bn_groups counts the groups of all replicas, a multiple of {replicas}; got {groups}: train on a "
+                f"number of replicas that divides it"
+            )
+        if replicas > 1 and self.precision == "float16":
+            raise ConfigError("--precision=float16 scales its loss on one replica only; use bfloat16 on several")
+        return dataclasses.replace(self, bn_groups=groups)
 
     def flag_lines(self):
         """The text of a flag file that repeats this run elsewhere: everything but run_dir and resume."""
@@ -226,11 +271,7 @@ def parse(arguments):
         got = ",".join(values["lr_drops"])
         raise ConfigError(f"--lr_drops lists whole epochs, as in 120,160; got {got!r}") from None
     config = Config(**values)
-    return dataclasses.replace(
-        config,
-        bn_groups=config.bn_groups or 1,
-        run_dir=config.run_dir or f"runs/{_flag_file_name(arguments)}",
-    )
+    return dataclasses.replace(config, run_dir=config.run_dir or f"runs/{_flag_file_name(arguments)}")
 
 
 def read(path):

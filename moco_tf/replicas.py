@@ -1,4 +1,6 @@
-"""What the replicas of a model do together. Axes: N batch.
+"""What the replicas of a model do together, called inside a training step; with one replica nothing is sent.
+
+Axes: n images of this replica, N = n x replicas of the global batch; replica r has rows r * n to (r + 1) * n of it.
 
 Shuffling BN (MoCo, section 3.3): BatchNorm lets the images of one normalisation group see each other, and a
 query could find its key by the company it keeps. Keys are therefore encoded in another order than queries.
@@ -7,16 +9,51 @@ query could find its key by the company it keeps. Keys are therefore encoded in 
 import tensorflow as tf
 
 
+def count():
+    """The number of replicas of the strategy in force, a Python integer."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def gather(values):
+    """(n, ...) of each replica -> (N, ...) on all of them, in the order of the replicas."""
+    if count() == 1:
+        return values
+    values = tf.identity(values)  # on this replica's device: where inputs have none, TensorFlow finds no way to send
+    return tf.distribute.get_replica_context().all_gather(values, axis=0)
+
+
+def own(values):
+    """This replica's rows (n, ...) of what belongs to the global batch (N, ...)."""
+    if count() == 1:
+        return values
+    rows = tf.shape(values)[0] // count()
+    first = tf.distribute.get_replica_context().replica_id_in_sync_group * rows
+    return values[first : first + rows]
+
+
+def add_up(tensors):
+    """The sums over all replicas of a list of tensors of one dtype, brought together in a single all-reduce."""
+    if count() == 1:
+        return tensors
+    flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
+    flat = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, flat)
+    parts = tf.split(flat, [tensor.shape.num_elements() for tensor in tensors])
+    return [tf.reshape(part, tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
 def shuffle(images, seed):
-    """Puts images (N, ...) into a random order, a function of `seed` (two integers).
+    """Deals the images of all replicas out anew, in a random order that is a function of `seed` (two integers).
+
+    images: (n, ...) of this replica.
 
     Returns:
-      The images and the permutation (N,) that `unshuffle` needs.
+      This replica's share (n, ...) and the permutation (N,) that `unshuffle` needs, the same on all replicas.
     """
-    permutation = tf.random.experimental.stateless_shuffle(tf.range(tf.shape(images)[0]), seed)
-    return tf.gather(images, permutation), permutation
+    everything = gather(images)
+    permutation = tf.random.experimental.stateless_shuffle(tf.range(tf.shape(everything)[0]), seed)
+    return tf.gather(everything, own(permutation)), permutation
 
 
 def unshuffle(features, permutation):
-    """Puts features (N, ...) of shuffled images back into the images' own order."""
-    return tf.gather(features, tf.math.invert_permutation(permutation))
+    """Features (n, ...) of this replica's shuffled images -> (N, ...) of all, in the images' own order."""
+    return tf.gather(gather(features), tf.math.invert_permutation(permutation))

@@ -30,6 +30,12 @@ METRICS = (
 log = logging.getLogger("moco_tf")
 
 
+def recorded(path):
+    """The config of the run in a folder, None if there is none yet."""
+    flags = Path(path) / "config.flags"
+    return config_lib.read(flags) if flags.exists() else None
+
+
 class RunFolder:
     """Opens (or makes) the folder of a run and holds it until the process ends.
 
@@ -72,13 +78,13 @@ class RunFolder:
         log.addHandler(handler)
 
     def _check(self, config):
-        if self._recorded.exists():
+        earlier = recorded(self.path)
+        if earlier:
             if not config.resume:
                 raise ConfigError(
                     f"--noresume starts a new run, but {self.path} holds one: choose another --run_dir, "
                     "or delete that folder yourself"
                 )
-            earlier = config_lib.read(self._recorded)
             differing = [
                 f"--{name} (there {getattr(earlier, name)!r}, here {getattr(config, name)!r})"
                 for name in config.differences(earlier)

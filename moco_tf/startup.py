@@ -6,8 +6,12 @@ import sys
 import tempfile
 
 
-def load_tensorflow():
-    """Imports TensorFlow and Keras; passes on what they wrote to stderr only if that fails."""
+def load_tensorflow(virtual_cpus=0):
+    """Imports TensorFlow and Keras; passes on what they wrote to stderr only if that fails.
+
+    virtual_cpus: logical devices to divide the CPU into, 0 for none; TensorFlow can do that once, before its first
+      operation.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with tempfile.TemporaryFile() as greetings:
         try:
@@ -16,6 +20,11 @@ def load_tensorflow():
                 import tensorflow as tf
 
                 tf.config.list_physical_devices()  # probing for a GPU has its own messages
+                if virtual_cpus:
+                    (cpu,) = tf.config.list_physical_devices("CPU")
+                    parts = [tf.config.LogicalDeviceConfiguration()] * virtual_cpus
+                    if tf.config.get_logical_device_configuration(cpu) != parts:
+                        tf.config.set_logical_device_configuration(cpu, parts)
         except BaseException:
             greetings.seek(0)
             sys.stderr.buffer.write(greetings.read())

@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 import time
+from pathlib import Path
 
 from moco_tf import config as config_lib
 from moco_tf.config import ConfigError
@@ -40,82 +41,73 @@ def main(arguments):
 
 def train(config):
     """Trains, or goes on, in the config's run folder; returns the process's exit status."""
-    load_tensorflow()  # takes seconds: wrong flags have been answered by now
+    load_tensorflow(config.virtual_replicas)  # takes seconds: wrong flags have been answered by now
     import tensorflow as tf
 
-    from moco_tf import advice, build, callbacks
+    from moco_tf import build, callbacks, run_folder
     from moco_tf.checkpoint import Checkpoints
-    from moco_tf.data.views import pairs
-    from moco_tf.run_folder import RunFolder
 
     started = time.monotonic()
+    strategy = build.strategy(config)
+    chief = build.is_chief(strategy)
+    config = config.on_replicas(strategy.num_replicas_in_sync, run_folder.recorded(config.run_dir))
     source = build.source(config, config.train_split)
     steps_per_epoch = build.steps_per_epoch(config, source.size)
     total = config.epochs * steps_per_epoch
     last = min(total, config.max_steps or total)
-    run = RunFolder(config)
+    run = run_folder.RunFolder(config) if chief else None
     task = build.task(config)
-    model = build.model(config, steps_per_epoch)
-    checkpoints = Checkpoints(run.checkpoints, model)
-    step = checkpoints.restore_last() or 0
+    with strategy.scope():
+        model = build.model(config, steps_per_epoch)
+        checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints", model, writes=chief)
+        step = checkpoints.restore_last() or 0
     if step >= last:
-        log.info(f"{run.path} is finished, at step {step} of {total}; a larger --epochs or --max_steps goes on.")
+        log.info(f"{config.run_dir} is finished, at step {step} of {total}; a larger --epochs or --max_steps goes on.")
         return 0
 
-    run.begin(config, source.size)
-    log.info(f"{run.path}: {config.arch} on {source.size} images ({source.name}), {steps_per_epoch} steps an epoch.")
-    if config.dataset == "embedded":
-        log.info("- These are the embedded images, a part of CIFAR-10; --dataset=DIR takes a folder of your own.")
-    progress = callbacks.Progress(config)
-    recorder = callbacks.Recorder(run, config)
     saver = callbacks.Saver(checkpoints, config.checkpoint_every)
-    monitor = build.knn_monitor(config, source)
-    for callback in filter(None, (recorder, monitor)):
-        callback.set_model(model)  # they also serve before and after `fit`
-    run.rewind(step, steps_per_epoch)
+    progress = recorder = monitor = None
+    if chief:
+        run.begin(config, source.size)
+        _introduce(config, strategy, source, steps_per_epoch)
+        progress = callbacks.Progress(config)
+        recorder = callbacks.Recorder(run, config)
+        monitor = build.knn_monitor(config, source)
+        run.rewind(step, steps_per_epoch)
+    else:
+        log.info("This machine trains along. The chief writes the run folder; the others wait while it evaluates.")
     try:
         if step:
             log.info(f"Going on from step {step} of {last}.")
             if step % steps_per_epoch:
-                saver.keep_metrics()
-        else:
-            for sentence in advice.before_training(config, source.size):
-                log.info(f"- {sentence}")
-            query, key = next(iter(pairs(source, task, min(8, config.batch_size), config.seed)))
-            recorder.picture("views", callbacks.picture_of_pairs(query, key, task.preprocessing))
-            if monitor:
-                run.keep_baselines({"untrained": monitor.evaluate(), "raw pixels": monitor.evaluate_pixels()})
-                log.info("kNN top-1 before training: " + _percents(run.baselines()))
+                saver.keep_totals()
+        elif chief:
+            _look_before_training(config, source, task, model, run, recorder, monitor)
         with _signals_to(saver):
             while step < last:
                 # One `fit` an epoch, or for what is left of it: each begins exactly where the step counter stands.
                 epoch, place = divmod(step, steps_per_epoch)
                 steps = min(steps_per_epoch - place, last - step)
-                evaluates = monitor and place + steps == steps_per_epoch
+                evaluator = monitor if place + steps == steps_per_epoch else None
                 model.fit(
-                    pairs(source, task, config.batch_size, config.seed, step),
+                    build.batches(config, strategy, source, task, step),
                     initial_epoch=epoch,
                     epochs=epoch + 1,
                     steps_per_epoch=steps,
-                    callbacks=[callbacks.StopOnNaN(), progress, *([monitor] if evaluates else []), recorder, saver],
+                    callbacks=list(filter(None, [callbacks.StopOnNaN(), progress, evaluator, recorder, saver])),
                     shuffle=False,
                     verbose=0,
                 )
                 step += steps
     except callbacks.TrainingStopped as stop:
-        if stop.signal:
-            flags = shlex.join([f"--flagfile={run.path}/config.flags", f"--run_dir={run.path}"])
-            saved = checkpoints.path(int(model.step))
-            log.error(f"Stopped by {stop}; saved {saved}. Go on with: python -m moco_tf.train {flags}")
-            return 128 + stop.signal
-        # The weights of the step before gave this loss; those of earlier steps gave finite ones.
-        good = [checkpoints.path(s) for s in checkpoints.steps() if s < int(model.step) - 1]
-        last_good = f"the last good checkpoint is {good[-1]}" if good else "there is no good checkpoint"
-        log.error(f"Stopped: {stop}; {last_good}. Try a lower --lr in another --run_dir.")
-        return 1
+        return _report(stop, config, checkpoints, model.steps_done)
     except tf.errors.OpError as error:  # an image that cannot be decoded, say
-        cause = re.sub(r"{{.*?}}\s*", "", error.message.splitlines()[0])  # without the names of graph nodes
-        log.error(f"Stopped at step {int(model.step)}: {cause}")
+        cause = _cause(error)
+        if "ollective" in cause:
+            cause = (
+                f"another machine no longer answers ({cause}); start all again: they go on from the last checkpoint"
+            )
+        log.error(f"Stopped at step {model.steps_done}: {cause}")
         return 1
 
     log.info(f"Done: step {step} of {total}, {time.monotonic() - started:.0f} s. {checkpoints.path(step)}")
@@ -124,6 +116,53 @@ def train(config):
         result = {f"epoch {row['epoch']}": float(row["knn_top1"]) for row in evaluated[-1:]}
         log.info("kNN top-1: " + _percents(run.baselines() | result))
     return 0
+
+
+def _introduce(config, strategy, source, steps_per_epoch):
+    replicas = strategy.num_replicas_in_sync
+    on = f" on {replicas} replicas" if replicas > 1 else ""
+    log.info(
+        f"{config.run_dir}: {config.arch}{on}, {source.size} images ({source.name}), {steps_per_epoch} steps an epoch."
+    )
+    if config.dataset == "embedded":
+        log.info("- These are the embedded images, a part of CIFAR-10; --dataset=DIR takes a folder of your own.")
+
+
+def _look_before_training(config, source, task, model, run, recorder, monitor):
+    """Advice, a picture of view pairs, and the accuracies that those of training are compared with."""
+    from moco_tf import advice, callbacks
+    from moco_tf.data.views import pairs
+
+    for sentence in advice.before_training(config, source.size):
+        log.info(f"- {sentence}")
+    for callback in filter(None, (recorder, monitor)):
+        callback.set_model(model)  # `fit` has not done so yet
+    query, key = next(iter(pairs(source, task, min(8, config.batch_size), config.seed)))
+    recorder.picture("views", callbacks.picture_of_pairs(query, key, task.preprocessing))
+    if monitor:
+        run.keep_baselines({"untrained": monitor.evaluate(), "raw pixels": monitor.evaluate_pixels()})
+        log.info("kNN top-1 before training: " + _percents(run.baselines()))
+
+
+def _report(stop, config, checkpoints, step):
+    """Says why a run was stopped at a step and how to go on; returns the exit status."""
+    if stop.signal:
+        flags = shlex.join([f"--flagfile={config.run_dir}/config.flags", f"--run_dir={config.run_dir}"])
+        saved = f"saved {checkpoints.path(step)}" if checkpoints.writes else "the chief saves"
+        log.error(f"Stopped by {stop}; {saved}. Go on with: python -m moco_tf.train {flags}")
+        return 128 + stop.signal
+    # The weights of the step before gave this loss; those of earlier steps gave finite ones.
+    good = [checkpoints.path(s) for s in checkpoints.steps() if s < step - 1]
+    last_good = f"the last good checkpoint is {good[-1]}" if good else "there is no good checkpoint"
+    log.error(f"Stopped: {stop}; {last_good}. Try a lower --lr in another --run_dir.")
+    return 1
+
+
+def _cause(error):
+    """The line of a TensorFlow error that says what is wrong, without its trace and the names of graph nodes."""
+    lines = (re.sub(r"{{.*?}}\s*", "", line).strip() for line in error.message.splitlines())
+    trace = ("Graph execution error", "Detected at node", "File ", "[[", "(", "<stack")
+    return next((line for line in lines if line and not line.startswith(trace)), type(error).__name__)
 
 
 def _percents(accuracies):

@@ -4,6 +4,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import pytest
+import tensorflow as tf
+
+(_CPU,) = tf.config.list_physical_devices("CPU")
+# Replicas to try `tf.distribute` on; TensorFlow divides a CPU once, before its first operation.
+tf.config.set_logical_device_configuration(_CPU, [tf.config.LogicalDeviceConfiguration()] * 4)
 
 
 @pytest.fixture(autouse=True)

@@ -48,11 +48,13 @@ class Source:
         records = tf.data.Dataset.from_tensor_slices(numbers).map(self.record, num_parallel_calls=tf.data.AUTOTUNE)
         return records.prefetch(tf.data.AUTOTUNE)
 
-    def shuffled(self, seed, start=0, per_epoch=None):
+    def shuffled(self, seed, start=0, per_epoch=None, share=(0, 1, 1)):
         """Endless (epoch, record) pairs from position `start` on.
 
         Position p is place p % per_epoch of epoch p // per_epoch, and the order of an epoch is a permutation that
         (seed, epoch) alone determines. `per_epoch` below the size leaves out other records in every epoch.
+
+        share: (first, count, of): takes `count` positions from the `first` on of each `of`; `start` is a multiple.
         """
         per_epoch = self.size if per_epoch is None else per_epoch
         if not 0 < per_epoch <= self.size:
@@ -63,7 +65,9 @@ class Source:
             key = tf.stack([tf.constant(seed, tf.int64), epoch])
             return epoch, self.record(tf.random.experimental.index_shuffle(place, key, self.size - 1))
 
-        return tf.data.Dataset.counter(start).map(at, num_parallel_calls=tf.data.AUTOTUNE)
+        first, count, of = share
+        taken = tf.data.Dataset.counter(start // of * count).map(lambda i: i // count * of + first + i % count)
+        return taken.map(at, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def embedded(split):

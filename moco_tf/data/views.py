@@ -3,8 +3,11 @@
 import tensorflow as tf
 
 
-def pairs(source, task, batch_size, seed, step=0):
+def pairs(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1)):
     """Endless batches of (query, key), float32 (N, S, S, 3) each, from batch number `step` on.
+
+    With several `replicas`, the batches are N / replicas long: the shares, in turn, of the replicas of this `worker`
+    (its number, the number of workers). Together they are the batches that one replica would see.
 
     A view is a function of (seed, epoch, record), so `pairs(..., step=k)` is `pairs(...).skip(k)` without the work.
     An epoch is the whole batches of the source in a new order; its last partial batch is dropped.
@@ -15,12 +18,14 @@ def pairs(source, task, batch_size, seed, step=0):
             f"Take a batch size of at most {source.size}."
         )
     per_epoch = source.size // batch_size * batch_size
-    records = source.shuffled(seed, start=step * batch_size, per_epoch=per_epoch)
+    number, workers = worker
+    here = batch_size // workers
+    records = source.shuffled(seed, step * batch_size, per_epoch, share=(number * here, here, batch_size))
 
     def view(epoch, record):
         return task(record, tf.stack([seed * 2**32 + epoch, record["id"]]))
 
-    return _batches(records.map(view, num_parallel_calls=tf.data.AUTOTUNE), batch_size)
+    return _batches(records.map(view, num_parallel_calls=tf.data.AUTOTUNE), batch_size // replicas)
 
 
 def views(dataset, task, batch_size, seed=0):

@@ -7,22 +7,20 @@ MLP head, another augmentation, temperature 0.2 and a cosine rate.
 Axes: N batch, H W image, C length of the projection, K queue.
 """
 
-import dataclasses
-
 import keras
 import tensorflow as tf
 
+from moco_tf import replicas
 from moco_tf.data.preprocessing import Preprocessing
 from moco_tf.encoders import heads
-from moco_tf.encoders.batch_norm import BatchNorm
 from moco_tf.losses import info_nce, unit_length
+from moco_tf.methods import contrastive
 from moco_tf.momentum import copy_weights, cosine_momentum, move_weights
 from moco_tf.queue import Queue
-from moco_tf.replicas import shuffle, unshuffle
 
 
 @keras.saving.register_keras_serializable("moco_tf")
-class MoCo(keras.Model):
+class MoCo(contrastive.ContrastiveModel):
     """Learns an image encoder from pairs of views: `fit` takes a dataset of (query, key) image batches.
 
     Views are float32 (N, H, W, 3), normalised as the backbone expects, as `moco_tf.views` makes them. `predict`
@@ -40,15 +38,16 @@ class MoCo(keras.Model):
       temperature: T of InfoNCE; 0.07 in v1, 0.2 in v2.
       shuffle_bn: encode keys in another order than queries, so that BatchNorm does not leak which belong
         together (section 3.3). Has an effect with `bn_groups` > 1.
-      bn_groups: equal parts of the batch that BatchNorm normalises apart, as that many devices would; the
-        papers' 8 GPUs are 8. None: one. Needs this package's BatchNorm in the backbone.
+      bn_groups: equal parts of the global batch that BatchNorm normalises apart, as that many devices would;
+        the papers' 8 GPUs are 8. A multiple of the replicas; None: one each. More than one a replica need this
+        package's BatchNorm in the backbone.
       preprocessing: how `predict` brings images to the backbone's input. None: ImageNet's mean and std, the
         central crop of 7/8, the backbone's size (224 if it takes any).
       seed: of the queue's first keys and of the shuffles.
 
     Attributes:
       query_encoder, key_encoder: models of normalised images -> {"features", "projection"}.
-      queue: the `Queue`. step: int64 variable, training steps done.
+      queue: the `Queue`, the same on all replicas.
     """
 
     def __init__(
@@ -67,12 +66,18 @@ class MoCo(keras.Model):
         seed=0,
         **kwargs,
     ):
-        super().__init__(autocast=False, **kwargs)  # `predict` takes 0-255 images: too many digits for bfloat16
         if not queue_size > 0 or not temperature > 0 or not 0 <= momentum <= 1:
             raise ValueError(
                 "MoCo needs queue_size > 0, temperature > 0 and 0 <= momentum <= 1, not "
                 f"queue_size={queue_size}, temperature={temperature}, momentum={momentum}"
             )
+        if bn_groups and bn_groups % replicas.count():
+            raise ValueError(
+                f"bn_groups counts groups of the global batch, a multiple of the {replicas.count()} replicas; "
+                f"got {bn_groups}"
+            )
+        image_shape = contrastive.image_shape(backbone, preprocessing)
+        super().__init__(preprocessing or Preprocessing(image_size=image_shape[0] or 224), **kwargs)
         self.dim = dim
         self.head = head
         self.hidden_dim = hidden_dim
@@ -80,62 +85,31 @@ class MoCo(keras.Model):
         self.momentum_decay_steps = momentum_decay_steps
         self.temperature = temperature
         self.shuffle_bn = shuffle_bn
-        self.bn_groups = bn_groups or 1
+        self.bn_groups = bn_groups
+        self.groups_here = (bn_groups or replicas.count()) // replicas.count()  # of this replica's batch
         self.seed = seed
 
-        image_shape = _image_shape(backbone, preprocessing)
-        self.preprocessing = preprocessing or Preprocessing(image_size=image_shape[0] or 224)
         self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)
-        self.key_encoder = heads.encoder(_clone(backbone), image_shape, head, dim, hidden_dim)
+        self.key_encoder = heads.encoder(contrastive.clone(backbone), image_shape, head, dim, hidden_dim)
         copy_weights(self.query_encoder, self.key_encoder)
         for encoder in (self.query_encoder, self.key_encoder):
-            _set_bn_groups(encoder, self.bn_groups)
+            contrastive.set_bn_groups(encoder, self.groups_here)
         # Per variable: `key_encoder.trainable = False` would put stock BatchNorm into inference mode.
         for variable in self.key_encoder.trainable_variables:
             variable.trainable = False
         self.queue = Queue(queue_size, dim, seed=seed, name="queue")
-        self.step = self.add_weight(name="step", shape=(), initializer="zeros", dtype="int64", trainable=False)
-        self.diagnostics = [
-            keras.metrics.Mean(name)
-            for name in (
-                "loss",
-                "contrast_top1",  # share of queries that find their key before all negatives
-                "positive_similarity",  # mean cosine of a query and its key
-                "negative_similarity",  # mean cosine of a query and a queued key
-                "feature_std",  # of the queries' coordinates over the batch: 0 collapsed, 1/sqrt(C) spread out
-            )
-        ]
-        self.built = True
-
-    @property
-    def backbone(self):
-        return self.query_encoder.layers[1]
-
-    def compile(self, optimizer="rmsprop", jit_compile=False, **kwargs):
-        """As `keras.Model.compile`, but without a loss, and with XLA only when asked for."""
-        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
-        self.optimizer.build(self.trainable_variables)  # so that files hold, and give back, its state
-
-    def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config))
-
-    def call(self, images, training=False):
-        """Backbone features, at least float32 (N, C), of uint8 or 0-255 images (N, H, W, 3)."""
-        features = self.query_encoder(self.preprocessing(images), training=training)["features"]
-        return tf.cast(features, self.queue.keys.dtype)
 
     def train_step(self, data):
-        query_images, key_images = self._unpack(data)  # each N x H x W x 3
-        if self.bn_groups > 1:
-            _check_bn_groups(query_images, self.bn_groups)
+        query_images, key_images = contrastive.unpack(data)  # each n x H x W x 3, this replica's
+        contrastive.check_bn_groups(query_images, self.groups_here)
 
         rates = {"learning_rate": self.optimizer.learning_rate, "momentum": self.current_momentum()}
         move_weights(self.query_encoder, self.key_encoder, rates["momentum"])
-        keys = self._encode_keys(key_images)  # N x C, no gradient
+        keys = self._encode_keys(key_images)  # N x C of the global batch, no gradient
         with tf.GradientTape() as tape:
-            queries = unit_length(self.query_encoder(query_images, training=True)["projection"])  # N x C
-            contrast = info_nce(queries, keys, self.queue.keys.value, self.temperature)
-            loss = tf.reduce_mean(contrast.loss)
+            queries = unit_length(self.query_encoder(query_images, training=True)["projection"])  # n x C
+            contrast = info_nce(queries, replicas.own(keys), self.queue.keys.value, self.temperature)
+            loss = tf.reduce_mean(contrast.loss) / replicas.count()  # the optimizer adds gradients up
             scaled_loss = self.optimizer.scale_loss(loss)  # for float16; else the loss itself
         variables = self.query_encoder.trainable_variables
         gradients = tape.gradient(scaled_loss, variables)
@@ -146,11 +120,12 @@ class MoCo(keras.Model):
         with tf.control_dependencies([g for g in gradients if g is not None]):
             self.queue.enqueue(keys)
         self.step.assign_add(1)
-        return self._track(queries, contrast) | rates
+        logs = self._track(queries, contrast, encoders=(self.query_encoder, self.key_encoder))
+        return logs | self.shape_logs(rates)
 
     def test_step(self, data):
         """Loss and diagnostics in inference mode; changes neither queue nor encoders."""
-        query_images, key_images = self._unpack(data)
+        query_images, key_images = contrastive.unpack(data)
         queries = unit_length(self.query_encoder(query_images, training=False)["projection"])
         keys = unit_length(self.key_encoder(key_images, training=False)["projection"])
         return self._track(queries, info_nce(queries, keys, self.queue.keys.value, self.temperature))
@@ -162,34 +137,20 @@ class MoCo(keras.Model):
         return cosine_momentum(self.momentum, self.step.value, self.momentum_decay_steps)
 
     def _encode_keys(self, images):
-        if not (self.shuffle_bn and self.bn_groups > 1):  # one group holds the same images in any order
-            return unit_length(self.key_encoder(images, training=True)["projection"])
-        shuffled, permutation = shuffle(images, seed=(self.seed, self.step.value))
+        shuffles = self.shuffle_bn and self.groups_here * replicas.count() > 1  # one group: any order is the same
+        if not shuffles:
+            return replicas.gather(unit_length(self.key_encoder(images, training=True)["projection"]))
+        shuffled, permutation = replicas.shuffle(images, seed=(self.seed, self.step.value))
         keys = unit_length(self.key_encoder(shuffled, training=True)["projection"])
-        return unshuffle(keys, permutation)
+        return replicas.unshuffle(keys, permutation)
 
-    def _track(self, queries, contrast):
-        found = contrast.positives > tf.reduce_max(contrast.negatives, axis=1)
-        values = (
-            contrast.loss,
-            tf.cast(found, tf.float32),
-            contrast.positives,
-            tf.reduce_mean(contrast.negatives, axis=1),
-            tf.math.reduce_std(queries, axis=0),
-        )
-        for metric, value in zip(self.diagnostics, values, strict=True):
-            metric.update_state(value)
-        return {metric.name: metric.result() for metric in self.diagnostics}
-
-    def _unpack(self, data):
-        query_images, key_images, _ = keras.utils.unpack_x_y_sample_weight(data)
-        if key_images is None:
-            raise ValueError("MoCo trains on (query, key) pairs of image batches: moco_tf.views makes them")
-        return query_images, key_images
+    def _track(self, queries, contrast, encoders=()):
+        hardest = tf.reduce_max(contrast.negatives, axis=1)
+        mean = tf.reduce_mean(contrast.negatives, axis=1)
+        return self.track(queries, contrast.loss, contrast.positives, hardest, mean, encoders)
 
     def get_config(self):
         return super().get_config() | {
-            "backbone": keras.saving.serialize_keras_object(self.backbone),
             "dim": self.dim,
             "head": self.head,
             "hidden_dim": self.hidden_dim,
@@ -199,51 +160,5 @@ class MoCo(keras.Model):
             "temperature": self.temperature,
             "shuffle_bn": self.shuffle_bn,
             "bn_groups": self.bn_groups,
-            "preprocessing": dataclasses.asdict(self.preprocessing),
             "seed": self.seed,
         }
-
-    @classmethod
-    def from_config(cls, config):
-        backbone = keras.saving.deserialize_keras_object(config["backbone"])
-        preprocessing = Preprocessing(**config["preprocessing"])
-        return cls(**config | {"backbone": backbone, "preprocessing": preprocessing})
-
-
-def _image_shape(backbone, preprocessing):
-    """(H, W, 3) of the backbone's input, None for a free side."""
-    shape = getattr(backbone, "input_shape", None)  # subclassed models have none
-    if isinstance(shape, tuple) and len(shape) == 4:
-        return shape[1:]
-    size = preprocessing.image_size if preprocessing else 224
-    return (size, size, 3)
-
-
-def _clone(backbone):
-    """A model of the same build with weights of its own."""
-    if isinstance(backbone, (keras.Function, keras.Sequential)):
-        return keras.models.clone_model(
-            backbone, clone_function=lambda layer: type(layer).from_config(layer.get_config()), recursive=True
-        )
-    return type(backbone).from_config(backbone.get_config())
-
-
-def _set_bn_groups(encoder, groups):
-    for layer in encoder._flatten_layers():
-        if isinstance(layer, BatchNorm):
-            layer.groups = groups
-        elif isinstance(layer, keras.layers.BatchNormalization) and groups > 1:
-            raise ValueError(
-                f"bn_groups={groups} needs BatchNorm layers that know groups; {layer.name!r} is Keras' own: "
-                "build the backbone with moco_tf.encoders.BatchNorm, or set bn_groups=1"
-            )
-
-
-def _check_bn_groups(images, groups):
-    rule = f"each of the {groups} BN groups takes the same number of images, at least 2: change the batch size"
-    batch = images.shape[0]
-    if batch is None:  # a last partial batch, say: known only when it comes
-        batch = tf.shape(images)[0]
-        tf.debugging.assert_equal((batch % groups == 0) & (batch >= 2 * groups), True, rule)
-    elif batch % groups or batch < 2 * groups:
-        raise ValueError(f"{rule}; got {batch}")

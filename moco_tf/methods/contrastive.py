@@ -1,0 +1,191 @@
+"""What every method shares: prediction, the step counter, running diagnostics, and what replicas agree on.
+
+The methods of this folder derive from `ContrastiveModel`; nothing else does.
+"""
+
+import dataclasses
+
+import keras
+import tensorflow as tf
+
+from moco_tf import replicas
+from moco_tf.data.preprocessing import Preprocessing
+from moco_tf.encoders.batch_norm import BatchNorm
+
+DIAGNOSTICS = (
+    "loss",
+    "contrast_top1",  # share of queries that find their key before all negatives
+    "positive_similarity",  # mean cosine of a query and its key
+    "negative_similarity",  # mean cosine of a query and a negative
+    "feature_std",  # of the queries' coordinates over the batch: 0 collapsed, 1/sqrt(C) spread out
+)
+
+
+class ContrastiveModel(keras.Model):
+    """A model with a `query_encoder` of normalised images -> {"features", "projection"} that learns from pairs.
+
+    Works as it is and under any `tf.distribute` strategy that copies variables: build it in `strategy.scope()`.
+
+    Attributes:
+      step: int64 variable, training steps done. Schedules and everything random derive from it.
+      preprocessing: how `predict` brings images to the backbone's input.
+    """
+
+    def __init__(self, preprocessing, **kwargs):
+        super().__init__(autocast=False, **kwargs)  # `predict` takes 0-255 images: too many digits for bfloat16
+        self.preprocessing = preprocessing
+        self.step = self.add_weight(name="step", shape=(), initializer="zeros", dtype="int64", trainable=False)
+        # Weights of the model and no Keras metrics: those keep a part of the sum on each replica, which does not
+        # restore exactly, and are left out of checkpoints. The last place counts.
+        self.totals = self.add_weight(
+            name="totals", shape=(len(DIAGNOSTICS) + 1,), initializer="zeros", trainable=False, autocast=False
+        )
+        self.built = True
+
+    @property
+    def steps_done(self):
+        """The value of `step`, a Python integer, under any strategy."""
+        return int(self.step.numpy())
+
+    @property
+    def backbone(self):
+        return self.query_encoder.layers[1]
+
+    def compile(self, optimizer="rmsprop", jit_compile=False, **kwargs):
+        """As `keras.Model.compile`, but without a loss, and with XLA only when asked for."""
+        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        self.optimizer.build(self.trainable_variables)  # so that files hold, and give back, its state
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def call(self, images, training=False):
+        """Backbone features, at least float32 (N, C), of uint8 or 0-255 images (N, H, W, 3)."""
+        features = self.query_encoder(self.preprocessing(images), training=training)["features"]
+        return tf.cast(features, self.totals.dtype)
+
+    def reset_metrics(self):
+        super().reset_metrics()
+        self.totals.assign(tf.zeros_like(self.totals))
+
+    def track(self, queries, loss, positives, hardest, negatives, encoders=()):
+        """Ends a step: what the replicas saw apart becomes one, in a single all-reduce.
+
+        Args:
+          queries: (n, C), of unit length, of this replica.
+          loss, positives, hardest, negatives: (n,) for each query its loss and its cosines: with its key, with the
+            nearest negative, and the mean over the negatives.
+          encoders: models whose BatchNorm has moved its running statistics in this step. They become the mean over
+            the replicas, so that all hold the same bits.
+
+        Returns:
+          The logs: means since the last reset.
+        """
+        dtype = self.totals.dtype
+        found = tf.cast(positives > hardest, dtype)
+        values = [tf.reduce_sum(tf.cast(value, dtype)) for value in (loss, found, positives, negatives)]
+        queries = tf.cast(queries, dtype)
+        number = tf.cast(tf.shape(queries)[0], dtype)
+        running = [variable for encoder in encoders for variable in running_statistics(encoder)]
+        sums, first, second, *statistics = replicas.add_up(
+            [
+                tf.stack([*values, number]),
+                tf.reduce_sum(queries, axis=0),
+                tf.reduce_sum(queries**2, axis=0),
+                *(variable.value for variable in running),
+            ]
+        )
+        if replicas.count() > 1:
+            for variable, total in zip(running, statistics, strict=True):
+                variable.assign(total / replicas.count())
+
+        number = sums[-1]
+        spread = tf.reduce_mean(tf.sqrt(tf.maximum(second / number - (first / number) ** 2, 0.0)))
+        self.totals.assign_add(tf.concat([sums[:-1], [spread * number, number]], axis=0))
+        means = self.totals.value[:-1] / self.totals.value[-1]
+        return self.shape_logs(dict(zip(DIAGNOSTICS, tf.unstack(means), strict=True)))
+
+    def shape_logs(self, logs):
+        """Scalars, or (1,) vectors where several machines train: Keras reduces their logs along axis 0."""
+        strategy = tf.distribute.get_strategy()
+        if not strategy.extended._in_multi_worker_mode():
+            return logs
+        return {name: tf.reshape(value, [1]) for name, value in logs.items()}
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Nothing: the model is built. Under a strategy, Keras' own would draw a batch, and fails on pairs."""
+
+    def get_config(self):
+        return super().get_config() | {
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        backbone = keras.saving.deserialize_keras_object(config["backbone"])
+        preprocessing = Preprocessing(**config["preprocessing"])
+        return cls(**config | {"backbone": backbone, "preprocessing": preprocessing})
+
+
+def unpack(data):
+    """The two batches of views (n, H, W, 3) of a training step."""
+    query_images, key_images, _ = keras.utils.unpack_x_y_sample_weight(data)
+    if key_images is None:
+        raise ValueError("a contrastive model trains on (query, key) pairs of image batches: moco_tf.views makes them")
+    return query_images, key_images
+
+
+def image_shape(backbone, preprocessing=None):
+    """(H, W, 3) of the backbone's input, None for a free side."""
+    shape = getattr(backbone, "input_shape", None)  # subclassed models have none
+    if isinstance(shape, tuple) and len(shape) == 4:
+        return shape[1:]
+    size = preprocessing.image_size if preprocessing else 224
+    return (size, size, 3)
+
+
+def clone(backbone):
+    """A model of the same build with weights of its own."""
+    if isinstance(backbone, (keras.Function, keras.Sequential)):
+        return keras.models.clone_model(
+            backbone, clone_function=lambda layer: type(layer).from_config(layer.get_config()), recursive=True
+        )
+    return type(backbone).from_config(backbone.get_config())
+
+
+def norm_layers(encoder):
+    """The BatchNorm layers of a model at any depth, this package's and Keras' own."""
+    return [
+        layer for layer in encoder._flatten_layers() if isinstance(layer, (BatchNorm, keras.layers.BatchNormalization))
+    ]
+
+
+def running_statistics(encoder):
+    """The variables in which BatchNorm keeps its running means and variances."""
+    return [v for layer in norm_layers(encoder) for v in (layer.moving_mean, layer.moving_variance)]
+
+
+def set_bn_groups(encoder, groups):
+    """Lets each BatchNorm of this replica normalise `groups` equal parts of its batch apart."""
+    for layer in norm_layers(encoder):
+        if isinstance(layer, BatchNorm):
+            layer.groups = groups
+        elif groups > 1:
+            raise ValueError(
+                f"{groups} BN groups on one replica need BatchNorm layers that know groups; {layer.name!r} is Keras' "
+                "own: build the backbone with moco_tf.encoders.BatchNorm, or leave bn_groups out"
+            )
+
+
+def check_bn_groups(images, groups):
+    """Refuses a batch (n, ...) of this replica that does not divide into `groups` of at least 2 images."""
+    if groups == 1:
+        return
+    rule = f"each of the {groups} BN groups takes the same number of images, at least 2: change the batch size"
+    batch = images.shape[0]
+    if batch is None:  # a last partial batch, say: known only when it comes
+        batch = tf.shape(images)[0]
+        tf.debugging.assert_equal((batch % groups == 0) & (batch >= 2 * groups), True, rule)
+    elif batch % groups or batch < 2 * groups:
+        raise ValueError(f"{rule}; got {batch}")
