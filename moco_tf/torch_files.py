@@ -64,23 +64,17 @@ def read(path):
       TorchFileError: no such file, none of the three formats, damaged, or asking for what a file of tensors has no
         need of.
     """
-    path = Path(path)
     try:
         with open(path, "rb") as file:
-            head = file.read(9)
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            if head.startswith(b"PK\x03\x04"):
-                return _state_dict(*_read_zip(file, size))
-            if head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] < size:
-                return _read_safetensors(file.read())
-            if head.startswith(b"\x80"):
-                return _state_dict(*_read_legacy(file, size))
+            tensors = _read(file)
+        for name in tensors:
+            if not name.isprintable():
+                raise TorchFileError(f"{_short(name)} is no tensor's name")
     except TorchFileError as error:
         raise TorchFileError(f"{path}: {error}") from None
     except OSError as error:
         raise TorchFileError(f"{path}: {error.strerror or error}") from None
-    raise TorchFileError(f"{path}: neither a PyTorch file nor a .safetensors file; it begins with {head!r}")
+    return tensors
 
 
 def write(path, tensors):
@@ -152,6 +146,19 @@ class _Tensor:
         return np.ndarray(self.size, dtype, load(self.storage), self.offset * dtype.itemsize, strides)
 
 
+def _read(file):
+    head = file.read(9)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if head.startswith(b"PK\x03\x04"):
+        return _state_dict(*_read_zip(file, size))
+    if head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] < size:
+        return _read_safetensors(file.read())
+    if head.startswith(b"\x80"):
+        return _state_dict(*_read_legacy(file, size))
+    raise TorchFileError(f"neither a PyTorch file nor a .safetensors file; it begins with {head!r}")
+
+
 def _state_dict(tree, load):
     found = tree
     for key in ("state_dict", "model"):
@@ -213,9 +220,10 @@ def _read_zip(file, size):
     def load(storage):
         if storage.key not in kept:
             kept[storage.key] = entry(f"data/{storage.key}")
-        if len(kept[storage.key]) != storage.nbytes:
+        length = len(kept[storage.key])
+        if length != storage.nbytes:
             raise TorchFileError(
-                f"storage {_short(storage.key)} has {len(kept[storage.key])} bytes where {storage.nbytes} were announced"
+                f"a damaged file: storage {_short(storage.key)} has {length} bytes, {storage.nbytes} were announced"
             )
         return kept[storage.key]
 
@@ -298,18 +306,19 @@ NAMES = {
 } | {name: np.dtype(DTYPES[code]) for name, code in STORAGES.items()}
 
 
+_LITERALS = (  # operations that push their argument
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+)
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+
+
 class _Machine:
     """Interprets one pickle from where `file` stands up to its end; knows the operations that tensors need.
 
     `pickletools` takes the stream apart; nothing here is looked up, imported or called by a name from the file.
     """
-
-    _VALUES = frozenset(
-        "NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING "
-        "SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8".split()
-    )
-    _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}  # noqa: RUF012 - a constant
-    _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}  # noqa: RUF012 - a constant
 
     def __init__(self, file):
         self._file = file
@@ -335,10 +344,12 @@ class _Machine:
         stack = self._stack
         if name in ("PROTO", "FRAME"):
             pass
-        elif name in self._VALUES:
-            stack.append(self._CONSTANTS.get(name, argument))
-        elif name in self._EMPTY:
-            stack.append(self._EMPTY[name]())
+        elif name in _LITERALS:
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in _EMPTY:
+            stack.append(_EMPTY[name]())
         elif name == "MARK":
             self._marks.append(len(stack))
         elif name == "TUPLE":

@@ -57,7 +57,8 @@ def train(config):
     task = build.task(config)
     model = build.model(config, steps_per_epoch)
     checkpoints = Checkpoints(run.checkpoints, model)
-    step = checkpoints.restore_last() or 0
+    restored = checkpoints.restore_last()
+    step = restored or 0  # a converted checkpoint stands at step 0
     if step >= last:
         log.info(f"{run.path} is finished, at step {step} of {total}; a larger --epochs or --max_steps goes on.")
         return 0
@@ -84,7 +85,8 @@ def train(config):
             query, key = next(iter(pairs(source, task, min(8, config.batch_size), config.seed)))
             recorder.picture("views", callbacks.picture_of_pairs(query, key, task.preprocessing))
             if monitor:
-                run.keep_baselines({"untrained": monitor.evaluate(), "raw pixels": monitor.evaluate_pixels()})
+                begun = "untrained" if restored is None else "as converted"
+                run.keep_baselines({begun: monitor.evaluate(), "raw pixels": monitor.evaluate_pixels()})
                 log.info("kNN top-1 before training: " + _percents(run.baselines()))
         with _signals_to(saver):
             while step < last:
