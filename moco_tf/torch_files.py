@@ -9,6 +9,7 @@ and imports nothing. `moco_tf.torch_weights` calls this.
 import dataclasses
 import io
 import math
+import mmap
 import os
 import pickletools
 import struct
@@ -155,7 +156,7 @@ def _read(file):
     if head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] < size:
         return _read_safetensors(file.read())
     if head.startswith(b"\x80"):
-        return _state_dict(*_read_legacy(file, size))
+        return _state_dict(*_read_legacy(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
     raise TorchFileError(f"neither a PyTorch file nor a .safetensors file; it begins with {head!r}")
 
 
@@ -230,8 +231,11 @@ def _read_zip(file, size):
     return _Machine(io.BytesIO(entry("data.pkl"))).run(), load
 
 
-def _read_legacy(file, size):
-    """The unpickled tree of the old format (five pickles, then the numbers), and a function storage -> bytes."""
+def _read_legacy(file):
+    """The unpickled tree of the old format (five pickles, then the numbers), and a function storage -> bytes.
+
+    `file` is a memory map: its `read` takes no memory for a length that the file does not have.
+    """
 
     def plain():
         return _Machine(file).run()
@@ -257,7 +261,7 @@ def _read_legacy(file, size):
                 f"a damaged file: storage {_short(key)} has not the {storage.numel} numbers announced"
             )
         places[key] = file.tell()
-        if places[key] + storage.nbytes > size:
+        if places[key] + storage.nbytes > len(file):
             raise TorchFileError(f"cut off: storage {_short(key)} ends beyond the end of the file")
         file.seek(storage.nbytes, os.SEEK_CUR)
     kept = {}

@@ -231,12 +231,17 @@ def load_moco(model, contents):
     return [*lines, f"queue {queue.shape} -> queue/keys, queue_ptr {int(pointer.item())} -> queue/pointer"]
 
 
-def _write_encoder(folder, tensors, found, values, given):
+def load_encoder(model, tensors):
+    """Sets an encoder's weights to a state dict's; returns a line for each tensor, raises as `load_moco` does."""
     from moco_tf.torch_names import match
 
+    return _assign(match(model, tensors))
+
+
+def _write_encoder(folder, tensors, found, values, given):
     image_size = CIFAR["image_size"] if found.stem == "cifar" and "image_size" not in given else values["image_size"]
     model = encoder(found, image_size)
-    lines = _assign(match(model, tensors))
+    lines = load_encoder(model, tensors)
     model.save(folder / "encoder.keras")
     return lines
 
