@@ -86,6 +86,9 @@ def write(path, tensors):
     """
     path = Path(path)
     check_writable(path)
+    tensors = {
+        name: np.array(value, order="C") for name, value in tensors.items()
+    }  # safetensors takes memory as it lies
     aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:
         if path.suffix == ".safetensors":
@@ -93,7 +96,7 @@ def write(path, tensors):
         else:
             import torch
 
-            torch.save({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, aside)
+            torch.save({name: torch.from_numpy(value) for name, value in tensors.items()}, aside)
         os.rename(aside, path)
     except OSError as error:
         raise TorchFileError(f"{path}: {error.strerror or error}") from None
