@@ -318,8 +318,7 @@ def backbone_state_dict(model, counters=None):
     from moco_tf.torch_names import recognise, without_head
 
     tensors = _query_tensors(model, counters)
-    is_classifier = "logits" in getattr(model, "output_names", ())
-    tensors = tensors if is_classifier else without_head(tensors)
+    tensors = tensors if "logits" in _outputs(model) else without_head(tensors)
     recognise(tensors)
     return tensors
 
@@ -335,7 +334,7 @@ def whole_state_dict(model, counters=None):
     from moco_tf.methods.moco import MoCo
 
     tensors = _query_tensors(model, counters)
-    if not isinstance(model, MoCo) and "projection" not in model.output_names:
+    if not isinstance(model, MoCo) and "projection" not in _outputs(model):
         return backbone_state_dict(model, counters)
     torch_names.recognise(tensors, "moco")
     whole = {f"encoder_q.{name}": value for name, value in tensors.items()}
@@ -345,6 +344,12 @@ def whole_state_dict(model, counters=None):
         whole["queue"] = np.ascontiguousarray(model.queue.keys.numpy().T)
         whole["queue_ptr"] = np.array([int(model.queue.pointer)], np.int64)
     return {f"module.{name}": value for name, value in whole.items()}
+
+
+def _outputs(encoder):
+    """The names of a functional model's outputs, where it has names for them."""
+    outputs = getattr(encoder, "output", None)  # subclassed models have none
+    return tuple(outputs) if isinstance(outputs, dict) else ()
 
 
 def _query_tensors(model, counters):

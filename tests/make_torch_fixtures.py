@@ -1,6 +1,6 @@
 """Makes tests/torch_files/ with PyTorch and torchvision: python tests/make_torch_fixtures.py
 
-The everyday tests read these files without PyTorch. Weights are functions of their names (goldens/tensors.py), so that
+The everyday tests read these files without PyTorch. Weights are functions of their names (named_weights.py), so that
 no answer needs its weights stored.
 """
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from unittest import mock
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "goldens"))
+sys.path[:0] = [str(HERE), str(HERE / "goldens")]
 # torchvision's C++ operators, which no ResNet uses, are missing beside a torch wheel that it was not built for.
 sys.modules.setdefault("torchvision._meta_registrations", mock.MagicMock())
 
-import numpy as np  # noqa: E402
 import tensors  # noqa: E402
 import torch  # noqa: E402
 import torchvision  # noqa: E402
+from named_weights import excerpt, filled, images  # noqa: E402
 
 FOLDER = HERE / "torch_files"
-SEED, IMAGE_SIZE, BATCH, SHOWN = 4, 64, 4, 8
+SEED = 4
 ARCHITECTURES = {  # this project's name: torchvision's
     "resnet18": "resnet18",
     "resnet34": "resnet34",
@@ -42,7 +42,11 @@ def official(head, seed=SEED, width=1, dim=8, queue_size=32):
     for number, encoder in enumerate(("encoder_q", "encoder_k")):
         for name, value in small_resnet(width, head, dim).items():
             shape, steps = tuple(value.shape), torch.tensor(100 + number)
-            made = steps if name.endswith("tracked") else filled(seed + number, f"{encoder}.{name}", shape)
+            made = (
+                steps
+                if name.endswith("tracked")
+                else torch.from_numpy(filled(seed + number, f"{encoder}.{name}", shape))
+            )
             state[f"module.{encoder}.{name}"] = made
     return state
 
@@ -66,20 +70,12 @@ def small_resnet(width, head, dim):
     return state
 
 
-def filled(seed, name, shape):
-    """A float32 tensor of some size everywhere, running statistics included."""
-    value = tensors.parameter(seed, name, shape)
-    if name.endswith(("running_mean", "running_var")):
-        value = value + 0.1 * np.abs(tensors.parameter(seed, name.replace("running", "any"), shape))
-    return torch.from_numpy(value).float()
-
-
 def network(name):
     """torchvision's network of that name in float64 without its classifier, its weights functions of their names."""
     model = getattr(torchvision.models, name)()
     model.fc = torch.nn.Identity()
     state = {
-        key: value if key.endswith("tracked") else filled(SEED, key, tuple(value.shape))
+        key: value if key.endswith("tracked") else torch.from_numpy(filled(SEED, key, tuple(value.shape)))
         for key, value in model.state_dict().items()
     }
     model.load_state_dict(state)
@@ -89,21 +85,16 @@ def network(name):
 def answers(name):
     """Features of a network in evaluation and in training mode, and its statistics after the step, in excerpts."""
     model = network(name)
-    images = torch.from_numpy(tensors.images(SEED, 0, 0, BATCH, IMAGE_SIZE)).double()
+    batch = torch.from_numpy(images(SEED))
     with torch.no_grad():
-        evaluated = model.eval()(images)
-        trained = model.train()(images)
+        evaluated = model.eval()(batch)
+        trained = model.train()(batch)
     statistics = {
         key: excerpt(value)
         for key, value in model.state_dict().items()
         if key.endswith(("running_mean", "running_var")) and (key.startswith("bn1") or ".0.bn2" in key)
     }
     return {"evaluation": excerpt(evaluated), "training": excerpt(trained), "statistics": statistics}
-
-
-def excerpt(value):
-    flat = value.detach().numpy().ravel()
-    return {"largest": float(np.abs(flat).max()), "every": flat[:: max(1, flat.size // SHOWN)].tolist()}
 
 
 def main():

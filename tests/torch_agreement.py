@@ -11,9 +11,9 @@ sys.path[:0] = [str(HERE), str(HERE / "goldens")]
 
 import keras  # noqa: E402
 import make_torch_fixtures as reference  # noqa: E402
+import named_weights  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
-import tensors  # noqa: E402
 import torch  # noqa: E402
 
 from moco_tf import torch_names, torch_weights  # noqa: E402
@@ -29,7 +29,7 @@ def deviations(name, gradients=True):
     in evaluation mode; PyTorch's float32: of its own.
     """
     network = reference.network(name)
-    images = torch.from_numpy(tensors.images(reference.SEED, 0, 0, reference.BATCH, reference.IMAGE_SIZE)).double()
+    images = torch.from_numpy(named_weights.images(reference.SEED))
     state = {key: value.numpy().copy() for key, value in network.state_dict().items()}
 
     with torch.no_grad():
@@ -76,7 +76,7 @@ def _model(state, precision):
     keras.config.set_dtype_policy(precision)
     keras.config.set_floatx(precision)
     try:
-        model = torch_weights.encoder(torch_names.recognise(state), reference.IMAGE_SIZE)
+        model = torch_weights.encoder(torch_names.recognise(state), named_weights.IMAGE_SIZE)
         torch_weights.load_encoder(model, state)
         return model
     finally:
