@@ -1,5 +1,6 @@
 """Against PyTorch itself, where it is installed (the `torch` extra): networks, and files that it wrote and reads."""
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("torchvision")
+if not importlib.util.find_spec("torchvision"):
+    pytest.skip("torchvision is not installed", allow_module_level=True)
 sys.path.insert(0, str(Path(__file__).parent))
 
 import make_torch_fixtures as reference  # noqa: E402
