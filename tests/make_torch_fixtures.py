@@ -42,12 +42,8 @@ def official(head, seed=SEED, width=1, dim=8, queue_size=32):
     for number, encoder in enumerate(("encoder_q", "encoder_k")):
         for name, value in small_resnet(width, head, dim).items():
             shape, steps = tuple(value.shape), torch.tensor(100 + number)
-            made = (
-                steps
-                if name.endswith("tracked")
-                else torch.from_numpy(filled(seed + number, f"{encoder}.{name}", shape))
-            )
-            state[f"module.{encoder}.{name}"] = made
+            value = torch.from_numpy(filled(seed + number, f"{encoder}.{name}", shape))
+            state[f"module.{encoder}.{name}"] = steps if name.endswith("tracked") else value
     return state
 
 
