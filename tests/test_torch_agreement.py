@@ -32,8 +32,7 @@ def test_features_statistics_and_gradients_are_torchvisions(name):
     assert found["float32"] <= 10 * found["PyTorch's float32"]
 
 
-@pytest.mark.parametrize("new_format", [True, False])
-@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("new_format, head", [(True, "mlp"), (False, "linear")])
 def test_a_file_of_the_official_naming_trains_on_and_exports_to_pytorch(new_format, head, tmp_path):
     state = reference.official(head, seed=9, width=2, queue_size=64)
     checkpoint = {"epoch": 1, "arch": "resnet10", "state_dict": state, "optimizer": {"state": {}}}

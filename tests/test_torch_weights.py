@@ -167,7 +167,7 @@ def photos(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("file, augment", [(V1, "v1"), (V2, "v2")])
+@pytest.mark.parametrize("file, augment", [(V1, "v1"), pytest.param(V2, "v2", marks=pytest.mark.slow)])
 def test_a_converted_checkpoint_trains_on_for_10_steps_and_exports(file, augment, photos, tmp_path, capsys):
     folder, before = tmp_path / "run", torch_files.read(file)
     settings = [f"--dataset={photos}", "--batch_size=6", "--bn_groups=3", "--image_size=32", "--knn_every=1"]
