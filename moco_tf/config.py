@@ -20,6 +20,8 @@ ARCHITECTURES = (
     "resnet101",
     "resnet152",
     "resnext50",
+    "wide_resnet50",
+    "wide_resnet101",
 )
 
 # What a flag is about decides whether a run may go on with another value of it (see `differences`).
@@ -247,6 +249,13 @@ def parse(arguments):
     """
     flag_values = flags.FlagValues()
     define_flags(flag_values)
+    read_arguments(flag_values, "moco_tf.train", arguments)
+    config = Config(**config_values(flag_values))
+    return dataclasses.replace(config, run_dir=config.run_dir or f"runs/{_flag_file_name(arguments)}")
+
+
+def read_arguments(flag_values, program, arguments):
+    """Brings command-line arguments into a `FlagValues`; raises as `parse` does."""
     if any(argument in ("--help", "-h", "--helpfull", "--helpshort") for argument in arguments):
         raise HelpAsked(flag_values.get_help())
     for place, argument in enumerate(arguments):
@@ -259,19 +268,22 @@ def parse(arguments):
                     f"--flagfile comes first: it would override {arguments[0]!r}, which stands before it"
                 )
     try:
-        rest = flag_values(["moco_tf.train", *arguments])[1:]
+        rest = flag_values([program, *arguments])[1:]
     except (flags.Error, OSError, ValueError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     if rest:
         raise ConfigError(f"all arguments are flags, --name=value; got {' '.join(rest)!r}")
+
+
+def config_values(flag_values):
+    """The values of `Config`'s fields among parsed flags, a dict."""
     values = {field.name: flag_values[field.name].value for field in dataclasses.fields(Config)}
     try:
         values["lr_drops"] = tuple(int(x) for x in values["lr_drops"])
     except ValueError:
         got = ",".join(values["lr_drops"])
         raise ConfigError(f"--lr_drops lists whole epochs, as in 120,160; got {got!r}") from None
-    config = Config(**values)
-    return dataclasses.replace(config, run_dir=config.run_dir or f"runs/{_flag_file_name(arguments)}")
+    return values
 
 
 def read(path):

@@ -60,7 +60,8 @@ def train(config):
     with strategy.scope():
         model = build.model(config, steps_per_epoch)
         checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints", model, writes=chief)
-        step = checkpoints.restore_last() or 0
+        restored = checkpoints.restore_last()
+        step = restored or 0  # a converted checkpoint stands at step 0
     if step >= last:
         log.info(f"{config.run_dir} is finished, at step {step} of {total}; a larger --epochs or --max_steps goes on.")
         return 0
@@ -82,7 +83,8 @@ def train(config):
             if step % steps_per_epoch:
                 saver.keep_totals()
         elif chief:
-            _look_before_training(config, source, task, model, run, recorder, monitor)
+            begun = "untrained" if restored is None else "as converted"
+            _look_before_training(config, source, task, model, run, recorder, monitor, begun)
         with _signals_to(saver):
             while step < last:
                 # One `fit` an epoch, or for what is left of it: each begins exactly where the step counter stands.
@@ -128,7 +130,7 @@ def _introduce(config, strategy, source, steps_per_epoch):
         log.info("- These are the embedded images, a part of CIFAR-10; --dataset=DIR takes a folder of your own.")
 
 
-def _look_before_training(config, source, task, model, run, recorder, monitor):
+def _look_before_training(config, source, task, model, run, recorder, monitor, begun):
     """Advice, a picture of view pairs, and the accuracies that those of training are compared with."""
     from moco_tf import advice, callbacks
     from moco_tf.data.views import pairs
@@ -140,7 +142,7 @@ def _look_before_training(config, source, task, model, run, recorder, monitor):
     query, key = next(iter(pairs(source, task, min(8, config.batch_size), config.seed)))
     recorder.picture("views", callbacks.picture_of_pairs(query, key, task.preprocessing))
     if monitor:
-        run.keep_baselines({"untrained": monitor.evaluate(), "raw pixels": monitor.evaluate_pixels()})
+        run.keep_baselines({begun: monitor.evaluate(), "raw pixels": monitor.evaluate_pixels()})
         log.info("kNN top-1 before training: " + _percents(run.baselines()))
 
 

@@ -13,6 +13,7 @@ import tensors
 
 import moco_tf
 from moco_tf.momentum import copy_weights
+from moco_tf.torch_names import names, to_keras, to_torch
 
 LOSS, RELATIVE = 1e-7, 1e-6  # the golden files' own tolerances
 
@@ -55,8 +56,8 @@ def _replay_moco(golden):
             weight_decay=g["weight_decay"],
         )
     )
-    for name, variable in torch_names(model.query_encoder):
-        variable.assign(from_torch(name, golden_parameter(g["seed"], f"encoder_q.{name}", variable)))
+    for name, variable in names(model.query_encoder):
+        variable.assign(to_keras(golden_parameter(g["seed"], f"encoder_q.{name}", variable)))
     copy_weights(model.query_encoder, model.key_encoder)
     model.queue.keys.assign(tensors.queue(g["seed"], g["dim"], g["K"]).astype("float32").T)
 
@@ -74,8 +75,8 @@ def _replay_moco(golden):
 
     values = {"queue": model.queue.keys.numpy().T, "queue_ptr": model.queue.pointer.numpy().reshape(1)}
     for prefix, encoder in (("encoder_q", model.query_encoder), ("encoder_k", model.key_encoder)):
-        for name, variable in torch_names(encoder):
-            values[f"{prefix}.{name}"] = to_torch(name, variable.numpy())
+        for name, variable in names(encoder):
+            values[f"{prefix}.{name}"] = to_torch(variable.numpy())
     expected = {name: v for name, v in g["final"].items() if not name.endswith("num_batches_tracked")}
     if values.keys() != expected.keys():
         raise ValueError(f"tensors differ: {sorted(values.keys() ^ expected.keys())}")
@@ -100,31 +101,6 @@ def relative(value, expected):
     return float(np.abs(value - expected).max() / np.abs(expected).max())
 
 
-def torch_names(encoder):
-    """(PyTorch name, variable) for each weight of an encoder whose layers bear torchvision's names."""
-    suffixes = {
-        "kernel": "weight",
-        "bias": "bias",
-        "gamma": "weight",
-        "beta": "bias",
-        "moving_mean": "running_mean",
-        "moving_variance": "running_var",
-    }
-    for layer in encoder._flatten_layers(include_self=False, recursive=True):
-        if layer.weights and not isinstance(layer, keras.Model):
-            for variable in layer.weights:
-                yield f"{layer.name}.{suffixes[variable.name]}", variable
-
-
 def golden_parameter(seed, name, variable):
-    shape = to_torch(name, np.zeros(variable.shape)).shape
+    shape = to_torch(variable.numpy()).shape
     return tensors.parameter(seed, name, shape).astype("float32").astype("float64")
-
-
-def to_torch(name, value):
-    """Keras' layout to PyTorch's: (kh, kw, in, out) -> (out, in, kh, kw), (in, out) -> (out, in)."""
-    return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-
-
-def from_torch(name, value):
-    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T

@@ -10,12 +10,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up; a file imports only from floors below its own. Files of a folder share its entry.
 FLOORS = [
-    {"config", "losses", "momentum", "schedules", "replicas", "optimizers", "startup"},
+    {"config", "losses", "momentum", "schedules", "replicas", "optimizers", "startup", "torch_files"},
     {"encoders", "data", "queue", "run_folder", "advice", "checkpoint"},
-    {"methods", "evaluate"},
+    {"methods", "evaluate", "torch_names"},
     {"callbacks"},
     {"build"},
-    {"train"},
+    {"train", "torch_weights"},
 ]
 
 

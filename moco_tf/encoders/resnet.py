@@ -25,9 +25,10 @@ def resnet(blocks, bottleneck, *, image_size=224, width=64, stem="imagenet", car
       image_size: side of the square input in pixels, or None for any size.
       width: channels of the first stage; each later stage doubles them. 64 in the paper.
       stem: "imagenet" (7x7, stride 2, then a 3x3 max-pool) or "cifar" (3x3, stride 1, no pooling).
-      cardinality, base_width: groups of the 3x3 convolutions and their width at stage width 64 (ResNeXt).
+      cardinality, base_width: groups of the 3x3 convolutions and their width at stage width 64 (ResNeXt, wide).
 
-    Sources: He et al. 2016 (arXiv:1512.03385), Xie et al. 2017 (arXiv:1611.05431).
+    Sources: He et al. 2016 (arXiv:1512.03385), Xie et al. 2017 (arXiv:1611.05431), Zagoruyko and Komodakis 2016
+    (arXiv:1605.07146).
     """
     if stem not in ("imagenet", "cifar"):
         raise ValueError(f"stem is 'imagenet' or 'cifar', not {stem!r}")
@@ -109,3 +110,5 @@ resnet50 = partial(resnet, (3, 4, 6, 3), True)
 resnet101 = partial(resnet, (3, 4, 23, 3), True)
 resnet152 = partial(resnet, (3, 8, 36, 3), True)
 resnext50 = partial(resnet, (3, 4, 6, 3), True, cardinality=32, base_width=4)
+wide_resnet50 = partial(resnet, (3, 4, 6, 3), True, base_width=128)  # torchvision's wide_resnet50_2
+wide_resnet101 = partial(resnet, (3, 4, 23, 3), True, base_width=128)
