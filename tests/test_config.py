@@ -32,6 +32,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
         (["--flagfile", "x.flags"], "--flagfile=FILE names the file after an equals sign"),
         (["--lr=1", "--flagfile=x.flags"], "--flagfile comes first: it would override '--lr=1'"),
         (["--seed=-1"], "--seed is 0 or more; got -1"),
+        (["--strategy=single", "--virtual_replicas=2"], "--virtual_replicas=2 divides one machine's CPU"),
         (["--flagfile=missing.flags"], "missing.flags"),
         (["extra"], "all arguments are flags, --name=value; got 'extra'"),
     ],
@@ -93,3 +94,24 @@ def test_v2_differs_from_v1_in_augmentation_head_temperature_and_schedule():
         "--lr_drops=120,160",
     }
     assert v2 - v1 == {"--augment=v2", "--head=mlp", "--temperature=0.2", "--lr_schedule=cosine"}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--batch_size=10"], "--batch_size counts the images of all 4 replicas, a multiple of 4; got 10"),
+        (["--bn_groups=2"], "--bn_groups counts the groups of all replicas, a multiple of 4; got 2"),
+        (["--precision=float16"], "--precision=float16 scales its loss on one replica only; use bfloat16"),
+    ],
+)
+def test_what_replicas_cannot_share_is_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(arguments).on_replicas(4)
+
+
+def test_bn_groups_are_what_the_run_began_with_and_else_one_a_replica():
+    begun = parse([]).on_replicas(4)
+    assert begun.bn_groups == 4
+    assert parse([]).on_replicas(2, begun).bn_groups == 4
+    assert parse(["--bn_groups=8"]).on_replicas(2).bn_groups == 8
+    assert not begun.differences(parse([]).on_replicas(1, begun))

@@ -71,17 +71,38 @@ def test_after_a_killed_worker_the_others_stop_and_all_go_on_bit_for_bit(undistu
     assert_same_run(undisturbed, tmp_path)
 
 
+def on_virtual_replicas(run_dir, replicas, max_steps):
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
+    command = [sys.executable, "-m", "moco_tf.train", *TINY, f"--run_dir={run_dir}", "--epochs=1"]
+    changing = [f"--virtual_replicas={replicas}", f"--max_steps={max_steps}"]
+    subprocess.run([*command, *changing], cwd=REPOSITORY, env=environment, check=True, stdout=subprocess.PIPE)
+
+
+def test_an_interrupted_run_on_replicas_ends_like_an_undisturbed_one_on_as_many_machines(undisturbed, tmp_path):
+    for last in (7, 20):
+        on_virtual_replicas(tmp_path, 2, last)
+    assert_same_run(undisturbed, tmp_path)
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_workers(undisturbed, tmp_path):
     finish(start(tmp_path, "--epochs=1", "--max_steps=7"))
-    environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
-    command = [sys.executable, "-m", "moco_tf.train", *TINY, f"--run_dir={tmp_path}", "--epochs=1"]
-    for replicas in (0, 4):
-        subprocess.run(
-            [*command, f"--virtual_replicas={replicas}", f"--max_steps={14 if not replicas else 20}"],
-            cwd=REPOSITORY,
-            env=environment,
-            check=True,
-        )
+    on_virtual_replicas(tmp_path, 0, 14)
+    on_virtual_replicas(tmp_path, 4, 20)
     (expected,), (row,) = rows(undisturbed), rows(tmp_path)
     assert float(row["loss"]) == pytest.approx(float(expected["loss"]), abs=1e-3)
+
+
+def test_multiworker_without_its_environment_is_refused_in_one_line(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
+    for config, message in (({}, "which is not set"), ({"TF_CONFIG": "{"}, "TF_CONFIG does not describe")):
+        done = subprocess.run(
+            [sys.executable, "-m", "moco_tf.train", "--strategy=multiworker", f"--run_dir={tmp_path}"],
+            cwd=REPOSITORY,
+            env=environment | config,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert message in done.stderr and done.stderr.count("\n") == 1
