@@ -5,7 +5,6 @@ Parses the flags, builds data and model, fits, saves. `--help` lists the flags.
 
 import contextlib
 import logging
-import re
 import shlex
 import signal
 import sys
@@ -22,8 +21,9 @@ def main(arguments):
     """Runs the command; returns the process's exit status."""
     screen = logging.StreamHandler(sys.stdout)
     screen.setFormatter(logging.Formatter("%(message)s"))
+    screen.setLevel(logging.INFO)
     log.handlers[:] = [screen]
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)  # train.log has it all
     log.propagate = False
     try:
         return train(config_lib.parse(arguments))
@@ -45,15 +45,19 @@ def train(config):
 
     from moco_tf import advice, build, callbacks
     from moco_tf.checkpoint import Checkpoints
+    from moco_tf.data.check import reason
     from moco_tf.data.views import pairs
     from moco_tf.run_folder import RunFolder
 
     started = time.monotonic()
-    source = build.source(config, config.train_split)
+    found = build.find(config, config.train_split)
+    build.steps_per_epoch(config, found.size)  # too few are refused before there is a run folder
+    run = RunFolder(config)
+    run.open_log()
+    source = build.check(config, found, run.path / "train_images.csv", run.begun)
     steps_per_epoch = build.steps_per_epoch(config, source.size)
     total = config.epochs * steps_per_epoch
     last = min(total, config.max_steps or total)
-    run = RunFolder(config)
     task = build.task(config)
     model = build.model(config, steps_per_epoch)
     checkpoints = Checkpoints(run.checkpoints, model)
@@ -69,7 +73,7 @@ def train(config):
     progress = callbacks.Progress(config)
     recorder = callbacks.Recorder(run, config)
     saver = callbacks.Saver(checkpoints, config.checkpoint_every)
-    monitor = build.knn_monitor(config, source)
+    monitor = build.knn_monitor(config, source, run)
     for callback in filter(None, (recorder, monitor)):
         callback.set_model(model)  # they also serve before and after `fit`
     run.rewind(step, steps_per_epoch)
@@ -78,6 +82,8 @@ def train(config):
             log.info(f"Going on from step {step} of {last}.")
             if step % steps_per_epoch:
                 saver.keep_metrics()
+                if cost := source.cost_of_entering(step % steps_per_epoch * config.batch_size):
+                    log.info(f"- {cost}")
         else:
             for sentence in advice.before_training(config, source.size):
                 log.info(f"- {sentence}")
@@ -113,9 +119,11 @@ def train(config):
         last_good = f"the last good checkpoint is {good[-1]}" if good else "there is no good checkpoint"
         log.error(f"Stopped: {stop}; {last_good}. Try a lower --lr in another --run_dir.")
         return 1
-    except tf.errors.OpError as error:  # an image that cannot be decoded, say
-        cause = re.sub(r"{{.*?}}\s*", "", error.message.splitlines()[0])  # without the names of graph nodes
-        log.error(f"Stopped at step {int(model.step)}: {cause}")
+    except tf.errors.OpError as error:  # an image that changed after it was checked, say
+        log.error(
+            f"Stopped at step {int(model.step)}: {reason(error)}. The same command goes on from the last checkpoint; "
+            "files that have changed are checked anew."
+        )
         return 1
 
     log.info(f"Done: step {step} of {total}, {time.monotonic() - started:.0f} s. {checkpoints.path(step)}")
