@@ -95,10 +95,14 @@ def good_only(records):
 
 def reason(error):
     """The cause in the message of TensorFlow's error, in a few words."""
+    raised = re.search(r"ValueError: (.*)", error.message)  # in Python, by `note`
+    if raised:
+        return raised[1]
     assertion = re.search(r"assertion failed: \[(.*?)\]", error.message)
     if assertion:
         return assertion[1]
-    lines = [line.strip() for line in error.message.splitlines() if line.strip() and "{{node" not in line]
+    lines = [line.strip() for line in error.message.splitlines() if not line.strip().startswith("[[")]
+    lines = [line for line in lines if line]
     return re.sub(r"{{.*?}}\s*|\s*\[Op:.*", "", lines[-1]) if lines else type(error).__name__
 
 

@@ -43,8 +43,9 @@ def verify(encoded):
     encoded = _require(height * width <= MAX_PIXELS, _TOO_LARGE, encoded)
 
     def jpeg():
-        with tf.control_dependencies([tf.io.decode_jpeg(encoded, channels=3, ratio=8)]):
-            return tf.stack([height, width])
+        pixels = tf.io.decode_jpeg(encoded, channels=3, ratio=8)
+        # Something has to be asked of the pixels, or TensorFlow spares itself the decoding.
+        return _require(tf.shape(pixels)[0] > 0, "no pixels", tf.stack([height, width]))
 
     def other():
         return tf.shape(decode_other(encoded), tf.int64)[:2]  # a GIF's frame may be larger than it says
