@@ -51,7 +51,6 @@ def train(config):
 
     started = time.monotonic()
     found = build.find(config, config.train_split)
-    build.steps_per_epoch(config, found.size)  # too few are refused before there is a run folder
     run = RunFolder(config)
     run.open_log()
     source = build.check(config, found, run.path / "train_images.csv", run.begun)

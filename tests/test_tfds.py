@@ -83,7 +83,7 @@ def test_every_epoch_has_each_record_once_in_an_order_of_its_own(home):
     assert order(source, 150, seed=3) == places[:150] != order(source, 150, seed=4)
 
 
-@pytest.mark.parametrize("start", [1, 63, 64, 140, 141, 300])
+@pytest.mark.parametrize("start", [63, 141])
 def test_entering_anywhere_is_skipping_up_to_it(home, start):
     source = prepared.find("spoilt", home)
     whole = [(int(e), int(r["id"]), r["image"].numpy()) for e, r in source.shuffled(3, per_epoch=140).take(420)]

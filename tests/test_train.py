@@ -141,7 +141,7 @@ def test_a_finished_run_says_so(undisturbed, capsys):
     [
         (["--lr=0.5", "--seed=4"], "other --lr (there 0.03, here 0.5), --seed (there 0, here 4)"),
         (["--noresume"], "--noresume starts a new run, but"),
-        (["--batch_size=20000", "--bn_groups=1"], "10000 images are fewer than --batch_size=20000"),
+        (["--max_bad_fraction=1.5"], "--max_bad_fraction lies between 0 and 1; got 1.5"),
         (["--dataset=/no/such/folder"], "/no/such/folder"),
         (["--train_split=other"], "'other'"),
     ],
@@ -152,6 +152,12 @@ def test_what_does_not_fit_is_refused_in_one_line_with_status_2(undisturbed, cap
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != ".lock"}
+
+
+def test_fewer_images_than_a_batch_are_refused(tmp_path, capsys):
+    assert main([*TINY, f"--run_dir={tmp_path}", "--batch_size=20000"]) == 2
+    error = capsys.readouterr().err
+    assert "10000 images are fewer than --batch_size=20000" in error and error.count("\n") == 1
 
 
 def test_a_folder_in_use_is_refused(tmp_path, capsys):
@@ -379,7 +385,7 @@ def check_spoilt_run(tmp_path, good, spoilt, steps, stop):
 
 
 def test_a_folder_with_spoilt_images_trains_names_exactly_those_and_resumes_bit_for_bit(tmp_path):
-    check_spoilt_run(tmp_path, good=500, spoilt=100, steps=12, stop=6)
+    check_spoilt_run(tmp_path, good=300, spoilt=100, steps=8, stop=3)
 
 
 @pytest.mark.slow
