@@ -39,30 +39,31 @@ def verify(encoded):
     known to be within `MAX_PIXELS`. Of a JPEG all data is read and an eighth of the resolution computed, in a
     fraction of the time: a test holds the two verdicts equal.
     """
-    kind, height, width = header(encoded)
-    encoded = _require(height * width <= MAX_PIXELS, _TOO_LARGE, encoded)
 
     def jpeg():
-        pixels = tf.io.decode_jpeg(encoded, channels=3, ratio=8)
+        facts = _jpeg_header(encoded)
+        fits = tf.reduce_prod(facts[1:]) <= MAX_PIXELS
+        pixels = tf.io.decode_jpeg(_require(fits, _TOO_LARGE, encoded), channels=3, ratio=8)
         # Something has to be asked of the pixels, or TensorFlow spares itself the decoding.
-        return _require(tf.shape(pixels)[0] > 0, "no pixels", tf.stack([height, width]))
+        return _require(tf.shape(pixels)[0] > 0, "no pixels", facts)
 
     def other():
-        return tf.shape(decode_other(encoded), tf.int64)[:2]  # a GIF's frame may be larger than it says
+        facts = _other_header(encoded)
+        pixels = decode_other(_require(tf.reduce_prod(facts[1:]) <= MAX_PIXELS, _TOO_LARGE, encoded))
+        size = tf.shape(pixels, tf.int64)[:2]  # a GIF's frame may be larger than its header says
+        return tf.concat([facts[:1], _require(tf.reduce_prod(size) <= MAX_PIXELS, _TOO_LARGE, size)], axis=0)
 
-    size = tf.cond(tf.equal(kind, JPEG), jpeg, other)
-    size = _require(tf.reduce_prod(size) <= MAX_PIXELS, _TOO_LARGE, size)
-    return tf.concat([[kind], size], axis=0)
+    return tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
 
 
 def header(encoded):
     """(format, height, width), int64 scalars, from the first bytes; an error where they are none that is read."""
+    return tf.unstack(tf.cond(tf.io.is_jpeg(encoded), lambda: _jpeg_header(encoded), lambda: _other_header(encoded)))
 
-    def jpeg():
-        height, width, _ = tf.unstack(tf.image.extract_jpeg_shape(encoded, tf.int64))
-        return tf.stack([tf.constant(JPEG, tf.int64), height, width])
 
-    return tf.unstack(tf.cond(tf.io.is_jpeg(encoded), jpeg, lambda: _other_header(encoded)))
+def _jpeg_header(encoded):
+    size = tf.image.extract_jpeg_shape(encoded, tf.int64)[:2]
+    return tf.concat([tf.constant([JPEG], tf.int64), size], axis=0)
 
 
 def _other_header(encoded):
