@@ -230,25 +230,31 @@ def _image_files(root, unread):
         for folder in level:
             try:
                 with os.scandir(os.path.join(root, folder)) as entries:
-                    entries = sorted((e for e in entries if not e.name.startswith(b".")), key=lambda e: e.name)
+                    entries = [entry for entry in entries if not entry.name.startswith(b".")]
             except OSError:
                 unread.append(os.fsdecode(folder))
                 continue
+            prefix = folder + b"/" if folder else b""
+            subfolders = []
             for entry in entries:
-                path = os.path.join(folder, entry.name)
+                name = entry.name
+                is_image = name.lower().endswith(suffixes)
+                if not is_image and entry.is_file():
+                    continue  # without asking for its size
                 try:
                     status = entry.stat()
                 except OSError:  # a link to nothing
-                    status = None
-                if status and stat.S_ISDIR(status.st_mode):
-                    if (status.st_dev, status.st_ino) not in seen:
-                        seen.add((status.st_dev, status.st_ino))
-                        below.append(path)
-                elif entry.name.lower().endswith(suffixes):
-                    if status is None:
-                        yield os.fsdecode(path), UNREADABLE, 0
-                    elif stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-                        yield os.fsdecode(path), status.st_size, status.st_mtime_ns
+                    if is_image:
+                        yield os.fsdecode(prefix + name), UNREADABLE, 0
+                    continue
+                if stat.S_ISDIR(status.st_mode):
+                    subfolders.append((name, status.st_dev, status.st_ino))
+                elif is_image and stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+                    yield os.fsdecode(prefix + name), status.st_size, status.st_mtime_ns
+            for name, *place in sorted(subfolders):
+                if tuple(place) not in seen:
+                    seen.add(tuple(place))
+                    below.append(prefix + name)
         level = below
 
 

@@ -154,7 +154,7 @@ class Prepared:
             key = tf.stack([tf.constant(order.seed, tf.int64), epoch])
             places = tf.random.experimental.index_shuffle(tf.range(count, dtype=tf.int64), key, count - 1)
             in_turns = tf.data.Dataset.from_tensor_slices(tuple(tf.gather(values, places) for values in shards))
-            records = in_turns.interleave(_read_shard, cycle_length=SHARDS_AT_ONCE, deterministic=True)
+            records = in_turns.interleave(_read_shard, cycle_length=SHARDS_AT_ONCE)
             blocks = records.batch(block).enumerate().map(lambda place, block: mixed(epoch, place, *block))
             return blocks.unbatch().take(order.per_epoch)
 
