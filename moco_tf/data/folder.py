@@ -6,6 +6,7 @@ so that a run goes on with the images that it began with. docs/data.md states th
 
 import csv
 import dataclasses
+import functools
 import os
 import pathlib
 import stat
@@ -135,15 +136,16 @@ def check(listing, manifest=None, begun=False):
             times=np.array([0 if n is None else listing.times[n] for n in numbers], np.int64),
         )
     verdicts, unknown = [], []
+    gone, nothing = Verdict(GONE), (None, None, None)
     stats = zip(listing.files, listing.sizes.tolist(), listing.times.tolist(), strict=True)
     for number, (file, size, time) in enumerate(stats):
+        known_size, known_time, verdict = known.get(file, nothing)
         if size == UNREADABLE:
-            verdicts.append(Verdict(GONE))
-        elif file in known and known[file][:2] == (size, time):
-            verdicts.append(known[file][2])
-        else:
-            verdicts.append(None)
+            verdict = gone
+        elif size != known_size or time != known_time:
+            verdict = None
             unknown.append(number)
+        verdicts.append(verdict)
     if unknown:
         root = os.fsencode(listing.path)
         paths = tf.data.Dataset.from_tensor_slices(
@@ -265,8 +267,9 @@ def _read(manifest):
             rows = csv.reader(file)
             if next(rows, None) != [*COLUMNS, RULES]:
                 return {}
+            verdict = functools.cache(lambda *facts: Verdict(*facts[:2], int(facts[2]), int(facts[3])))
             return {
-                path: (int(size), int(time), Verdict(problem, format, int(height), int(width)))
+                path: (int(size), int(time), verdict(problem, format, height, width))
                 for path, size, time, problem, format, height, width in rows
             }
     except (OSError, ValueError, csv.Error):  # missing, or not as `_write` leaves it
