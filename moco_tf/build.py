@@ -10,7 +10,7 @@ import tensorflow as tf
 from moco_tf import schedules
 from moco_tf.callbacks import KNNMonitor
 from moco_tf.config import ConfigError
-from moco_tf.data import augment, sources
+from moco_tf.data import augment, folder, sources, tfds
 from moco_tf.data.views import pairs
 from moco_tf.encoders import resnet
 from moco_tf.methods.moco import MoCo
@@ -74,14 +74,52 @@ def batches(config, strategy, source, task, step):
     )
 
 
-def source(config, split):
-    """The `Source` of records of one split."""
+def find(config, split):
+    """What --dataset and a split name: a source, or the `folder.Listing` that `check` makes one of."""
+    path = Path(config.data_dir, config.dataset).expanduser()
     try:
         if config.dataset == "embedded":
             return sources.embedded(split)
-        return sources.folder(str(Path(config.data_dir) / config.dataset), split)
+        # With --data_dir, a set of TFDS is a folder there as well.
+        if path.exists() and not tfds.is_prepared(path):
+            return folder.scan(path, split)
+        return tfds.find(config.dataset, config.data_dir, split, config.max_bad_fraction)
     except ValueError as error:
         raise ConfigError(f"--dataset={config.dataset}: {error}") from error
+
+
+def check(config, found, manifest=None, begun=False, writes=True):
+    """A source of what was found: a folder's files are checked, with what the manifest knows (see `folder.check`)."""
+    if not isinstance(found, folder.Listing):
+        return found
+    checked = folder.check(found, manifest, begun, writes)
+    try:
+        source = checked.source()
+    except ValueError as error:
+        raise ConfigError(f"--dataset={config.dataset}: {error}") from error
+    _report(checked)
+    if refusal := folder.too_many_bad(checked.bad, source.size, config.max_bad_fraction):
+        raise ConfigError(refusal)
+    return source
+
+
+def _report(checked):
+    """Says on the screen how many images are bad, and in the log which."""
+    listing = checked.listing
+    for file in listing.unread:
+        log.warning(f"Not read: {folder.printable(listing.path / file)}, a folder that cannot be opened.")
+    if checked.added:
+        log.warning(
+            f"{checked.added} images came into {listing.path} after the run began and are left out; "
+            "a run in another --run_dir takes them in."
+        )
+    for file, problem in checked.bad:
+        log.debug(f"Undecodable image: {folder.printable(listing.path / file)} ({problem})")
+    if checked.bad:
+        log.warning(
+            f"{len(checked.bad)} of {listing.size} images in {listing.path} cannot be decoded (train.log names them); "
+            "the next good one stands in for each."
+        )
 
 
 def steps_per_epoch(config, size):
@@ -93,17 +131,17 @@ def steps_per_epoch(config, size):
     return size // config.batch_size
 
 
-def knn_monitor(config, train_source):
+def knn_monitor(config, train_source, run):
     """The kNN monitor, or None, with the reason in the log, where it is off or the data has no labels for it."""
     if not config.knn_every:
         return None
     try:
-        queries = source(config, config.eval_split)
+        queries = check(config, find(config, config.eval_split), run.path / "eval_images.csv", run.begun)
     except ConfigError as error:
         log.info(f"No kNN monitor: {error}")
         return None
     for images in (train_source, queries):
-        if not tf.reduce_any(images.labels >= 0):
+        if not images.labelled:
             log.info(f"No kNN monitor: the images of {images.name} have no labels.")
             return None
     return KNNMonitor(train_source, queries, config.knn_every)

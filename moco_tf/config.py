@@ -44,12 +44,25 @@ def _flag(default, help, choices=None, about=MATHEMATICS):
 @dataclasses.dataclass(frozen=True)
 class Config:
     dataset: str = _flag(
-        "embedded", "'embedded' (12,000 real 32-pixel images inside this package) or a folder of images."
+        "embedded",
+        "'embedded' (12,000 real 32-pixel images inside this package), a folder of images, or a prepared data set of "
+        "TFDS by name, such as imagenet2012. `python -m moco_tf.data` shows what is in it.",
     )
-    data_dir: str = _flag("", "Folder that a relative --dataset folder starts from.", about=FREE)
-    train_split: str = _flag("train", "Split to train on; for a folder, its sub-folder of this name if it has one.")
+    data_dir: str = _flag(
+        "", "Folder that a relative --dataset folder starts from, or that holds TFDS' prepared sets.", about=FREE
+    )
+    train_split: str = _flag(
+        "train",
+        "Split to train on: for a folder, its sub-folder of this name if it has one; for TFDS, its split language, "
+        "such as train[:90%].",
+    )
     eval_split: str = _flag(
-        "test", "Labelled split for the kNN monitor; for a folder, its sub-folder test, val or validation."
+        "test",
+        "Labelled split for the kNN monitor: test, val or validation, whichever there is; for TFDS, its split "
+        "language.",
+    )
+    max_bad_fraction: float = _flag(
+        0.05, "Share of undecodable images, 0 to 1, that a run accepts; good ones stand in for them.", about=FREE
     )
     method: str = _flag("moco", "Algorithm: moco is MoCo v1 and v2.", choices=("moco",))
     arch: str = _flag(
@@ -146,6 +159,7 @@ class Config:
         self._require(self.seed < 2**31, "seed", "is less than 2^31")
         self._require(self.checkpoint_every > 0, "checkpoint_every", "is at least 1 step")
         self._require(0 <= self.momentum <= 1, "momentum", "lies between 0 and 1")
+        self._require(0 <= self.max_bad_fraction <= 1, "max_bad_fraction", "lies between 0 and 1")
         self._require(0 <= self.crop_min <= 1, "crop_min", "lies between 0 and 1")
         self._require(self.batch_size >= 2, "batch_size", "is at least 2")
         ascending = list(self.lr_drops) == sorted(self.lr_drops) and min(self.lr_drops, default=0) >= 0

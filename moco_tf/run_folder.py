@@ -1,6 +1,7 @@
 """The files of a training run: one folder holds all that a run leaves behind, and one process writes to it.
 
-config.flags  data.json  metrics.csv  baselines.json  train.log  views.png  checkpoints/  tensorboard/
+config.flags  data.json  train_images.csv  eval_images.csv  metrics.csv  baselines.json  train.log  views.png
+checkpoints/  tensorboard/
 """
 
 import csv
@@ -61,9 +62,10 @@ class RunFolder:
                 "wait for it, or choose another --run_dir"
             ) from None
         self._check(config)
+        self.begun = self._recorded.exists()  # by an earlier start
 
     def begin(self, config, images):
-        """Records the flags and the number of images, and opens the log; call it when nothing else is refused."""
+        """Records the flags and the number of images; call it when nothing else is refused."""
         data = self.path / "data.json"
         before = json.loads(data.read_text())["images"] if data.exists() else images
         if images != before:
@@ -73,7 +75,10 @@ class RunFolder:
             )
         write_aside(data, json.dumps({"images": images}) + "\n")
         write_aside(self._recorded, config.flag_lines())
-        handler = logging.FileHandler(self.path / "train.log", encoding="utf-8")
+
+    def open_log(self):
+        """What is logged from here on is kept in train.log, with more detail than the screen has."""
+        handler = logging.FileHandler(self.path / "train.log", encoding="utf-8", delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
 

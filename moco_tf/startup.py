@@ -15,10 +15,12 @@ def load_tensorflow(virtual_cpus=0):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with tempfile.TemporaryFile() as greetings:
         try:
-            with _stderr_to(greetings):
+            with stderr_to(greetings):
+                import absl.logging
                 import keras  # noqa: F401
                 import tensorflow as tf
 
+                absl.logging.set_verbosity(absl.logging.ERROR)  # Keras and TFDS warn of what users cannot change
                 tf.config.list_physical_devices()  # probing for a GPU has its own messages
                 if virtual_cpus:
                     (cpu,) = tf.config.list_physical_devices("CPU")
@@ -32,7 +34,7 @@ def load_tensorflow(virtual_cpus=0):
 
 
 @contextlib.contextmanager
-def _stderr_to(file):
+def stderr_to(file):
     """Sends file descriptor 2 elsewhere: the libraries' C++ writes to it before any log level is read."""
     sys.stderr.flush()
     kept = os.dup(2)

@@ -5,7 +5,6 @@ Parses the flags, builds data and model, fits, saves. `--help` lists the flags.
 
 import contextlib
 import logging
-import re
 import shlex
 import signal
 import sys
@@ -23,8 +22,9 @@ def main(arguments):
     """Runs the command; returns the process's exit status."""
     screen = logging.StreamHandler(sys.stdout)
     screen.setFormatter(logging.Formatter("%(message)s"))
+    screen.setLevel(logging.INFO)
     log.handlers[:] = [screen]
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)  # train.log has it all
     log.propagate = False
     try:
         return train(config_lib.parse(arguments))
@@ -46,16 +46,23 @@ def train(config):
 
     from moco_tf import build, callbacks, run_folder
     from moco_tf.checkpoint import Checkpoints
+    from moco_tf.data.check import reason
 
     started = time.monotonic()
     strategy = build.strategy(config)
     chief = build.is_chief(strategy)
-    config = config.on_replicas(strategy.num_replicas_in_sync, run_folder.recorded(config.run_dir))
-    source = build.source(config, config.train_split)
+    recorded = run_folder.recorded(config.run_dir)
+    config = config.on_replicas(strategy.num_replicas_in_sync, recorded)
+    found = build.find(config, config.train_split)
+    run = None
+    if chief:
+        run = run_folder.RunFolder(config)
+        run.open_log()
+    manifest = Path(config.run_dir) / "train_images.csv"
+    source = build.check(config, found, manifest, begun=recorded is not None, writes=chief)
     steps_per_epoch = build.steps_per_epoch(config, source.size)
     total = config.epochs * steps_per_epoch
     last = min(total, config.max_steps or total)
-    run = run_folder.RunFolder(config) if chief else None
     task = build.task(config)
     with strategy.scope():
         model = build.model(config, steps_per_epoch)
@@ -73,7 +80,7 @@ def train(config):
         _introduce(config, strategy, source, steps_per_epoch)
         progress = callbacks.Progress(config)
         recorder = callbacks.Recorder(run, config)
-        monitor = build.knn_monitor(config, source)
+        monitor = build.knn_monitor(config, source, run)
         run.rewind(step, steps_per_epoch)
     else:
         log.info("This machine trains along. The chief writes the run folder; the others wait while it evaluates.")
@@ -82,6 +89,8 @@ def train(config):
             log.info(f"Going on from step {step} of {last}.")
             if step % steps_per_epoch:
                 saver.keep_totals()
+                if cost := source.cost_of_entering(step % steps_per_epoch * config.batch_size):
+                    log.info(f"- {cost}")
         elif chief:
             begun = "untrained" if restored is None else "as converted"
             _look_before_training(config, source, task, model, run, recorder, monitor, begun)
@@ -103,13 +112,13 @@ def train(config):
                 step += steps
     except callbacks.TrainingStopped as stop:
         return _report(stop, config, checkpoints, model.steps_done)
-    except tf.errors.OpError as error:  # an image that cannot be decoded, say
-        cause = _cause(error)
+    except tf.errors.OpError as error:  # an image that changed after it was checked, or another machine that is gone
+        cause = reason(error)
         if "ollective" in cause:
-            cause = (
-                f"another machine no longer answers ({cause}); start all again: they go on from the last checkpoint"
-            )
-        log.error(f"Stopped at step {model.steps_done}: {cause}")
+            advised = "another machine no longer answers: start all again, they go on from the last checkpoint"
+        else:
+            advised = "the same command goes on from the last checkpoint; files that have changed are checked anew"
+        log.error(f"Stopped at step {model.steps_done}: {cause}; {advised}.")
         return 1
 
     log.info(f"Done: step {step} of {total}, {time.monotonic() - started:.0f} s. {checkpoints.path(step)}")
@@ -158,13 +167,6 @@ def _report(stop, config, checkpoints, step):
     last_good = f"the last good checkpoint is {good[-1]}" if good else "there is no good checkpoint"
     log.error(f"Stopped: {stop}; {last_good}. Try a lower --lr in another --run_dir.")
     return 1
-
-
-def _cause(error):
-    """The line of a TensorFlow error that says what is wrong, without its trace and the names of graph nodes."""
-    lines = (re.sub(r"{{.*?}}\s*", "", line).strip() for line in error.message.splitlines())
-    trace = ("Graph execution error", "Detected at node", "File ", "[[", "(", "<stack")
-    return next((line for line in lines if line and not line.startswith(trace)), type(error).__name__)
 
 
 def _percents(accuracies):

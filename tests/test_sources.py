@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
 from moco_tf.data import sources
 
@@ -11,18 +10,6 @@ from moco_tf.data import sources
 @pytest.fixture
 def small_source():
     return sources.Source("seven", tf.constant([str(i) for i in range(7)]), tf.range(7, dtype=tf.int64))
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(*paths):
-        for path in paths:
-            file = tmp_path / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(file)
-        return tmp_path
-
-    return write
 
 
 def order(source, count, **where):
@@ -73,52 +60,6 @@ def test_in_order_gives_each_record_by_its_number(small_source):
     records = list(small_source.in_order())
     assert [int(record["id"]) for record in records] == list(range(7))
     assert [record["image"].numpy() for record in records] == [str(i).encode() for i in range(7)]
-
-
-def test_class_folders_label_images_at_any_depth_by_path(write):
-    root = write("cat/2.png", "cat/deep/er/1.PNG", "Dog/3.jpeg", ".hidden/4.png", "cat/.5.png")
-    (root / "cat/notes.txt").write_text("no image")
-    source = sources.folder(root)
-    assert source.class_names == ("Dog", "cat")
-    names = [path.decode().removeprefix(f"{root}/") for path in source.contents.numpy()]
-    assert names == ["Dog/3.jpeg", "cat/2.png", "cat/deep/er/1.PNG"]
-    assert source.labels.numpy().tolist() == [0, 1, 1]
-    assert source.record(1)["image"].numpy() == (root / "cat/2.png").read_bytes()
-
-
-def test_a_flat_folder_has_no_labels(write):
-    source = sources.folder(write("b.gif", "a.bmp", "c.jpg"))
-    assert source.class_names == ()
-    assert source.labels.numpy().tolist() == [-1, -1, -1]
-
-
-def test_folders_called_train_and_val_are_splits_with_the_same_class_numbers(write):
-    root = write("train/a/1.png", "train/b/2.png", "val/b/3.png")
-    assert sources.folder(root).size == 2
-    held_out = sources.folder(root, "val")
-    assert held_out.class_names == ("a", "b")
-    assert held_out.labels.numpy().tolist() == [1]
-    assert sources.folder(root, "test").name == held_out.name
-
-
-def test_a_folder_without_splits_is_its_own_training_split(write):
-    assert sources.folder(write("a/1.png"), "train").size == 1
-
-
-def test_what_is_wrong_with_a_folder_is_said_in_one_line(write):
-    root = write("whole/a/1.png", "split/train/1.png", "split/val/1.png", "split/test/1.png")
-    (root / "empty").mkdir()
-    for path, split, message in [
-        (root / "none", None, "There is no folder"),
-        (root / "whole/a/1.png", None, "is a file"),
-        (root / "empty", None, "no images"),
-        (root / "whole", "test", "is not divided, so it has no split 'test'"),
-        (root / "split", "validation", "has the splits train, val, test, not 'validation'"),
-        (root / "split", "tset", "not 'tset'"),
-    ]:
-        with pytest.raises(ValueError, match=message) as error:
-            sources.folder(path, split)
-        assert "\n" not in str(error.value)
 
 
 def test_an_unknown_embedded_split_is_refused():

@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import tensorflow as tf
 
 from moco_tf import callbacks
+from moco_tf.data import sources
 from moco_tf.run_folder import METRICS
 from moco_tf.train import main
 
@@ -139,7 +141,7 @@ def test_a_finished_run_says_so(undisturbed, capsys):
     [
         (["--lr=0.5", "--seed=4"], "other --lr (there 0.03, here 0.5), --seed (there 0, here 4)"),
         (["--noresume"], "--noresume starts a new run, but"),
-        (["--batch_size=20000", "--bn_groups=1"], "10000 images are fewer than --batch_size=20000"),
+        (["--max_bad_fraction=1.5"], "--max_bad_fraction lies between 0 and 1; got 1.5"),
         (["--dataset=/no/such/folder"], "/no/such/folder"),
         (["--train_split=other"], "'other'"),
     ],
@@ -150,6 +152,12 @@ def test_what_does_not_fit_is_refused_in_one_line_with_status_2(undisturbed, cap
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != ".lock"}
+
+
+def test_fewer_images_than_a_batch_are_refused(tmp_path, capsys):
+    assert main([*TINY, f"--run_dir={tmp_path}", "--batch_size=20000"]) == 2
+    error = capsys.readouterr().err
+    assert "10000 images are fewer than --batch_size=20000" in error and error.count("\n") == 1
 
 
 def test_a_folder_in_use_is_refused(tmp_path, capsys):
@@ -240,21 +248,146 @@ def shades(folder, count):
         (folder / f"{i:02d}.png").write_bytes(tf.io.encode_png(image).numpy())
 
 
-def test_a_run_does_not_go_on_with_other_images(tmp_path, capsys):
-    arguments = [*TINY, "--batch_size=8", f"--run_dir={tmp_path / 'run'}", f"--dataset={tmp_path / 'data'}"]
+def folder_run(tmp_path, *arguments):
+    return [*TINY, "--batch_size=8", f"--run_dir={tmp_path / 'run'}", f"--dataset={tmp_path / 'data'}", *arguments]
+
+
+def test_images_that_come_during_a_run_are_left_out_until_another(tmp_path, capsys):
     shades(tmp_path / "data", 8)
-    assert main([*arguments, "--max_steps=1"]) == 0
+    assert main(folder_run(tmp_path, "--max_steps=1")) == 0
     shades(tmp_path / "data", 9)
-    assert main(arguments) == 2
-    assert "run had 8, --dataset has 9" in capsys.readouterr().err
+    assert main(folder_run(tmp_path)) == 0
+    assert "1 images came into" in capsys.readouterr().out
+    assert last_checkpoint(tmp_path / "run") == 2
 
 
-def test_an_image_that_cannot_be_decoded_stops_the_run_with_one_line(tmp_path, capsys):
+def test_images_that_go_during_a_run_are_replaced_or_too_many_of_them_refused(tmp_path, capsys):
     shades(tmp_path / "data", 8)
-    spoilt = tmp_path / "data" / "03.png"
-    spoilt.write_bytes(spoilt.read_bytes()[:60])
-    arguments = ["--batch_size=8", f"--run_dir={tmp_path / 'run'}", f"--dataset={tmp_path / 'data'}"]
-    assert main([*TINY, *arguments]) != 0
+    assert main(folder_run(tmp_path, "--max_steps=1")) == 0
+    (tmp_path / "data/03.png").unlink()
+    assert main(folder_run(tmp_path)) == 2
+    assert "--max_bad_fraction=0.05 of the images may be undecodable; 1 of 8 are: 03.png" in capsys.readouterr().err
+    assert main(folder_run(tmp_path, "--max_bad_fraction=0.2")) == 0
+    assert "1 of 8 images in" in capsys.readouterr().out
+    assert "Undecodable image: " in (tmp_path / "run/train.log").read_text()
+
+
+def test_an_image_that_goes_while_training_stops_the_run_with_one_line_and_the_run_can_go_on(
+    tmp_path, capsys, monkeypatch
+):
+    shades(tmp_path / "data", 8)
+
+    class Remove(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            for file in (tmp_path / "data").iterdir():
+                file.unlink()
+
+    arguments = folder_run(tmp_path, "--epochs=60")
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "StopOnNaN", Remove)
+        assert main(arguments) == 1
     output = capsys.readouterr()
-    lines = [line for line in (output.out + output.err).splitlines() if "Stopped" in line or "decode" in line]
-    assert len(lines) == 1, output
+    lines = [line for line in (output.out + output.err).splitlines() if "Stopped" in line or ".png" in line]
+    assert len(lines) == 1 and "data/" in lines[0] and "goes on from the last checkpoint" in lines[0], output
+    shades(tmp_path / "data", 8)
+    assert main([*arguments, "--max_steps=3"]) == 0
+
+
+def flip_bits(data, rng, count=30):
+    for _ in range(count):
+        place = rng.randrange(len(data))
+        data = data[:place] + bytes([rng.randrange(256)]) + data[place + 1 :]
+    return data
+
+
+def png_of(data):
+    return tf.io.encode_png(tf.io.decode_jpeg(data)).numpy()
+
+
+# Twenty ways to spoil an image: (JPEG bytes, random) -> (what the file holds then, the end of its name).
+WAYS = {
+    "cut": lambda d, r: (d[: r.randrange(1, len(d))], ".jpg"),
+    "cut by a byte": lambda d, r: (d[:-1], ".jpg"),
+    "cut after the header": lambda d, r: (d[: r.randrange(2, 30)], ".jpg"),
+    "empty": lambda d, r: (b"", ".jpg"),
+    "zeros": lambda d, r: (bytes(len(d)), ".jpg"),
+    "a hole of zeros": lambda d, r: ((p := r.randrange(len(d))) and d[:p] + bytes(99) + d[p + 99 :], ".jpg"),
+    "flipped bytes": lambda d, r: (flip_bits(d, r), ".jpg"),
+    "one flipped byte": lambda d, r: (flip_bits(d, r, 1), ".jpg"),
+    "bytes put in": lambda d, r: ((p := r.randrange(len(d))) and d[:p] + r.randbytes(9) + d[p:], ".jpg"),
+    "bytes taken out": lambda d, r: ((p := r.randrange(len(d))) and d[:p] + d[p + 9 :], ".jpg"),
+    "no beginning": lambda d, r: (d[r.randrange(1, 100) :], ".jpg"),
+    "text": lambda d, r: (b"<html>404 Not Found</html>", ".jpg"),
+    "noise": lambda d, r: (r.randbytes(len(d)), ".jpg"),
+    "JPEG called PNG": lambda d, r: (d, ".png"),
+    "PNG called JPEG": lambda d, r: (png_of(d), ".jpg"),
+    "PNG cut": lambda d, r: ((p := png_of(d)) and p[: r.randrange(1, len(p))], ".png"),
+    "PNG flipped": lambda d, r: (flip_bits(png_of(d), r, 3), ".png"),
+    "bomb": lambda d, r: ((p := png_of(d)) and p[:16] + b"\0\1\0\0\0\1\0\0" + p[24:], ".png"),
+    "a folder": lambda d, r: (None, ".jpg"),
+    "two in one": lambda d, r: (d + d, ".jpg"),
+}
+
+
+def spoilt_folder(root, good, spoilt):
+    """Embedded images as files, some of them spoilt. Returns the paths of the undecodable ones."""
+    rng = random.Random(0)
+    records = list(sources.embedded("train").in_order(good + spoilt).as_numpy_iterator())
+    rng.shuffle(records)
+    undecodable = set()
+    for number, record in enumerate(records):
+        folder = root / str(number % 7)
+        folder.mkdir(parents=True, exist_ok=True)
+        data, suffix = record["image"], ".jpg"
+        if number < spoilt:
+            data, suffix = WAYS[list(WAYS)[number % len(WAYS)]](data, rng)
+        path = folder / f"{number:05d}{suffix}"
+        if data is None:
+            path.mkdir()
+            continue
+        path.write_bytes(data)
+        if number < spoilt and not decodes(data):
+            undecodable.add(f"{path.relative_to(root)}")
+    return undecodable
+
+
+def decodes(data):
+    """The plainest decoding there is, and no image larger than memory."""
+    if data[16:24] == b"\0\1\0\0\0\1\0\0":
+        return False
+    try:
+        tf.io.decode_image(data, expand_animations=False)
+    except tf.errors.OpError:
+        return False
+    return True
+
+
+def check_spoilt_run(tmp_path, good, spoilt, steps, stop):
+    undecodable = spoilt_folder(tmp_path / "data", good, spoilt)
+    assert 0.3 * spoilt < len(undecodable) < 0.9 * spoilt
+    common = [f"--dataset={tmp_path / 'data'}", "--max_bad_fraction=0.5", f"--max_steps={steps}", "--batch_size=100"]
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    process = start(whole, *common)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert f"{len(undecodable)} of " in output
+    named = re.findall(r"Undecodable image: (\S+) \(", (whole / "train.log").read_text())
+    assert {name.removeprefix(f"{tmp_path}/data/") for name in named} == undecodable
+    assert len(named) == len(undecodable)
+    process = start(halves, *common, "--checkpoint_every=3")
+    wait_for_step(process, halves, stop)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process = start(halves, *common, "--checkpoint_every=3")
+    output = process.communicate()[0]
+    assert process.returncode == 0 and "Going on from step" in output, output
+    assert_same_run(whole, halves)
+
+
+def test_a_folder_with_spoilt_images_trains_names_exactly_those_and_resumes_bit_for_bit(tmp_path):
+    check_spoilt_run(tmp_path, good=300, spoilt=100, steps=8, stop=3)
+
+
+@pytest.mark.slow
+def test_two_thousand_spoilt_images_among_ten_thousand(tmp_path):
+    check_spoilt_run(tmp_path, good=10_000 - 2_000, spoilt=2_000, steps=160, stop=60)

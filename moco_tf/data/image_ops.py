@@ -7,14 +7,10 @@ the parameters. Pillow rounds to 8 bits after each operation, these do not.
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data.encoded import decode, decode_other  # noqa: F401 - decode belongs to this module's names
 from moco_tf.data.resize import resize, sizes
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, Pillow's "L"
-
-
-def decode(encoded):
-    """JPEG, PNG, BMP or GIF (its first frame) bytes -> uint8 (H, W, 3)."""
-    return tf.cond(tf.io.is_jpeg(encoded), lambda: _decode_jpeg(encoded), lambda: _decode_other(encoded))
 
 
 def crops(image, choose_boxes):
@@ -45,7 +41,7 @@ def crops(image, choose_boxes):
 
     if image.dtype != tf.string:
         return cut(image)
-    return tf.cond(tf.io.is_jpeg(image), cut_jpeg, lambda: cut(_decode_other(image)))
+    return tf.cond(tf.io.is_jpeg(image), cut_jpeg, lambda: cut(decode_other(image)))
 
 
 def resized_crop(image, top, left, height, width, size):
@@ -130,14 +126,3 @@ def _blur_weights(length, sigma):
     nearest_edge = tf.where(2.0 * place < tf.cast(length, tf.float32), 0, length - 1)
     box += missing * tf.one_hot(nearest_edge, length)
     return tf.matmul(box, tf.matmul(box, box))
-
-
-def _decode_jpeg(encoded):
-    return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
-
-
-def _decode_other(encoded):
-    image = tf.io.decode_image(encoded, channels=0, expand_animations=False)  # a BMP refuses channels=3
-    channels = tf.shape(image)[-1]
-    image = tf.cond(channels < 3, lambda: tf.repeat(image[..., :1], 3, axis=-1), lambda: image[..., :3])
-    return tf.ensure_shape(image, (None, None, 3))

@@ -1,0 +1,72 @@
+"""How long a folder of many files takes to the first batch, at the first start and at the second, and its memory.
+
+    python -m benchmarks.folder_start --folder=DIR --files=200000
+
+makes DIR if it is not there, of copies of the embedded images, and measures each start in a fresh process, from after
+TensorFlow has loaded to the first batch of views. Memory is the process's peak beyond what it was by then.
+"""
+
+import argparse
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", required=True, type=pathlib.Path)
+    parser.add_argument("--files", type=int, default=200_000)
+    parser.add_argument("--manifest", help=argparse.SUPPRESS)  # one start, in a process of its own
+    arguments = parser.parse_args()
+    if arguments.manifest:
+        return start(arguments.folder, arguments.manifest)
+    if not arguments.folder.exists():
+        fill(arguments.folder, arguments.files)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("first start", "second start"):
+            print(f"{name}: ", end="", flush=True)
+            command = [sys.executable, "-m", "benchmarks.folder_start", f"--folder={arguments.folder}"]
+            subprocess.run([*command, f"--manifest={folder}/manifest.csv"], check=True)
+
+
+def fill(folder, files):
+    from moco_tf.data import sources
+
+    images = [record["image"] for record in sources.embedded("train").in_order().as_numpy_iterator()]
+    for number in range(files):
+        place = folder / f"{number // 1000:03d}"
+        if number % 1000 == 0:
+            place.mkdir(parents=True)
+        (place / f"{number:06d}.jpg").write_bytes(images[number % len(images)])
+
+
+def start(path, manifest):
+    from moco_tf.startup import load_tensorflow
+
+    load_tensorflow()
+    from moco_tf.data import augment, folder, sources
+    from moco_tf.data.views import pairs
+
+    next(iter(pairs(sources.embedded("train"), augment.cifar(32), 64, seed=0)))  # what any training needs
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began, worked = time.perf_counter(), time.process_time()
+    listing = folder.scan(path)
+    scanned = time.perf_counter()
+    checked = folder.check(listing, manifest)
+    verified = time.perf_counter()
+    source = checked.source()
+    next(iter(pairs(source, augment.cifar(32), 64, seed=0)))
+    ended, worked = time.perf_counter(), time.process_time() - worked
+    beyond = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(
+        f"{source.size} files, {ended - began:.1f} s to the first batch (listing {scanned - began:.1f}, "
+        f"check {verified - scanned:.1f}, source and batch {ended - verified:.1f}), {worked:.1f} s of processor time, "
+        f"{beyond:.0f} MB more memory"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""`python -m moco_tf.data --dataset=photos --flagfile=...`: what a data set holds, and how a recipe will see it.
+
+Takes the flags of `moco_tf.train`. Checks every image, prints counts, classes, formats, sizes and bad files, and
+writes a picture of views. Trains nothing and writes nothing else.
+"""
+
+import collections
+import logging
+import sys
+from pathlib import Path
+
+from moco_tf import config as config_lib
+from moco_tf.config import ConfigError
+from moco_tf.startup import load_tensorflow
+
+SHOWN = 10  # classes, bad files and pairs of views; of the rest there is a count
+
+
+def main(arguments):
+    """Runs the command; returns the process's exit status: 2 if a run would be refused."""
+    log = logging.getLogger("moco_tf")
+    log.handlers[:] = [logging.StreamHandler(sys.stdout)]
+    log.propagate = False
+    try:
+        return look(config_lib.parse(arguments))
+    except config_lib.HelpAsked as help:
+        print(f"{__doc__}\n{help}")
+        return 0
+    except ConfigError as error:
+        print(f"moco_tf.data: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("moco_tf.data: interrupted", file=sys.stderr)
+        return 130
+
+
+def look(config):
+    """Prints what the config's data set holds; returns the process's exit status."""
+    load_tensorflow()
+    import tensorflow as tf
+
+    from moco_tf import build, callbacks
+    from moco_tf.data import check, folder, tfds
+    from moco_tf.data.views import pairs
+
+    found = build.find(config, config.train_split)
+    if isinstance(found, folder.Listing):
+        place = found.path
+        checked = folder.check(found)
+        bad, verdicts = checked.bad, checked.verdicts
+        source = checked.source() if len(bad) < found.size else None
+        labels = found.labels
+        for name in found.unread:
+            print(f"Not read: {folder.printable(name)}, a folder that cannot be opened.")
+    else:
+        place, source = found.name, found
+        records = found.unchecked() if isinstance(found, tfds.Prepared) else found.in_order()
+        verdicts = check.verdicts(records, lambda record: record["image"], found.size)
+        bad = [(f"record {i}", verdict.problem) for i, verdict in enumerate(verdicts) if verdict.problem]
+        labels = [int(label) for label in records.map(lambda record: record["label"]).as_numpy_iterator()]
+
+    good = [verdict for verdict in verdicts if not verdict.problem]
+    print(f"{place}: {found.size} images, {len(bad)} of them undecodable")
+    _print_classes(found.class_names, labels)
+    formats = collections.Counter(verdict.format for verdict in good).most_common()
+    print("Formats: " + (", ".join(f"{format} {count}" for format, count in formats) or "none"))
+    for name, sides in (("Width", [v.width for v in good]), ("Height", [v.height for v in good])):
+        if sides:
+            sides.sort()
+            print(f"{name}: {sides[0]} to {sides[-1]} pixels, median {sides[len(sides) // 2]}")
+    for name, problem in bad[:SHOWN]:
+        print(f"Undecodable: {folder.printable(name)} ({problem})")
+    if len(bad) > SHOWN:
+        print(f"Undecodable: {len(bad) - SHOWN} more; train.log of a run names all")
+
+    if good:
+        task = build.task(config)
+        query, key = next(iter(pairs(source, task, min(SHOWN, found.size), config.seed)))
+        picture = Path(config.run_dir) / "data.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        image = callbacks.picture_of_pairs(query, key, task.preprocessing)
+        tf.io.write_file(str(picture), tf.io.encode_png(image))
+        print(f"Views of --augment={config.augment}, queries above, their keys below: {picture}")
+    refusal = folder.too_many_bad(bad, found.size, config.max_bad_fraction)
+    if refusal or not good:
+        raise ConfigError(refusal or "none of the images can be decoded")
+    build.steps_per_epoch(config, found.size)
+    return 0
+
+
+def _print_classes(names, labels):
+    counts = collections.Counter(labels)
+    without = counts.pop(-1, 0)
+    shown = ", ".join(f"{name} {counts[number]}" for number, name in enumerate(names[:SHOWN]))
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    print(f"Classes: {len(names)}" + (f" ({shown}{more})" if names else ""))
+    if without:
+        print(f"Without a label: {without}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

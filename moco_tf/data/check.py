@@ -1,0 +1,131 @@
+"""Which images can be decoded: all of a folder's before training, those of a stream on their way."""
+
+import os
+import re
+import sys
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from moco_tf.data import encoded
+from moco_tf.startup import stderr_to
+
+WINDOW = 64  # consecutive records of a stream that stand in for one another
+
+
+class Verdict(NamedTuple):
+    """What is known of an image: why it cannot be decoded, or, where `problem` is empty, its format and size."""
+
+    problem: str
+    format: str = ""
+    height: int = 0
+    width: int = 0
+
+
+def verdicts(items, read, total):
+    """A list of a `Verdict` for each of `total` items, with a progress bar on a terminal; all processors take part.
+
+    items: a dataset that is cheap to iterate over; read: an item -> its encoded bytes, in the graph.
+    """
+    found = [None] * total
+    bar = keras.utils.Progbar(total, unit_name="image") if sys.stdout.isatty() and total > 1000 else None
+    # An item that fails leaves no trace behind `ignore_errors`: the bad ones are those that are missing.
+    facts = items.enumerate().map(lambda i, item: (i, encoded.verify(read(item))), tf.data.AUTOTUNE, False)
+    done = 0
+    with _silent_decoders():
+        for numbers, batch in facts.ignore_errors().batch(256).as_numpy_iterator():
+            for number, (kind, height, width) in zip(numbers.tolist(), batch.tolist(), strict=True):
+                found[number] = Verdict("", encoded.FORMATS[kind], height, width)
+            done += len(numbers)
+            if bar:
+                bar.update(done, finalize=False)
+        if bar:
+            bar.update(total, finalize=True)
+        if done < total:
+            missing = tf.constant([verdict is None for verdict in found])
+            verify = tf.function(lambda item: encoded.verify(read(item)), input_signature=[items.element_spec])
+            for number, item in items.enumerate().filter(lambda i, _: missing[i]):
+                found[int(number)] = Verdict(_problem(verify, item))
+    return found
+
+
+def replace_bad(records, note):
+    """(place, record) pairs -> the same, the image of each bad record replaced by the next good one's.
+
+    "Next" goes round within a window of `WINDOW` records, so that what stands in depends on the window alone: let
+    `records` begin at a multiple of `WINDOW` and a stream entered there is the stream entered earlier.
+    note: called in Python with the ids of the bad records of a window; what it raises ends the stream.
+    """
+
+    def mend(places, window):
+        good = _decodable(window["image"])
+        count = tf.size(good, tf.int64)
+        nothing_left = "none of the {} records from id {} on can be decoded"
+
+        def mended():
+            bad = tf.boolean_mask(window["id"], ~good)
+            noted = tf.numpy_function(lambda ids: note(ids.tolist()) or 0, [bad], tf.int64)
+            any_good = tf.debugging.Assert(
+                tf.reduce_any(good), [tf.strings.format(nothing_left, (count, window["id"][0]))]
+            )
+            with tf.control_dependencies([noted, any_good]):
+                numbers = tf.range(count)
+                # (from, to): how many places further on each good record lies
+                distance = tf.math.floormod(numbers[tf.newaxis, :] - numbers[:, tf.newaxis], count)
+                nearest = tf.argmin(tf.where(good[tf.newaxis, :], distance, count), axis=1)
+            return {name: tf.gather(values, nearest) for name, values in window.items()}
+
+        return places, tf.cond(tf.reduce_all(good), lambda: dict(window), mended)
+
+    windows = records.batch(WINDOW).map(mend, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return windows.unbatch()
+
+
+def good_only(records):
+    """Records without those whose image cannot be decoded."""
+
+    def mark(window):
+        return window, _decodable(window["image"])
+
+    marked = records.batch(WINDOW).map(mark, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
+    passing = marked.filter(lambda record, good: good)
+    return passing.map(lambda record, good: record)
+
+
+def reason(error):
+    """The cause in the message of TensorFlow's error, in a few words."""
+    raised = re.search(r"ValueError: (.*)", error.message)  # in Python, by `note`
+    if raised:
+        return raised[1]
+    assertion = re.search(r"assertion failed: \[(.*?)\]", error.message)
+    if assertion:
+        return assertion[1]
+    lines = [line.strip() for line in error.message.splitlines() if not line.strip().startswith("[[")]
+    lines = [line for line in lines if line]
+    return re.sub(r"{{.*?}}\s*|\s*\[Op:.*", "", lines[-1]) if lines else type(error).__name__
+
+
+def _decodable(images):
+    """(N,) strings -> (N,) booleans."""
+    # An operation that fails takes its whole function along; only a dataset can leave it at that.
+    count = tf.size(images, tf.int64)
+    numbered = tf.data.Dataset.from_tensor_slices(images).enumerate()
+    passing = numbered.map(lambda i, image: (i, encoded.verify(image))).ignore_errors().map(lambda i, facts: i)
+    # As one element, with one more that there always is: `reduce` would optimise its graph anew each time, at thirty
+    # times the cost.
+    passed = passing.concatenate(tf.data.Dataset.from_tensors(count)).batch(count + 1).get_single_element()
+    return tf.reduce_any(passed[:, tf.newaxis] == tf.range(count), axis=0)
+
+
+def _problem(verify, item):
+    try:
+        verify(item)
+    except tf.errors.OpError as error:
+        return reason(error)
+    return "could not be read at first"  # a hiccup of the file system, say: the next check decides
+
+
+def _silent_decoders():
+    """libjpeg writes its remarks about damaged files straight to stderr."""
+    return stderr_to(open(os.devnull, "w"))

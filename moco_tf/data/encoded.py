@@ -1,0 +1,143 @@
+"""Encoded images: what they are, whether they can be decoded, and their pixels. docs/data.md states each policy.
+
+What a file is, its first bytes say, never its name. Everything here is graph operations on one scalar string.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WebP")
+JPEG, PNG, BMP, GIF, WEBP = range(len(FORMATS))
+MAX_PIXELS = 89_478_485  # beyond it Pillow warns of a decompression bomb: a quarter of a gigabyte of RGB
+_TOO_LARGE = f"more than {MAX_PIXELS} pixels"
+
+
+def decode(encoded):
+    """Bytes of any of `FORMATS` -> uint8 (H, W, 3). Alpha is dropped, the first frame taken, EXIF left alone."""
+    return tf.cond(tf.io.is_jpeg(encoded), lambda: _decode_jpeg(encoded), lambda: decode_other(encoded))
+
+
+def decode_other(encoded):
+    """`decode` of what is no JPEG."""
+    kind, _, _ = header(encoded)
+    with tf.control_dependencies([kind]):  # nothing that the header refuses reaches TensorFlow's decoders
+        encoded = tf.identity(encoded)
+    image = tf.cond(
+        tf.equal(kind, BMP),
+        lambda: _decode_bmp(encoded),
+        lambda: tf.io.decode_image(encoded, channels=0, expand_animations=False),
+    )
+    channels = tf.shape(image)[-1]
+    image = tf.cond(channels < 3, lambda: tf.repeat(image[..., :1], 3, axis=-1), lambda: image[..., :3])
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def verify(encoded):
+    """(format, height, width), int64 (3,), of an image that decodes; an error where no view could be taken of it.
+
+    The whole image is decoded, since a file that was cut short still has a good beginning; but after its size is
+    known to be within `MAX_PIXELS`. Of a JPEG all data is read and an eighth of the resolution computed, in a
+    fraction of the time: a test holds the two verdicts equal.
+    """
+
+    def jpeg():
+        facts = _jpeg_header(encoded)
+        fits = tf.reduce_prod(facts[1:]) <= MAX_PIXELS
+        pixels = tf.io.decode_jpeg(_require(fits, _TOO_LARGE, encoded), channels=3, ratio=8)
+        # Something has to be asked of the pixels, or TensorFlow spares itself the decoding.
+        return _require(tf.shape(pixels)[0] > 0, "no pixels", facts)
+
+    def other():
+        facts = _other_header(encoded)
+        pixels = decode_other(_require(tf.reduce_prod(facts[1:]) <= MAX_PIXELS, _TOO_LARGE, encoded))
+        size = tf.shape(pixels, tf.int64)[:2]  # a GIF's frame may be larger than its header says
+        return tf.concat([facts[:1], _require(tf.reduce_prod(size) <= MAX_PIXELS, _TOO_LARGE, size)], axis=0)
+
+    return tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
+
+
+def header(encoded):
+    """(format, height, width), int64 scalars, from the first bytes; an error where they are none that is read."""
+    return tf.unstack(tf.cond(tf.io.is_jpeg(encoded), lambda: _jpeg_header(encoded), lambda: _other_header(encoded)))
+
+
+def _jpeg_header(encoded):
+    size = tf.image.extract_jpeg_shape(encoded, tf.int64)[:2]
+    return tf.concat([tf.constant([JPEG], tf.int64), size], axis=0)
+
+
+def _other_header(encoded):
+    encoded = _require(tf.strings.length(encoded) > 0, "empty", encoded)
+    head = _bytes_of(encoded, 0, 34)
+
+    def starts(at, text):
+        return tf.reduce_all(head[at : at + len(text)] == np.frombuffer(text, np.uint8))
+
+    is_bmp = starts(0, b"BM")
+    is_webp = starts(0, b"RIFF") & starts(8, b"WEBP")
+    extended = is_webp & starts(12, b"VP8X")
+    lossless = is_webp & starts(12, b"VP8L")
+    bits, compression = _number(head[28:30]), _number(head[30:34])
+    packed = _number(head[21:25])  # VP8L: 14 bits each, less one
+    sizes = {
+        PNG: (starts(0, b"\x89PNG\r\n\x1a\n"), _number(head[23:19:-1]), _number(head[19:15:-1])),
+        BMP: (is_bmp, tf.abs(_signed(head[22:26])), _signed(head[18:22])),
+        GIF: (starts(0, b"GIF8"), _number(head[8:10]), _number(head[6:8])),
+        WEBP: (
+            is_webp,
+            tf.where(extended, _number(head[27:30]) + 1, tf.where(lossless, packed // 2**14 % 2**14 + 1,
+                     _number(head[28:30]) % 2**14)),
+            tf.where(extended, _number(head[24:27]) + 1, tf.where(lossless, packed % 2**14 + 1,
+                     _number(head[26:28]) % 2**14)),
+        ),
+    }  # fmt: skip
+    found = tf.stack([is_it for is_it, _, _ in sizes.values()])
+    table = tf.stack([tf.stack([tf.constant(kind, tf.int64), h, w]) for kind, (_, h, w) in sizes.items()])
+    answer = table[tf.argmax(tf.cast(found, tf.int32))]
+    whole_bytes = tf.reduce_any(bits == [8, 24, 32]) & ((compression == 0) | ((compression == 3) & (bits == 32)))
+    for holds, text in (
+        (tf.reduce_any(found), f"none of {', '.join(FORMATS)}"),
+        # TensorFlow 2.21 writes past its buffer on an animation without alpha, which ends the process.
+        (~extended | (head[20] & 2 == 0), "an animated WebP"),
+        (~is_bmp | whole_bytes, "a BMP of other than 8, 24 or 32 bits, or compressed"),  # would be misread
+        (tf.reduce_all(answer[1:] > 0), "no pixels"),
+    ):
+        answer = _require(holds, text, answer)
+    return answer
+
+
+def _decode_jpeg(encoded):
+    return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+
+
+def _decode_bmp(encoded):
+    image = tf.io.decode_bmp(encoded)
+
+    def look_up():  # TensorFlow leaves the numbers of colours as they are
+        start = 14 + _number(_bytes_of(encoded, 14, 4))
+        colours = tf.reshape(_bytes_of(encoded, start, 4 * 256), (256, 4))[:, 2::-1]  # blue, green, red, nothing
+        return tf.gather(colours, tf.cast(image[..., 0], tf.int32))
+
+    return tf.cond(tf.shape(image)[-1] < 3, look_up, lambda: image)
+
+
+def _bytes_of(encoded, start, count):
+    """`count` bytes as uint8, zeros beyond the end."""
+    length = tf.cast(tf.strings.length(encoded), tf.int64)
+    part = tf.strings.substr(encoded, tf.minimum(tf.cast(start, tf.int64), length), count)
+    return tf.ensure_shape(tf.io.decode_raw(tf.strings.join([part, b"\0" * count]), tf.uint8)[:count], (count,))
+
+
+def _number(little_endian):
+    return tf.reduce_sum(tf.cast(little_endian, tf.int64) * 256 ** np.arange(little_endian.shape[0], dtype=np.int64))
+
+
+def _signed(little_endian):
+    number = _number(little_endian)
+    return tf.where(number < 2**31, number, number - 2**32)
+
+
+def _require(holds, text, value):
+    """`value`, but only once `holds` has proved true: what is computed from it waits."""
+    with tf.control_dependencies([tf.debugging.Assert(holds, [text])]):
+        return tf.identity(value)

@@ -1,0 +1,304 @@
+"""Data sets that TensorFlow Datasets (TFDS) has prepared, as streams of encoded images; nothing is ever fetched.
+
+Only what lies on disk is read, by the description beside it: neither the code that made a set nor the network is
+asked. A record's id is its place in the split: the start of its shard plus its offset there.
+"""
+
+import dataclasses
+import functools
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from moco_tf.data import check
+from moco_tf.data.sources import HELD_OUT, WHOLE, Permutation, evenly_spread
+
+NAME = re.compile(r"(?P<set>[a-z][a-z0-9_]*)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
+SHARDS_AT_ONCE = 16  # TFRecord shards read beside one another
+SHUFFLE_BYTES = 64 * 2**20  # records held while their order is mixed
+CHUNK = 64  # array_record records fetched in one call
+
+log = logging.getLogger("moco_tf")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """A split of a prepared data set: a source that is a stream, in memory never more than a few records.
+
+    In array_record files any record can be sought, so the order of an epoch is a permutation of all. TFRecord files
+    can only be read through: the order of the shards and, block by block, of the records is permuted, and entering
+    an epoch in the middle reads what comes before, without decoding it.
+
+    A record whose image cannot be decoded is replaced on the way (`check.replace_bad`), at the same cost in every
+    run: all data of each image is read once more. More than `max_bad_fraction` of the split end the stream.
+    """
+
+    name: str
+    instructions: tuple  # TFDS' FileInstructions: filename, skip, take
+    parse: Callable  # a serialized record -> {"image": encoded, "label": -1 where unknown}
+    class_names: tuple
+    seekable: bool
+    max_bad_fraction: float = 0.05
+    bad: dict = dataclasses.field(default_factory=dict)  # ids of undecodable records met so far
+
+    @functools.cached_property
+    def _starts(self):
+        return np.cumsum([0, *(shard.take for shard in self.instructions)])
+
+    @property
+    def size(self):
+        return int(self._starts[-1])
+
+    @functools.cached_property
+    def labelled(self):
+        """Whether the first record has a label."""
+        return bool(next(iter(self.unchecked(1)))["label"] >= 0)
+
+    @functools.cached_property
+    def bytes(self):
+        """Bytes of the files that hold the split."""
+        return sum(os.path.getsize(path) for path in {shard.filename for shard in self.instructions})
+
+    def in_order(self, limit=None):
+        """All good records once, by id; or about `limit` of them, spread over the shards."""
+        return check.good_only(self.unchecked(limit))
+
+    def unchecked(self, limit=None):
+        """`in_order`, undecodable records among them."""
+        return self._parsed(self._numbered(evenly_spread(self.size, limit)))
+
+    def shuffled(self, seed, start=0, per_epoch=None, share=WHOLE):
+        """Endless (epoch, record) pairs from position `start` on; (seed, epoch) determine the order of an epoch.
+
+        share: as `Source.shuffled` has it; the records of all shares are read, since any may stand in for another.
+        """
+        order = Permutation(self.size, seed, per_epoch, self.name)
+        first = start // check.WINDOW * check.WINDOW  # so that the same records stand in as without an interruption
+        stream = self._sought(order, first) if self.seekable else self._read_through(order, first)
+        epochs = tf.data.Dataset.counter(first).map(lambda position: position // order.per_epoch)
+        mended = check.replace_bad(tf.data.Dataset.zip(epochs, self._parsed(stream)), self._note_bad)
+        mended = mended.skip(start - first)
+        first, count, of = share
+        if count == of:
+            return mended
+        return (
+            mended.enumerate()
+            .filter(lambda i, _: (i % of >= first) & (i % of < first + count))
+            .map(lambda _, record: record)
+        )
+
+    def cost_of_entering(self, place):
+        """What beginning at a place of an epoch costs, as a sentence; None if nothing worth saying."""
+        if self.seekable or not place:
+            return None
+        gigabytes = self.bytes * place / self.size / 1e9
+        return (
+            f"Going on inside an epoch reads {place} records ({gigabytes:.2f} GB) again, without decoding them: "
+            "TFRecord files cannot be sought; a preparation with --file_format=array_record can."
+        )
+
+    def _note_bad(self, ids):
+        for number in ids:
+            if number not in self.bad:
+                self.bad[number] = True
+                shown = logging.WARNING if len(self.bad) <= 10 else logging.DEBUG
+                log.log(shown, f"Undecodable image: {self.name}, record {number}; the next good one stands in.")
+        if len(self.bad) > self.max_bad_fraction * self.size:
+            raise ValueError(
+                f"at most --max_bad_fraction={self.max_bad_fraction:g} of the images may be undecodable; of the "
+                f"{self.size} in {self.name} {len(self.bad)} are, records {', '.join(map(str, list(self.bad)[:10]))}"
+                f"{', ...' if len(self.bad) > 10 else ''}. Prepare the set anew, or allow more"
+            )
+
+    def _parsed(self, numbered):
+        """(id, serialized record) pairs -> records."""
+
+        def parse(number, serialized):
+            example = self.parse(serialized)
+            return {"image": example["image"], "id": number, "label": tf.cast(example["label"], tf.int64)}
+
+        return numbered.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def _numbered(self, numbers):
+        """(id, serialized record) pairs of ascending ids; TFRecord: as many of each shard, its first ones."""
+        if self.seekable:
+            return self._fetched(tf.data.Dataset.from_tensor_slices(numbers))
+        takes = np.bincount(np.searchsorted(self._starts, numbers, "right") - 1, minlength=len(self.instructions))
+        return tf.data.Dataset.from_tensor_slices(self._shards(takes)).flat_map(_read_shard)
+
+    def _sought(self, order, start):
+        return self._fetched(tf.data.Dataset.counter(start).map(lambda position: order(position)[1]))
+
+    def _fetched(self, numbers):
+        """Ids -> (id, serialized record) pairs out of array_record files."""
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        records = ArrayRecordDataSource(list(self.instructions))
+
+        def fetch(chunk):
+            return np.array(records.__getitems__(chunk.tolist()), object)
+
+        def fetched(chunk):
+            serialized = tf.numpy_function(fetch, [chunk], tf.string, stateful=False)
+            return chunk, tf.ensure_shape(serialized, (None,))
+
+        return numbers.batch(CHUNK).map(fetched).prefetch(2).unbatch()
+
+    def _read_through(self, order, start):
+        """(id, serialized record) pairs in the order of training out of TFRecord files."""
+        shards = self._shards([shard.take for shard in self.instructions])
+        count = len(self.instructions)
+        block = max(1, min(self.size, int(SHUFFLE_BYTES * self.size / self.bytes)))
+
+        def mixed(epoch, place, *block):
+            last = tf.size(block[0], tf.int64) - 1
+            key = tf.stack([order.seed + 2**32 * (place + 1), epoch])  # another one than the shards'
+            places = tf.random.experimental.index_shuffle(tf.range(last + 1), key, last)
+            return tuple(tf.gather(values, places) for values in block)
+
+        def one_epoch(epoch):
+            key = tf.stack([tf.constant(order.seed, tf.int64), epoch])
+            places = tf.random.experimental.index_shuffle(tf.range(count, dtype=tf.int64), key, count - 1)
+            in_turns = tf.data.Dataset.from_tensor_slices(tuple(tf.gather(values, places) for values in shards))
+            records = in_turns.interleave(_read_shard, cycle_length=SHARDS_AT_ONCE)
+            blocks = records.batch(block).enumerate().map(lambda place, block: mixed(epoch, place, *block))
+            return blocks.unbatch().take(order.per_epoch)
+
+        return tf.data.Dataset.counter(start // order.per_epoch).flat_map(one_epoch).skip(start % order.per_epoch)
+
+    def _shards(self, takes):
+        """Tensors (shards,): path, records to skip, to take, id of the first."""
+        return (
+            tf.constant([str(shard.filename) for shard in self.instructions]),
+            tf.constant([shard.skip for shard in self.instructions], tf.int64),
+            tf.constant(takes, tf.int64),
+            tf.constant(self._starts[:-1], tf.int64),
+        )
+
+
+def find(name, data_dir="", split="train", max_bad_fraction=0.05):
+    """The `Prepared` split of a data set on disk.
+
+    name: "set", "set/config" or "set:version". data_dir: the folder of TFDS' sets; '': TFDS' own default.
+    split: in TFDS' language, such as "train[:90%]"; val, validation and test stand for one another where only one is
+    there.
+
+    Raises:
+      ValueError: the set is not prepared here (the message says how), or has no such split or image.
+    """
+    import tensorflow_datasets as tfds
+
+    home = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    folders = _prepared_folders(home, name)
+    if not folders:
+        raise ValueError(_how_to_prepare(tfds, home, name))
+    if len({folder.parent for folder in folders}) > 1:
+        configs = ", ".join(sorted({f"{folder.parent.relative_to(home)}" for folder in folders}))
+        raise ValueError(f"{name} is prepared in several ways. Name one of them: {configs}.")
+    info = tfds.builder_from_directory(folders[-1]).info
+    formats = {"tfrecord": False, "array_record": True}
+    if info.file_format is None or info.file_format.value not in formats:
+        raise ValueError(
+            f"{folders[-1]} holds {info.file_format and info.file_format.value} files. Prepare the set with "
+            "--file_format=array_record (or tfrecord)."
+        )
+    instructions = _split(info.splits, name, split)
+    image, label = _image_and_label(tfds, info.features, name)
+    return Prepared(
+        f"{name} {split}",
+        instructions,
+        _parser(tfds, info.features, image, label),
+        tuple(info.features[label].names) if label else (),
+        formats[info.file_format.value],
+        max_bad_fraction,
+    )
+
+
+def is_prepared(folder):
+    """Whether a folder holds a data set of TFDS, as opposed to images."""
+    return bool(_versions(pathlib.Path(folder)))
+
+
+def _prepared_folders(home, name):
+    """Folders of the prepared versions that `name` allows, the newest of a configuration last."""
+    match = NAME.fullmatch(name)
+    if not match:
+        return []
+    root = home / match["set"] / (match["config"] or "")
+    return [folder for folder in _versions(root) if match["version"] in (None, folder.name)]
+
+
+def _versions(root):
+    found = [file.parent for pattern in ("*/", "*/*/") for file in root.glob(f"{pattern}dataset_info.json")]
+    versions = [folder for folder in found if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
+    return sorted(versions, key=lambda folder: (folder.parent, [int(part) for part in folder.name.split(".")]))
+
+
+def _how_to_prepare(tfds, home, name):
+    match = NAME.fullmatch(name)
+    if not match or match["set"] not in tfds.list_builders(with_community_datasets=False):
+        return (
+            "it is 'embedded', a folder of images, or the name of a data set of TFDS (see "
+            f"https://www.tensorflow.org/datasets/catalog); there is no such folder or data set {name!r}"
+        )
+    manual = home / "downloads" / "manual"
+    command = f"tfds build {match[0]} --data_dir={home} --file_format=array_record"
+    by_hand = tfds.builder_cls(match["set"]).MANUAL_DOWNLOAD_INSTRUCTIONS
+    if not by_hand:
+        return f"it is not prepared in {home}. Fetch and prepare it with: {command}"
+    return (
+        f"it is not prepared in {home}. Its files are to be fetched by hand into {manual} "
+        f'("{" ".join(by_hand.split())}"), then prepared with: {command} --manual_dir={manual}'
+    )
+
+
+def _split(splits, name, split):
+    """TFDS' FileInstructions of a split."""
+    held_out = [one for one in splits if one in HELD_OUT]
+    if split in HELD_OUT and split not in splits and len(held_out) == 1:
+        (split,) = held_out
+    try:
+        instructions = tuple(shard for shard in splits[split].file_instructions if shard.take)
+    except (KeyError, ValueError, AssertionError) as error:
+        cause = str(error.args[0] if error.args else error).splitlines()[0]
+        raise ValueError(
+            f"{name} has the splits {', '.join(splits)}, and TFDS' language such as train[:90%]; "
+            f"got {split!r}: {cause}"
+        ) from None
+    if not instructions:
+        raise ValueError(f"The split {split!r} of {name} holds no images. Take a larger part.")
+    return instructions
+
+
+def _image_and_label(tfds, features, name):
+    """Names of the features that hold them; the label None if there is none."""
+    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+    image = "image" if "image" in images else images[0] if len(images) == 1 else None
+    if image is None or features[image].np_dtype != np.uint8:
+        raise ValueError(f'{name} has no 8-bit images under "image": its features are {", ".join(features)}.')
+    label = "label" if "label" in labels else labels[0] if len(labels) == 1 else None
+    return image, label
+
+
+def _parser(tfds, features, image, label):
+    """A function: a serialized record -> {"image": encoded, "label"}; other features are not looked at."""
+    wanted = {name: True for name in (image, label) if name}
+    partial = tfds.decode.PartialDecoding(wanted).extract_features(features)
+
+    def parse(serialized):
+        example = partial.deserialize_example(serialized, decoders={image: tfds.decode.SkipDecoding()})
+        return {"image": example[image], "label": example[label] if label else tf.constant(-1, tf.int64)}
+
+    return parse
+
+
+def _read_shard(path, skip, take, first):
+    """(id, serialized record) pairs of a TFRecord file."""
+    records = tf.data.TFRecordDataset(path, buffer_size=2**18).skip(skip).take(take)
+    return records.enumerate(first)

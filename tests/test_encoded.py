@@ -1,0 +1,158 @@
+"""What is read, and how: each policy of docs/data.md, against Pillow where Pillow has an opinion."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from moco_tf.data import encoded
+from moco_tf.data.check import reason
+
+PIXELS = np.clip(np.cumsum(np.random.default_rng(0).normal(0, 8, (40, 50, 3)), 1) + 128, 0, 255).astype(np.uint8)
+RGB = Image.fromarray(PIXELS)
+RGBA = RGB.copy()
+RGBA.putalpha(Image.fromarray(PIXELS[..., 0]))
+SCALAR = [tf.TensorSpec((), tf.string)]
+decode = tf.function(encoded.decode, input_signature=SCALAR)  # as tf.data runs them
+verify = tf.function(encoded.verify, input_signature=SCALAR)
+
+
+def file_of(image, format, **settings):
+    file = io.BytesIO()
+    image.save(file, format, **settings)
+    return file.getvalue()
+
+
+def problem_of(data):
+    try:
+        verify(data)
+    except tf.errors.OpError as error:
+        return reason(error)
+    return ""
+
+
+FRAMES = {"save_all": True, "append_images": [RGB.rotate(90)]}
+
+
+@pytest.mark.parametrize(
+    "format, image, settings",
+    [
+        ("JPEG", RGB, {}),
+        ("JPEG", RGB, {"progressive": True}),
+        ("JPEG", RGB.convert("L"), {}),
+        ("PNG", RGB, {}),
+        ("PNG", RGB.convert("L"), {}),
+        ("PNG", RGB.convert("1"), {}),
+        ("PNG", RGB.quantize(64), {}),
+        ("PNG", RGB.quantize(64), {"transparency": 3}),
+        ("PNG", RGBA, {}),
+        ("PNG", RGBA.convert("LA"), {}),
+        ("BMP", RGB, {}),
+        ("BMP", RGBA, {}),
+        ("BMP", RGB.convert("L"), {}),
+        ("BMP", RGB.quantize(200), {}),
+        ("GIF", RGB, {}),
+        ("GIF", RGB, FRAMES),
+        ("WebP", RGB, {}),
+        ("WebP", RGB, {"lossless": True}),
+        ("WebP", RGBA, {"lossless": True}),
+        ("WebP", RGBA, {}),
+    ],
+)
+def test_each_kind_is_decoded_as_pillow_does_and_its_header_tells_its_size(format, image, settings):
+    data = file_of(image, format, **settings)
+    assert problem_of(data) == ""
+    kind, height, width = verify(data).numpy()
+    assert (encoded.FORMATS[kind], height, width) == (format, 40, 50)
+    assert [int(number) for number in encoded.header(data)] == [kind, 40, 50]
+    np.testing.assert_array_equal(decode(data), Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def test_cmyk_is_converted_within_two_grey_levels_of_pillow():
+    data = file_of(RGB.convert("CMYK"), "JPEG")
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int)
+    assert np.abs(decode(data) - expected).max() <= 2
+
+
+def test_of_sixteen_bits_the_upper_eight_are_kept():
+    deep = PIXELS.astype(np.uint16) * 256 + 77
+    np.testing.assert_array_equal(decode(tf.io.encode_png(deep)), PIXELS)
+    np.testing.assert_array_equal(decode(tf.io.encode_png(deep[..., :1])), np.repeat(PIXELS[..., :1], 3, -1))
+
+
+def test_the_orientation_in_exif_is_left_alone():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to show
+    np.testing.assert_array_equal(decode(file_of(RGB, "JPEG", exif=exif)), decode(file_of(RGB, "JPEG")))
+
+
+@pytest.mark.parametrize(
+    "problem, data",
+    [
+        ("empty", b""),
+        ("none of JPEG, PNG, BMP, GIF, WebP", b"<html>"),
+        ("none of JPEG, PNG, BMP, GIF, WebP", file_of(RGB, "TIFF")),
+        ("an animated WebP", file_of(RGB, "WebP", **FRAMES)),
+        ("an animated WebP", file_of(RGBA, "WebP", **FRAMES)),
+        ("a BMP of other than 8, 24 or 32 bits, or compressed", file_of(RGB.convert("1"), "BMP")),
+        ("no pixels", file_of(RGB, "PNG")[:20]),
+        ("Invalid JPEG data", file_of(RGB, "JPEG")[:400]),
+        ("Invalid JPEG data", file_of(RGB, "JPEG")[:-1]),
+        ("Invalid PNG data", file_of(RGB, "PNG")[:-60]),
+        ("Invalid GIF data", file_of(RGB, "GIF")[:-60]),
+        ("Failed to decode WebP", file_of(RGB, "WebP")[:-60]),
+        ("Input size", file_of(RGB, "BMP")[:-60]),
+    ],
+)
+def test_what_cannot_be_decoded_is_refused_with_the_reason(problem, data):
+    assert problem in problem_of(data)
+
+
+def header_of(format, data, width, height):
+    """The file with another size in its header."""
+    places = {"PNG": (16, 20, 4, "big"), "BMP": (18, 22, 4, "little"), "GIF": (6, 8, 2, "little")}
+    if format == "JPEG":
+        start = data.index(b"\xff\xc0") + 5
+        return data[:start] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + data[start + 4 :]
+    at_width, at_height, length, order = places[format]
+    data = data[:at_width] + width.to_bytes(length, order) + data[at_width + length :]
+    return data[:at_height] + height.to_bytes(length, order) + data[at_height + length :]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "BMP", "GIF"])
+def test_a_decompression_bomb_is_refused_by_its_header(format):
+    data = header_of(format, file_of(RGB, format), 60_000, 60_000)
+    assert problem_of(data) == f"more than {encoded.MAX_PIXELS} pixels"
+
+
+def test_cutting_and_flipping_anywhere_never_ends_the_process_and_what_passes_gives_every_crop():
+    from moco_tf.data import image_ops
+
+    @tf.function(input_signature=[*SCALAR, tf.TensorSpec((4,), tf.int32)])
+    def crop(data, box):
+        return image_ops.crops(data, lambda *_: [tuple(tf.unstack(box))])[0]
+
+    rng = random.Random(0)
+    passed = 0
+    kinds = [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("BMP", {}), ("GIF", {}), ("WebP", {})]
+    for turn in range(400):
+        format, settings = kinds[turn % len(kinds)]
+        data = bytearray(file_of(RGB, format, **settings))
+        if rng.random() < 0.3:
+            del data[rng.randrange(len(data)) :]
+        else:
+            for _ in range(rng.choice((1, 1, 10))):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+        data = bytes(data)
+        if problem_of(data):
+            continue
+        passed += 1
+        _, height, width = verify(data).numpy()
+        rows, columns = rng.randint(1, height), rng.randint(1, width)
+        top, left = rng.randint(0, height - rows), rng.randint(0, width - columns)
+        assert crop(data, [top, left, rows, columns]).shape == (rows, columns, 3)
+        assert decode(data).shape == (height, width, 3)
+    assert 50 < passed < 350
