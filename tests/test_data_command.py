@@ -53,9 +53,7 @@ def test_the_embedded_images_can_be_looked_at(tmp_path, capsys):
 
 def test_a_dataset_that_is_nothing_says_what_it_could_be(tmp_path):
     for name in ("/no/such/folder", "no_such_set"):
-        with pytest.raises(
-            ConfigError, match="'embedded', a folder of images, or the name of a data set of TFDS"
-        ):
+        with pytest.raises(ConfigError, match="'embedded', a folder of images, or the name of a data set of TFDS"):
             build.find(Config(dataset=name, data_dir=str(tmp_path)), "train")
 
 
