@@ -2,6 +2,9 @@
 
 import io
 import re
+import shlex
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -152,11 +155,11 @@ def test_imagenet_unprepared_says_what_to_fetch_where_to_put_it_and_the_command(
     line = str(error.value)
     assert "ILSVRC2012_img_train.tar" in line and "ILSVRC2012_img_val.tar" in line and "\n" not in line
     assert f"into {tmp_path}/downloads/manual" in line
-    assert f"tfds build imagenet2012 --data_dir={tmp_path} --file_format=array_record" in line
+    assert f"tfds.builder('imagenet2012', data_dir='{tmp_path}', file_format='array_record')" in line
 
 
 def test_an_unprepared_set_that_downloads_itself_says_the_command(tmp_path):
-    with pytest.raises(ValueError, match=f"tfds build cifar10 --data_dir={tmp_path}"):
+    with pytest.raises(ValueError, match=f"prepare it with: python .*'cifar10', data_dir='{tmp_path}'"):
         prepared.find("cifar10", tmp_path)
 
 
@@ -173,7 +176,7 @@ def add(archive, name, data):
 
 
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
-def test_imagenets_own_builder_makes_what_is_read(tmp_path, file_format):
+def test_the_command_drives_imagenets_own_builder_and_what_it_makes_is_read(tmp_path, file_format):
     manual = tmp_path / "downloads/manual"
     manual.mkdir(parents=True)
     with tarfile.open(manual / "ILSVRC2012_img_train.tar", "w") as train:
@@ -186,9 +189,10 @@ def test_imagenets_own_builder_makes_what_is_read(tmp_path, file_format):
     with tarfile.open(manual / "ILSVRC2012_img_val.tar", "w") as validation:
         for number in range(1, 6):
             add(validation, f"ILSVRC2012_val_{number:08d}.JPEG", IMAGES[number][0])
-    builder = tfds.builder("imagenet2012", data_dir=tmp_path, file_format=file_format, try_gcs=False)
-    config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
-    builder.download_and_prepare(download_config=config)
+    with pytest.raises(ValueError, match="is not prepared") as error:
+        prepared.find("imagenet2012", tmp_path)
+    command = str(error.value).partition("prepared with: python ")[2].replace("array_record", file_format)
+    subprocess.run([sys.executable, *shlex.split(command)], check=True, capture_output=True)
 
     source = prepared.find("imagenet2012", tmp_path)
     assert (source.size, len(source.class_names), source.labelled) == (12, 1000, True)

@@ -99,7 +99,7 @@ class Prepared:
         gigabytes = self.bytes * place / self.size / 1e9
         return (
             f"Going on inside an epoch reads {place} records ({gigabytes:.2f} GB) again, without decoding them: "
-            "TFRecord files cannot be sought; a preparation with --file_format=array_record can."
+            "TFRecord files cannot be sought; a preparation with file_format='array_record' can."
         )
 
     def _note_bad(self, ids):
@@ -205,7 +205,7 @@ def find(name, data_dir="", split="train", max_bad_fraction=0.05):
     if info.file_format is None or info.file_format.value not in formats:
         raise ValueError(
             f"{folders[-1]} holds {info.file_format and info.file_format.value} files. Prepare the set with "
-            "--file_format=array_record (or tfrecord)."
+            "file_format='array_record' (or 'tfrecord')."
         )
     instructions = _split(info.splits, name, split)
     image, label = _image_and_label(tfds, info.features, name)
@@ -246,14 +246,17 @@ def _how_to_prepare(tfds, home, name):
             "it is 'embedded', a folder of images, or the name of a data set of TFDS (see "
             f"https://www.tensorflow.org/datasets/catalog); there is no such folder or data set {name!r}"
         )
-    manual = home / "downloads" / "manual"
-    command = f"tfds build {match[0]} --data_dir={home} --file_format=array_record"
+    # TFDS' own command line asks for Apache Beam, which is large and not needed here.
+    command = (
+        'python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', data_dir='{home}', file_format='array_record').download_and_prepare()\""
+    )
     by_hand = tfds.builder_cls(match["set"]).MANUAL_DOWNLOAD_INSTRUCTIONS
     if not by_hand:
         return f"it is not prepared in {home}. Fetch and prepare it with: {command}"
     return (
-        f"it is not prepared in {home}. Its files are to be fetched by hand into {manual} "
-        f'("{" ".join(by_hand.split())}"), then prepared with: {command} --manual_dir={manual}'
+        f"it is not prepared in {home}. Its files are to be fetched by hand into {home / 'downloads' / 'manual'} "
+        f'("{" ".join(by_hand.split())}"), then prepared with: {command}'
     )
 
 
