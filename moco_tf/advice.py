@@ -16,8 +16,9 @@ def before_training(config, size):
         yield from _on_the_queue(config, size)
     else:
         yield (
-            f"Is this loss normal? It starts near 4T ln(N) = {4 * config.temperature * math.log(config.batch_size):.2f}, "
-            f"that of guessing among the {config.batch_size} images of a batch, and falls."
+            "Is this loss normal? It starts near 4T ln(N) = "
+            f"{4 * config.temperature * math.log(config.batch_size):.2f}, that of guessing among the "
+            f"{config.batch_size} images of a batch, and falls."
         )
     if config.lr_scaling == "linear":
         yield f"The rate is {config.lr:g} x {config.batch_size} / 256 = {config.base_rate:g} (--lr_scaling=linear)."
@@ -65,8 +66,8 @@ def after_step(config, step, first, last, usual):
         frozen = not config.is_vit or config.freeze_patch
         remedy = "" if frozen else "--freeze_patch, the paper's remedy, or "
         yield (
-            f"Instability at step {step}: the gradient in the first block is {first:.3g}, {first / usual:.0f} times its "
-            f"usual size (in the last block {last:.3g}). Accuracy suffers even if the loss recovers: consider "
+            f"Instability at step {step}: the gradient in the first block is {first:.3g}, {first / usual:.0f} times "
+            f"its usual size (in the last block {last:.3g}). Accuracy suffers even if the loss recovers: consider "
             f"{remedy}a lower --lr{' or a longer --warmup_epochs' if frozen else ''}."
         )
 

@@ -93,8 +93,8 @@ class Config:
     )
     optimizer: str = _flag(
         "sgd",
-        "sgd: momentum 0.9, decay inside it, as PyTorch has it (v1, v2); lars: momentum 0.9, trust 0.001, decay only of "
-        "tensors with two axes or more (v3 R50); adamw: PyTorch's, decay of all (v3 ViT).",
+        "sgd: momentum 0.9, decay inside it, as PyTorch has it (v1, v2); lars: momentum 0.9, trust 0.001, decay only "
+        "of tensors with two axes or more (v3 R50); adamw: PyTorch's, decay of all (v3 ViT).",
         choices=("sgd", "lars", "adamw"),
     )
     lr: float = _flag(0.03, "Learning rate. v1, v2: 0.03 for a batch of 256; v3 R50: 0.6 or 0.3, ViT: 1.5e-4.")
@@ -122,7 +122,7 @@ class Config:
     head: str = _flag("mlp", "Projection head: linear (v1) or mlp (v2).", choices=("linear", "mlp"))
     hidden_dim: int = _flag(
         0,
-        "Width of the head's hidden layers; 0: as many as features (R50: 2048, as v2), with moco_v3 4096 (the paper's).",
+        "Width of the head's hidden layers; 0: as many as features (R50: 2048, as v2), with moco_v3 the paper's 4096.",
     )
     shuffle_bn: bool = _flag(True, "Encode keys in another order than queries; needs --bn_groups of 2 or more.")
     bn_groups: int = _flag(

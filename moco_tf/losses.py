@@ -1,7 +1,7 @@
 """Contrastive losses: pure functions of unit-length embeddings.
 
-Axes: N batch, n its part on this replica, C features, K keys of the dictionary. `unit_length` brings embeddings to at least float32, whatever the
-encoders' precision; the softmax is computed in their precision.
+Axes: N batch, n its part on this replica, C features, K keys of the dictionary. `unit_length` brings embeddings to at
+least float32, whatever the encoders' precision; the softmax is computed in their precision.
 """
 
 from typing import NamedTuple

@@ -78,7 +78,7 @@ class LARS(keras.optimizers.Optimizer):
         velocity = self.velocities[self._get_variable_index(variable)]
         if len(variable.shape) > 1:
             gradient = gradient + self.coupled_weight_decay * variable
-            of_weight, of_gradient = keras.ops.norm(variable), keras.ops.norm(gradient)
+            of_weight, of_gradient = (keras.ops.norm(keras.ops.reshape(x, (-1,))) for x in (variable, gradient))
             both = (of_weight > 0) & (of_gradient > 0)
             ratio = self.trust * of_weight / keras.ops.where(both, of_gradient, 1.0)
             gradient = gradient * keras.ops.where(both, ratio, 1.0)
@@ -130,8 +130,9 @@ class AdamW(keras.optimizers.Optimizer):
         self.assign(first, self.beta_1 * first + (1 - self.beta_1) * gradient)
         self.assign(second, self.beta_2 * second + (1 - self.beta_2) * keras.ops.square(gradient))
         step = keras.ops.cast(self.iterations + 1, variable.dtype)
-        mean = first / (1 - keras.ops.power(keras.ops.cast(self.beta_1, variable.dtype), step))
-        square = second / (1 - keras.ops.power(keras.ops.cast(self.beta_2, variable.dtype), step))
+        beta_1, beta_2 = (keras.ops.convert_to_tensor(beta, variable.dtype) for beta in (self.beta_1, self.beta_2))
+        mean = first / (1 - keras.ops.power(beta_1, step))
+        square = second / (1 - keras.ops.power(beta_2, step))
         decayed = (1 - learning_rate * self.decoupled_weight_decay) * variable
         self.assign(variable, decayed - learning_rate * mean / (keras.ops.sqrt(square) + self.epsilon))
 

@@ -11,7 +11,7 @@ from moco_tf.encoders.batch_norm import BatchNorm
 # PyTorch's default for linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for kernel and bias alike.
 LINEAR = {"scale": 1 / 3, "mode": "fan_in", "distribution": "uniform"}
 
-# MoCo v3 (section 4.3 and the authors' names): the projector's name and linear layers, and whether BN ends the predictor.
+# MoCo v3 (section 4.3 and the authors' names): projector's name, its linear layers, whether BN ends the predictor.
 V3 = {"resnet": ("fc", 2, False), "vit": ("head", 3, True)}
 
 

@@ -53,7 +53,7 @@ class ContrastiveModel(keras.Model):
         return self.query_encoder.layers[1]
 
     def current_momentum(self):
-        """m of the key encoder at the current step, a scalar, of the attributes `momentum` and `momentum_decay_steps`."""
+        """m of the key encoder at the current step, a scalar."""
         if self.momentum_decay_steps is None:
             return tf.constant(self.momentum, tf.float64)
         return cosine_momentum(self.momentum, self.step.value, self.momentum_decay_steps)

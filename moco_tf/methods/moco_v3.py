@@ -132,8 +132,8 @@ class MoCoV3(contrastive.ContrastiveModel):
         Instability of ViTs shows as spikes in the first layers, tens of steps before it does in the last (section
         4.2).
         """
-        by_variable = {id(v): g for v, g in zip(variables, gradients, strict=True)}
-        ends = [[g for v in end if (g := by_variable[id(v)]) is not None] for end in end_blocks(self.backbone)]
+        by_variable = {id(v): g for v, g in zip(variables, gradients, strict=True) if g is not None}
+        ends = [[by_variable[id(v)] for v in end if id(v) in by_variable] for end in end_blocks(self.backbone)]
         scale = tf.cast(self.optimizer.scale_loss(1.0), self.totals.dtype)
         summed = replicas.add_up([tf.cast(g, self.totals.dtype) / scale for end in ends for g in end])
         first, last = summed[: len(ends[0])], summed[len(ends[0]) :]
