@@ -81,7 +81,7 @@ def test_synchronized_batch_norm_is_that_of_the_whole_batch_outputs_statistics_a
         )
         for a in (x, weights)
     ]
-    found = tf.function(lambda a, b: strategy.run(lambda a, b: step(layer, a, b), (a, b)))(*parts)
+    found = tf.function(strategy.run, autograph=False)(lambda *part: step(layer, *part), parts)
     outputs, of_inputs, of_gain = (strategy.experimental_local_results(values) for values in found)
     np.testing.assert_allclose(np.concatenate(outputs), expected[0], atol=tolerance, rtol=tolerance)
     np.testing.assert_allclose(np.concatenate(of_inputs), expected[1], atol=10 * tolerance, rtol=10 * tolerance)
