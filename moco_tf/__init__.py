@@ -8,7 +8,10 @@ from importlib import import_module
 
 _MODULES = {"encoders": "moco_tf.encoders", "augment": "moco_tf.data.augment"}
 _OBJECTS = {
+    "AdamW": "moco_tf.optimizers",
+    "LARS": "moco_tf.optimizers",
     "MoCo": "moco_tf.methods.moco",
+    "MoCoV3": "moco_tf.methods.moco_v3",
     "Preprocessing": "moco_tf.data.preprocessing",
     "SGD": "moco_tf.optimizers",
     "views": "moco_tf.data.views",

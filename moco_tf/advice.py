@@ -3,11 +3,40 @@
 `docs/training.md` says more about each.
 """
 
+import dataclasses
 import math
+
+# A gradient this many times its usual norm is a spike; the paper's curves rise by more, usual steps do not.
+SPIKE = 10
 
 
 def before_training(config, size):
     """Sentences on a run that is about to start with `size` images."""
+    if config.method == "moco":
+        yield from _on_the_queue(config, size)
+    else:
+        yield (
+            "Is this loss normal? It starts near 4T ln(N) = "
+            f"{4 * config.temperature * math.log(config.batch_size):.2f}, that of guessing among the "
+            f"{config.batch_size} images of a batch, and falls."
+        )
+    if config.lr_scaling == "linear":
+        yield f"The rate is {config.lr:g} x {config.batch_size} / 256 = {config.base_rate:g} (--lr_scaling=linear)."
+    if config.head == "linear" and config.hidden_dim and config.uses("head"):
+        yield f"--hidden_dim={config.hidden_dim} is not used: a linear head has no hidden layer."
+    if config.data_dir and config.dataset == "embedded":
+        yield f"--data_dir={config.data_dir} is not used: the embedded images are inside the package."
+    unused = [
+        field.name
+        for field in dataclasses.fields(config)
+        if not config.uses(field.name) and getattr(config, field.name) != field.default
+    ]
+    if unused:
+        flags = ", ".join(f"--{name}={getattr(config, name)}" for name in unused)
+        yield f"Not used by {config.method} with {config.arch}: {flags}."
+
+
+def _on_the_queue(config, size):
     K, N = config.queue_size, config.batch_size
     yield (
         f"Is this loss normal? It starts somewhere below ln(K + 1) = {math.log(K + 1):.2f} and first rises, "
@@ -29,10 +58,18 @@ def before_training(config, size):
             "Shuffling BN has no effect with one BN group: BatchNorm sees the whole batch. --bn_groups=8 stands "
             "for the papers' 8 GPUs."
         )
-    if config.head == "linear" and config.hidden_dim:
-        yield f"--hidden_dim={config.hidden_dim} is not used: a linear head has no hidden layer."
-    if config.data_dir and config.dataset == "embedded":
-        yield f"--data_dir={config.data_dir} is not used: the embedded images are inside the package."
+
+
+def after_step(config, step, first, last, usual):
+    """Sentences on a step's gradient norms in the first and last block; `usual`: the first block's median so far."""
+    if first > SPIKE * usual:
+        frozen = not config.is_vit or config.freeze_patch
+        remedy = "" if frozen else "--freeze_patch, the paper's remedy, or "
+        yield (
+            f"Instability at step {step}: the gradient in the first block is {first:.3g}, {first / usual:.0f} times "
+            f"its usual size (in the last block {last:.3g}). Accuracy suffers even if the loss recovers: consider "
+            f"{remedy}a lower --lr{' or a longer --warmup_epochs' if frozen else ''}."
+        )
 
 
 def after_epoch(config, logs, best_knn):

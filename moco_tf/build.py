@@ -12,12 +12,14 @@ from moco_tf.callbacks import KNNMonitor
 from moco_tf.config import ConfigError
 from moco_tf.data import augment, folder, sources, tfds
 from moco_tf.data.views import pairs
-from moco_tf.encoders import resnet
+from moco_tf.encoders import resnet, vit
 from moco_tf.methods.moco import MoCo
-from moco_tf.optimizers import SGD
+from moco_tf.methods.moco_v3 import MoCoV3
+from moco_tf.optimizers import LARS, SGD, AdamW
 
 log = logging.getLogger("moco_tf")
 
+OPTIMIZERS = {"sgd": SGD, "lars": LARS, "adamw": AdamW}  # each with its paper's constants
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
@@ -156,31 +158,45 @@ def model(config, steps_per_epoch):
     """The compiled model, its weights a function of `config.seed`."""
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(POLICIES[config.precision])
-    backbone = getattr(resnet, config.arch)(image_size=config.image_size, width=config.width, stem=config.stem)
-    total_steps = config.epochs * steps_per_epoch
-    moco = MoCo(
-        backbone,
-        dim=config.dim,
-        head=config.head,
-        hidden_dim=config.hidden_dim or None,
-        queue_size=config.queue_size,
-        momentum=config.momentum,
-        momentum_decay_steps=total_steps if config.momentum_schedule == "cosine" else None,
-        temperature=config.temperature,
-        shuffle_bn=config.shuffle_bn,
-        bn_groups=config.bn_groups,
-        preprocessing=task(config).preprocessing,
-        seed=config.seed,
-    )
-    # The model's own counter: an optimizer under loss scaling does not count the steps that it skips.
-    moco.compile(
-        SGD(
-            lambda: learning_rate(config, moco.step.value, steps_per_epoch),
-            momentum=0.9,
-            weight_decay=config.weight_decay,
+    settings = {
+        "dim": config.dim,
+        "momentum": config.momentum,
+        "momentum_decay_steps": config.epochs * steps_per_epoch if config.momentum_schedule == "cosine" else None,
+        "temperature": config.temperature,
+        "preprocessing": task(config).preprocessing,
+    }
+    if config.method == "moco_v3":
+        head = "vit" if config.is_vit else "resnet"
+        moco = MoCoV3(backbone(config), head=head, hidden_dim=config.hidden_dim or 4096, **settings)
+    else:
+        moco = MoCo(
+            backbone(config),
+            head=config.head,
+            hidden_dim=config.hidden_dim or None,
+            queue_size=config.queue_size,
+            shuffle_bn=config.shuffle_bn,
+            bn_groups=config.bn_groups,
+            seed=config.seed,
+            **settings,
         )
-    )
+    # The model's own counter: an optimizer under loss scaling does not count the steps that it skips.
+    rate = lambda: learning_rate(config, moco.step.value, steps_per_epoch)  # noqa: E731
+    moco.compile(OPTIMIZERS[config.optimizer](rate, weight_decay=config.weight_decay))
     return moco
+
+
+def backbone(config):
+    """The encoder's trunk, a functional model with fresh weights."""
+    if config.is_vit:
+        return getattr(vit, config.arch)(
+            image_size=config.image_size, patch_size=config.patch_size, freeze_patch=config.freeze_patch
+        )
+    return getattr(resnet, config.arch)(
+        image_size=config.image_size,
+        width=config.width,
+        stem=config.stem,
+        zero_init_residual=config.method == "moco_v3",
+    )
 
 
 def learning_rate(config, step, steps_per_epoch):

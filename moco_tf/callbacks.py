@@ -1,8 +1,10 @@
 """Keras callbacks: the kNN monitor for any `fit`, and what `moco_tf.train` shows and records of a run."""
 
+import collections
 import dataclasses
 import logging
 import math
+import statistics
 import sys
 import time
 
@@ -75,6 +77,33 @@ class StopOnNaN(keras.callbacks.Callback):
             raise TrainingStopped(
                 f"the loss is {logs['loss']} at step {self.model.steps_done}, learning rate {rate:g}"
             )
+
+
+class GradientWatch(keras.callbacks.Callback):
+    """Warns, once an epoch, of a spike of the gradient in the first block (MoCo v3, section 4.2)."""
+
+    WINDOW, ENOUGH = 200, 20  # steps whose median is the usual norm; below `ENOUGH` there is nothing to compare with
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.norms = collections.deque(maxlen=self.WINDOW)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.warned = False
+
+    def on_train_batch_end(self, batch, logs=None):
+        first = logs.get("gradient_norm_first")
+        if first is None:
+            return
+        if len(self.norms) >= self.ENOUGH and not self.warned:
+            usual = statistics.median(self.norms)
+            for sentence in advice.after_step(
+                self.config, self.model.steps_done, first, logs["gradient_norm_last"], usual
+            ):
+                log.warning("  %s", sentence)
+                self.warned = True
+        self.norms.append(first)
 
 
 class Progress(keras.callbacks.Callback):

@@ -22,7 +22,15 @@ ARCHITECTURES = (
     "resnext50",
     "wide_resnet50",
     "wide_resnet101",
+    "vit_tiny",
+    "vit_small",
+    "vit_base",
 )
+
+# Flags that mean nothing with a method or an encoder; given there, they are named in one notice.
+NOT_IN_V3 = ("queue_size", "head", "shuffle_bn", "bn_groups")
+OF_VITS = ("patch_size", "freeze_patch")
+OF_RESNETS = ("width", "stem")
 
 # What a flag is about decides whether a run may go on with another value of it (see `differences`).
 MATHEMATICS = "mathematics"  # changes the numbers: must be equal
@@ -64,10 +72,11 @@ class Config:
     max_bad_fraction: float = _flag(
         0.05, "Share of undecodable images, 0 to 1, that a run accepts; good ones stand in for them.", about=FREE
     )
-    method: str = _flag("moco", "Algorithm: moco is MoCo v1 and v2.", choices=("moco",))
+    method: str = _flag("moco", "Algorithm: moco is MoCo v1 and v2, moco_v3 MoCo v3.", choices=("moco", "moco_v3"))
     arch: str = _flag(
         "resnet50",
-        "Encoder. 10, 18 and 34 are basic blocks, 14 and 26 shallow bottlenecks. Papers: resnet50.",
+        "Encoder. 10, 18 and 34 are basic blocks, 14 and 26 shallow bottlenecks. v1, v2: resnet50; v3: also "
+        "vit_small and vit_base.",
         choices=ARCHITECTURES,
     )
     width: int = _flag(64, "Channels of the encoder's first stage. Papers: 64.")
@@ -76,6 +85,8 @@ class Config:
         "First layers: imagenet (7x7 stride 2 and max-pool) or cifar (3x3 stride 1), for small images.",
         choices=("imagenet", "cifar"),
     )
+    patch_size: int = _flag(16, "Side of a ViT's patches, in pixels; --image_size is a multiple of it. v3: 16.")
+    freeze_patch: bool = _flag(True, "Leave a ViT's patch projection as it was drawn, for stability. v3: on.")
     image_size: int = _flag(224, "Side of the square views, in pixels. Papers: 224.")
     augment: str = _flag(
         "v2",
@@ -83,32 +94,49 @@ class Config:
         choices=("v1", "v2", "v3", "cifar"),
     )
     crop_min: float = _flag(
-        0.0, "Least area of a random crop, as a share of the image; 0: the recipe's own (v1, v2: 0.2)."
+        0.0,
+        "Least area of a random crop, as a share of the image; 0: the recipe's own (v1, v2: 0.2). v3: 0.2, ViTs 0.08.",
     )
-    batch_size: int = _flag(256, "Images a step, over all devices. v1, v2: 256.")
-    epochs: int = _flag(200, "Passes over the data; shapes the schedules. v1: 200, v2: 200 or 800.", about=FREE)
+    batch_size: int = _flag(256, "Images a step, over all devices. v1, v2: 256, v3: 4096.")
+    epochs: int = _flag(
+        200, "Passes over the data; shapes the schedules. v1: 200, v2: 200 or 800, v3: 100 to 1000.", about=FREE
+    )
     max_steps: int = _flag(
         0, "Stop after this many training steps in all, with a checkpoint; 0: run all --epochs.", about=FREE
     )
-    optimizer: str = _flag("sgd", "sgd: momentum 0.9, decay inside it, as PyTorch has it.", choices=("sgd",))
-    lr: float = _flag(0.03, "Learning rate. v1, v2: 0.03 for a batch of 256.")
-    lr_scaling: str = _flag("none", "linear: multiply --lr by batch / 256. v1, v2: none.", choices=("none", "linear"))
+    optimizer: str = _flag(
+        "sgd",
+        "sgd: momentum 0.9, decay inside it, as PyTorch has it (v1, v2); lars: momentum 0.9, trust 0.001, decay only "
+        "of tensors with two axes or more (v3 R50); adamw: PyTorch's, decay of all (v3 ViT).",
+        choices=("sgd", "lars", "adamw"),
+    )
+    lr: float = _flag(0.03, "Learning rate. v1, v2: 0.03 for a batch of 256; v3 R50: 0.6 or 0.3, ViT: 1.5e-4.")
+    lr_scaling: str = _flag(
+        "none", "linear: multiply --lr by batch / 256. v1, v2: none, v3: linear.", choices=("none", "linear")
+    )
     lr_schedule: str = _flag(
         "cosine", "step: x 0.1 at each of --lr_drops (v1); cosine: down to 0 (v2).", choices=("step", "cosine")
     )
-    lr_per: str = _flag("epoch", "How often the rate changes. v1, v2: epoch.", choices=("epoch", "step"))
+    lr_per: str = _flag("epoch", "How often the rate changes. v1, v2: epoch, v3: step.", choices=("epoch", "step"))
     lr_drops: tuple[int, ...] = _flag((120, 160), "Epochs at which --lr_schedule=step drops. v1: 120,160.")
-    warmup_epochs: float = _flag(0.0, "Epochs of linear warm-up from 0, changed at each step. v1, v2: 0.")
-    weight_decay: float = _flag(1e-4, "L2 coefficient, on all parameters. v1, v2: 1e-4.")
-    queue_size: int = _flag(65536, "K: keys kept as negatives. v1, v2: 65536.")
-    momentum: float = _flag(0.999, "m of the key encoder. v1, v2: 0.999.")
-    momentum_schedule: str = _flag(
-        "constant", "cosine: --momentum rises to 1 over the run. v1, v2: constant.", choices=("constant", "cosine")
+    warmup_epochs: float = _flag(
+        0.0, "Epochs of linear warm-up from 0, changed at each step. v1, v2: 0, v3: R50 10, ViT 40."
     )
-    temperature: float = _flag(0.2, "T of the loss. v1: 0.07, v2: 0.2.")
-    dim: int = _flag(128, "Length of the embedding. v1, v2: 128.")
+    weight_decay: float = _flag(1e-4, "L2 coefficient, on what --optimizer says. v1, v2: 1e-4, v3: R50 1e-6, ViT 0.1.")
+    queue_size: int = _flag(65536, "K: keys kept as negatives. v1, v2: 65536.")
+    momentum: float = _flag(0.999, "m of the key encoder. v1, v2: 0.999, v3: 0.99.")
+    momentum_schedule: str = _flag(
+        "constant",
+        "cosine: --momentum rises to 1 over the run. v1, v2: constant, v3: cosine.",
+        choices=("constant", "cosine"),
+    )
+    temperature: float = _flag(0.2, "T of the loss. v1: 0.07, v2: 0.2, v3: R50 1.0, ViT 0.2.")
+    dim: int = _flag(128, "Length of the embedding. v1, v2: 128, v3: 256.")
     head: str = _flag("mlp", "Projection head: linear (v1) or mlp (v2).", choices=("linear", "mlp"))
-    hidden_dim: int = _flag(0, "Width of the mlp head's hidden layer; 0: as many as features (R50: 2048, as v2).")
+    hidden_dim: int = _flag(
+        0,
+        "Width of the head's hidden layers; 0: as many as features (R50: 2048, as v2), with moco_v3 the paper's 4096.",
+    )
     shuffle_bn: bool = _flag(True, "Encode keys in another order than queries; needs --bn_groups of 2 or more.")
     bn_groups: int = _flag(
         0,
@@ -143,7 +171,17 @@ class Config:
                 raise ConfigError(f"--{field.name} is one of {', '.join(choices)}; got {value!r}")
             if isinstance(value, float):
                 self._require(math.isfinite(value), field.name, "is a finite number")
-        for name in ("width", "image_size", "batch_size", "epochs", "lr", "queue_size", "temperature", "dim"):
+        for name in (
+            "width",
+            "patch_size",
+            "image_size",
+            "batch_size",
+            "epochs",
+            "lr",
+            "queue_size",
+            "temperature",
+            "dim",
+        ):
             self._require(getattr(self, name) > 0, name, "is more than 0")
         for name in (
             "max_steps",
@@ -166,7 +204,11 @@ class Config:
         self._require(ascending, "lr_drops", "lists epochs from 0 up in ascending order")
         if self.arch == "resnext50":
             self._require(self.width % 16 == 0, "width", "is a multiple of 16 for resnext50, whose groups are 32")
-        groups = self.bn_groups or 1
+        if self.is_vit and self.image_size % self.patch_size:
+            raise ConfigError(
+                f"--image_size is a multiple of --patch_size={self.patch_size} for {self.arch}; got {self.image_size}"
+            )
+        groups = (self.uses("bn_groups") and self.bn_groups) or 1
         if self.batch_size % groups or (groups > 1 and self.batch_size // groups < 2):
             raise ConfigError(
                 f"each of the {groups} BN groups takes the same number of images, at least 2; "
@@ -188,6 +230,16 @@ class Config:
             raise ConfigError(f"--{name} {rule}; got {getattr(self, name)}")
 
     @property
+    def is_vit(self):
+        return self.arch.startswith("vit_")
+
+    def uses(self, name):
+        """Whether a flag has a meaning with this run's method and encoder."""
+        if name in NOT_IN_V3 and self.method == "moco_v3":
+            return False
+        return name not in (OF_RESNETS if self.is_vit else OF_VITS)
+
+    @property
     def base_rate(self):
         """The learning rate that the schedule shapes."""
         return self.lr * self.batch_size / 256 if self.lr_scaling == "linear" else self.lr
@@ -203,14 +255,16 @@ class Config:
                 f"--batch_size counts the images of all {replicas} replicas, a multiple of {replicas}; "
                 f"got {self.batch_size}"
             )
+        if replicas > 1 and self.precision == "float16":
+            raise ConfigError("--precision=float16 scales its loss on one replica only; use bfloat16 on several")
+        if not self.uses("bn_groups"):
+            return self
         groups = self.bn_groups or (recorded.bn_groups if recorded else replicas)
         if groups % replicas:
             raise ConfigError(
                 f"--bn_groups counts the groups of all replicas, a multiple of {replicas}; got {groups}: train on a "
                 f"number of replicas that divides it"
             )
-        if replicas > 1 and self.precision == "float16":
-            raise ConfigError("--precision=float16 scales its loss on one replica only; use bfloat16 on several")
         return dataclasses.replace(self, bn_groups=groups)
 
     def flag_lines(self):

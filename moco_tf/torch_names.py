@@ -22,6 +22,7 @@ LEAVES = {  # a weight's name in Keras -> in PyTorch; its layer has the same nam
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
+OWN_NAMES = ("cls_token", "pos_embed")  # weights of a ViT that no layer's name stands before
 # For each number of axes, where the target's axes stand in the source. PyTorch has (out, in, h, w) and (out, in).
 TO_KERAS = {4: (2, 3, 1, 0), 2: (1, 0)}
 TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
@@ -162,9 +163,12 @@ def names(encoder):
     for layer in encoder._flatten_layers(include_self=False, recursive=True):
         if layer.weights and not isinstance(layer, keras.Model):
             for variable in layer.weights:
-                if variable.name not in LEAVES:
-                    raise Mismatch(f"{variable.path} has no name in PyTorch's ResNets")
-                yield f"{layer.name}.{LEAVES[variable.name]}", variable
+                if variable.name in OWN_NAMES:
+                    yield variable.name, variable
+                elif variable.name in LEAVES:
+                    yield f"{layer.name}.{LEAVES[variable.name]}", variable
+                else:
+                    raise Mismatch(f"{variable.path} has no name in PyTorch's ResNets and ViTs")
 
 
 def to_keras(value):

@@ -74,11 +74,12 @@ def train(config):
         return 0
 
     saver = callbacks.Saver(checkpoints, config.checkpoint_every)
-    progress = recorder = monitor = None
+    progress = recorder = monitor = watch = None
     if chief:
         run.begin(config, source.size)
         _introduce(config, strategy, source, steps_per_epoch)
         progress = callbacks.Progress(config)
+        watch = callbacks.GradientWatch(config)
         recorder = callbacks.Recorder(run, config)
         monitor = build.knn_monitor(config, source, run)
         run.rewind(step, steps_per_epoch)
@@ -105,7 +106,7 @@ def train(config):
                     initial_epoch=epoch,
                     epochs=epoch + 1,
                     steps_per_epoch=steps,
-                    callbacks=list(filter(None, [callbacks.StopOnNaN(), progress, evaluator, recorder, saver])),
+                    callbacks=list(filter(None, [callbacks.StopOnNaN(), progress, watch, evaluator, recorder, saver])),
                     shuffle=False,
                     verbose=0,
                 )

@@ -25,7 +25,7 @@ def replay(path):
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     try:
-        return {"moco_v1_v2": _replay_moco}[golden["kind"]](golden)
+        return {"moco_v1_v2": _replay_moco, "moco_v3": _replay_moco_v3}[golden["kind"]](golden)
     finally:
         keras.config.set_floatx(floatx)
         keras.config.set_dtype_policy(floatx)
@@ -74,9 +74,78 @@ def _replay_moco(golden):
         checks.append((f"mean_positive_cosine[{t}]", abs(cosine - g["mean_positive_cosine"][t]), LOSS))
 
     values = {"queue": model.queue.keys.numpy().T, "queue_ptr": model.queue.pointer.numpy().reshape(1)}
-    for prefix, encoder in (("encoder_q", model.query_encoder), ("encoder_k", model.key_encoder)):
-        for name, variable in names(encoder):
-            values[f"{prefix}.{name}"] = to_torch(variable.numpy())
+    values |= _values("encoder_q.", model.query_encoder) | _values("encoder_k.", model.key_encoder)
+    projection = model.query_encoder(_evaluation_images(g), training=False)["projection"]
+    checks += _compare_final(values, g)
+    return [*checks, ("eval_head_output", relative(projection, g["eval_head_output"]), RELATIVE)]
+
+
+def _replay_moco_v3(golden):
+    g = golden
+    if g["arch"] == "vit":
+        backbone = moco_tf.encoders.vit.vit(
+            g["embed_dim"],
+            g["depth"],
+            g["heads"],
+            image_size=g["image_size"],
+            patch_size=g["patch"],
+            freeze_patch=g["stop_grad_patch"],
+        )
+    else:
+        backbone = moco_tf.encoders.resnet.resnet(
+            (1, 1, 1, 1), g["arch"] == "bottleneck", image_size=g["image_size"], zero_init_residual=True
+        )
+    model = moco_tf.MoCoV3(
+        backbone,
+        head="vit" if g["arch"] == "vit" else "resnet",
+        dim=g["dim"],
+        hidden_dim=g["mlp_dim"],
+        momentum=g["m0"],
+        momentum_decay_steps=g["steps"],
+        temperature=g["T"],
+    )
+    times = np.arange(g["steps"])
+    rates = g["lr"] * np.minimum(1, (times + 1) / 3) * 0.5 * (1 + np.cos(np.pi * times / g["steps"]))
+    optimizer = {"lars": moco_tf.LARS, "adamw": moco_tf.AdamW}[g["optimizer"]]
+    model.compile(
+        optimizer(lambda: tf.gather(tf.constant(rates, tf.float64), model.step.value), weight_decay=g["weight_decay"])
+    )
+    for prefix, part in (("base_encoder.", model.query_encoder), ("", model.predictor)):
+        for name, variable in names(part):
+            if name == "pos_embed":  # no parameter: computed, and rounded like one
+                variable.assign(variable.numpy().astype("float32"))
+            else:
+                variable.assign(to_keras(golden_parameter(g["seed"], f"{prefix}{name}", variable)))
+    copy_weights(model.query_encoder, model.key_encoder)
+
+    step = tf.function(model.train_step)
+    checks = []
+    for t in range(g["steps"]):
+        views = [
+            tensors.images(g["seed"], t, view, g["batch"], g["image_size"]).transpose(0, 2, 3, 1) for view in (0, 1)
+        ]
+        model.reset_metrics()
+        logs = step(tuple(tf.constant(view, tf.float64) for view in views))
+        checks.append((f"loss[{t}]", abs(float(logs["loss"]) - g["loss"][t]), LOSS))
+
+    values = _values("base_encoder.", model.query_encoder) | _values("momentum_encoder.", model.key_encoder)
+    checks += _compare_final(values | _values("", model.predictor), g)
+    projection = model.query_encoder(_evaluation_images(g), training=False)["projection"]
+    return [*checks, ("eval_projector_output", relative(projection, g["eval_projector_output"]), RELATIVE)]
+
+
+def _values(prefix, encoder):
+    """{PyTorch's name: array in its layout}."""
+    return {f"{prefix}{name}": to_torch(variable.numpy()) for name, variable in names(encoder)}
+
+
+def _evaluation_images(g):
+    return tensors.images(g["seed"], 10**6, 0, 4, g["image_size"]).transpose(0, 2, 3, 1).astype("float64")
+
+
+def _compare_final(values, g):
+    """The checks of the tensors after the last step."""
+    checks = []
     expected = {name: v for name, v in g["final"].items() if not name.endswith("num_batches_tracked")}
     if values.keys() != expected.keys():
         raise ValueError(f"tensors differ: {sorted(values.keys() ^ expected.keys())}")
@@ -84,21 +153,17 @@ def _replay_moco(golden):
         norm, mean, first = expected[name]
         deviation = max(
             relative(np.linalg.norm(value), norm),
-            abs(value.mean() - mean) / max(abs(mean), np.abs(value).mean()),
+            abs(value.mean() - mean) / max(abs(mean), np.abs(value).mean(), 1e-9),
             relative(value.ravel()[:4], first),
         )
         checks.append((name, deviation, RELATIVE))
-
-    images = tensors.images(g["seed"], 10**6, 0, 4, g["image_size"]).transpose(0, 2, 3, 1).astype("float64")
-    projection = model.query_encoder(images, training=False)["projection"]
-    checks.append(("eval_head_output", relative(projection, g["eval_head_output"]), RELATIVE))
     return checks
 
 
 def relative(value, expected):
-    """The largest deviation over the largest expected magnitude."""
+    """The largest deviation over the largest expected magnitude; what is below 1e-9 is zero but for rounding."""
     value, expected = np.asarray(value), np.asarray(expected)
-    return float(np.abs(value - expected).max() / np.abs(expected).max())
+    return float(np.abs(value - expected).max() / max(np.abs(expected).max(), 1e-9))
 
 
 def golden_parameter(seed, name, variable):

@@ -1,10 +1,12 @@
-"""Batch normalisation as PyTorch defines it, over equal parts ("groups") of the batch.
+"""Batch normalisation as PyTorch defines it: over equal parts ("groups") of the batch, or over all replicas.
 
 Called by every encoder of this package. Axes: N batch, H W space, C channels.
 """
 
 import keras
 import tensorflow as tf
+
+from moco_tf import replicas
 
 
 @keras.saving.register_keras_serializable("moco_tf")
@@ -13,7 +15,10 @@ class BatchNorm(keras.layers.Layer):
 
     `groups` lets one device stand in for several: with G groups the first N/G images are normalised
     together, then the next N/G, as G replicas would do. Shuffling BN (MoCo, section 3.3) has no effect
-    without it.
+    without it. `synchronized` does the reverse: all replicas of a `tf.distribute` strategy are normalised
+    together, as one device with the whole batch would do it (MoCo v3).
+
+    `affine=False` leaves the gain gamma and the offset beta out.
 
     Differs from `keras.layers.BatchNormalization` in what PyTorch does otherwise: epsilon 1e-5, running
     statistics that move by 1 - `momentum` = 0.1 a step and hold the *unbiased* variance. They are the mean
@@ -21,11 +26,23 @@ class BatchNorm(keras.layers.Layer):
     policy).
     """
 
-    def __init__(self, momentum=0.9, epsilon=1e-5, groups=1, **kwargs):
+    def __init__(
+        self,
+        momentum=0.9,
+        epsilon=1e-5,
+        groups=1,
+        synchronized=False,
+        affine=True,
+        gamma_initializer="ones",
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.momentum = momentum
         self.epsilon = epsilon
         self.groups = groups
+        self.synchronized = synchronized
+        self.affine = affine
+        self.gamma_initializer = gamma_initializer
 
     def build(self, input_shape):
         def weight(name, initializer, trainable):
@@ -33,19 +50,26 @@ class BatchNorm(keras.layers.Layer):
                 name=name, shape=input_shape[-1:], initializer=initializer, trainable=trainable, autocast=False
             )
 
-        self.gamma = weight("gamma", "ones", trainable=True)
-        self.beta = weight("beta", "zeros", trainable=True)
+        if self.affine:
+            self.gamma = weight("gamma", self.gamma_initializer, trainable=True)
+            self.beta = weight("beta", "zeros", trainable=True)
         self.moving_mean = weight("moving_mean", "zeros", trainable=False)
         self.moving_variance = weight("moving_variance", "ones", trainable=False)
 
     def call(self, inputs, training=False):
         normalize = _normalize_plain if inputs.dtype == tf.float64 else _normalize_fused
+        gamma, beta = self._gain_and_offset()
         if not training:
             statistics = self.moving_mean.value, self.moving_variance.value
-            return normalize(inputs, self.gamma.value, self.beta.value, self.epsilon, statistics)[0]
+            return normalize(inputs, gamma, beta, self.epsilon, statistics)[0]
+        if self.synchronized and replicas.count() > 1:
+            outputs, mean, variance = _normalize_together(inputs, gamma, beta, self.epsilon, self.moving_mean.value)
+            self._move(self.moving_mean, mean)
+            self._move(self.moving_variance, variance)
+            return outputs
         outputs, means, variances = zip(
             *(
-                normalize(part, self.gamma.value, self.beta.value, self.epsilon)
+                normalize(part, gamma, beta, self.epsilon)
                 for part in (tf.split(inputs, self.groups) if self.groups > 1 else [inputs])
             ),
             strict=True,
@@ -54,12 +78,23 @@ class BatchNorm(keras.layers.Layer):
         self._move(self.moving_variance, tf.add_n(variances) / self.groups)
         return tf.concat(outputs, axis=0) if self.groups > 1 else outputs[0]
 
+    def _gain_and_offset(self):
+        if self.affine:
+            return self.gamma.value, self.beta.value
+        return tf.ones_like(self.moving_mean.value), tf.zeros_like(self.moving_mean.value)
+
     def _move(self, running, batch):
         running.assign(running.value * self.momentum + batch * (1.0 - self.momentum))
 
     def get_config(self):
-        config = {"momentum": self.momentum, "epsilon": self.epsilon, "groups": self.groups}
-        return super().get_config() | config
+        return super().get_config() | {
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+            "groups": self.groups,
+            "synchronized": self.synchronized,
+            "affine": self.affine,
+            "gamma_initializer": self.gamma_initializer,
+        }
 
 
 def _normalize_fused(inputs, gamma, beta, epsilon, statistics=None):
@@ -83,3 +118,20 @@ def _normalize_plain(inputs, gamma, beta, epsilon, statistics=None):
     outputs = (inputs - mean) * tf.math.rsqrt(variance + epsilon) * gamma + beta
     count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), inputs.dtype)
     return outputs, mean, variance * count / (count - 1.0)
+
+
+def _normalize_together(inputs, gamma, beta, epsilon, shift):
+    """By the statistics of all replicas' inputs: one all-reduce forward and, as its gradient, one backward.
+
+    shift: (C,), the same on all replicas. Moments about it, and not about 0, lose no digits where a channel's mean is
+    large beside its spread.
+    """
+    x = tf.cast(inputs, gamma.dtype)
+    mean, variance = tf.nn.moments(x, list(range(x.shape.rank - 1)))
+    count = tf.cast(tf.reduce_prod(tf.shape(x)[:-1]), x.dtype)
+    offset = mean - shift
+    total, first, second = replicas.add_up([count, count * offset, count * (variance + offset**2)])
+    offset = first / total
+    mean, variance = shift + offset, tf.maximum(second / total - offset**2, 0.0)
+    outputs = (x - mean) * tf.math.rsqrt(variance + epsilon) * gamma + beta
+    return tf.cast(outputs, inputs.dtype), mean, variance * total / (total - 1.0)

@@ -1,45 +1,82 @@
-"""The projection head, and the encoder that it makes of a backbone. Axes: N batch, C features."""
+"""The heads on a backbone, and the encoders that they make of it. Axes: N batch, C features.
+
+MoCo v1 and v2 have a projection head; MoCo v3 a projector in both encoders, and a predictor after the query's.
+"""
 
 import keras
 from keras import layers
 
+from moco_tf.encoders.batch_norm import BatchNorm
+
 # PyTorch's default for linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for kernel and bias alike.
 LINEAR = {"scale": 1 / 3, "mode": "fan_in", "distribution": "uniform"}
 
+# MoCo v3 (section 4.3 and the authors' names): projector's name, its linear layers, whether BN ends the predictor.
+V3 = {"resnet": ("fc", 2, False), "vit": ("head", 3, True)}
+
 
 def encoder(backbone, image_shape, head, dim, hidden_dim=None):
-    """Puts a projection head on a backbone.
+    """Puts a head on a backbone.
 
     Args:
       backbone: a Keras model of images -> (N, C) or (N, H, W, C); the latter is averaged over H and W.
       image_shape: (H, W, 3) of its input; None for a free side.
-      head: "linear" (MoCo v1) or "mlp" (v2: one hidden layer with ReLU, no BN), with biases.
-      dim: length of the projection; 128 in the papers.
-      hidden_dim: width of the MLP's hidden layer; None: the backbone's C, as in v2.
+      head: "linear" (MoCo v1) or "mlp" (v2: one hidden layer with ReLU, no BN), with biases; or MoCo v3's projector
+        for a "resnet" or a "vit", see `V3`: linear layers without biases, each followed by BN, the last one's without
+        gain and offset.
+      dim: length of the projection; 128 in v1 and v2, 256 in v3.
+      hidden_dim: width of the hidden layers; None: the backbone's C, as in v2. 4096 in v3.
 
     Returns:
       A functional model of images -> {"features": (N, C), "projection": (N, dim)}; the projection is not
       normalised.
     """
-    if head not in ("linear", "mlp"):
-        raise ValueError(f"head is 'linear' or 'mlp', not {head!r}")
+    if head not in ("linear", "mlp", *V3):
+        raise ValueError(f"head is 'linear', 'mlp', 'resnet' or 'vit', not {head!r}")
     inputs = keras.Input(image_shape)
     features = backbone(inputs)
     if len(features.shape) == 4:
         features = layers.GlobalAveragePooling2D(name="pool")(features)
     if len(features.shape) != 2:
         raise ValueError(f"a backbone gives (N, C) or (N, H, W, C); this one gives {tuple(features.shape)}")
-    x = features
-    if head == "mlp":
-        x = layers.ReLU(name="fc.relu")(_linear(x, hidden_dim or features.shape[-1], "fc.0"))
-    projection = _linear(x, dim, "fc.2" if head == "mlp" else "fc")
+    hidden_dim = hidden_dim or features.shape[-1]
+    if head in V3:
+        name, depth, _ = V3[head]
+        projection = _norm_mlp(features, [hidden_dim] * (depth - 1) + [dim], last_norm=True, name=name)
+    elif head == "mlp":
+        x = layers.ReLU(name="fc.relu")(_linear(features, hidden_dim, "fc.0"))
+        projection = _linear(x, dim, "fc.2")
+    else:
+        projection = _linear(features, dim, "fc")
     return keras.Model(inputs, {"features": features, "projection": projection})
 
 
-def _linear(x, units, name):
+def predictor(head, dim, hidden_dim):
+    """MoCo v3's predictor for a `head` of `V3`: a functional model of projections (N, dim) -> (N, dim)."""
+    inputs = keras.Input((dim,))
+    return keras.Model(inputs, _norm_mlp(inputs, [hidden_dim, dim], last_norm=V3[head][2], name="predictor"))
+
+
+def _norm_mlp(x, widths, last_norm, name):
+    """Linear layers without biases; BN and ReLU between them, and at the end BN alone, not affine, or nothing.
+
+    Each layer, ReLU included, has its place in PyTorch's `nn.Sequential` as its number.
+    """
+    for place, width in enumerate(widths):
+        x = _linear(x, width, f"{name}.{3 * place}", bias=False)
+        last = place == len(widths) - 1
+        if not last or last_norm:
+            x = BatchNorm(affine=not last, name=f"{name}.{3 * place + 1}")(x)
+        if not last:
+            x = layers.ReLU(name=f"{name}.{3 * place + 2}")(x)
+    return x
+
+
+def _linear(x, units, name, bias=True):
     limit = x.shape[-1] ** -0.5
     return layers.Dense(
         units,
+        use_bias=bias,
         kernel_initializer=keras.initializers.VarianceScaling(**LINEAR),
         bias_initializer=keras.initializers.RandomUniform(-limit, limit),
         name=name,

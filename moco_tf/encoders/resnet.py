@@ -16,7 +16,17 @@ from moco_tf.encoders.batch_norm import BatchNorm
 KAIMING_NORMAL = {"scale": 2.0, "mode": "fan_out", "distribution": "untruncated_normal"}
 
 
-def resnet(blocks, bottleneck, *, image_size=224, width=64, stem="imagenet", cardinality=1, base_width=64):
+def resnet(
+    blocks,
+    bottleneck,
+    *,
+    image_size=224,
+    width=64,
+    stem="imagenet",
+    cardinality=1,
+    base_width=64,
+    zero_init_residual=False,
+):
     """Builds a functional model: images float32 (N, image_size, image_size, 3) -> features (N, C).
 
     Args:
@@ -25,6 +35,8 @@ def resnet(blocks, bottleneck, *, image_size=224, width=64, stem="imagenet", car
       image_size: side of the square input in pixels, or None for any size.
       width: channels of the first stage; each later stage doubles them. 64 in the paper.
       stem: "imagenet" (7x7, stride 2, then a 3x3 max-pool) or "cifar" (3x3, stride 1, no pooling).
+      zero_init_residual: start the gain of each block's last BatchNorm at 0, so that blocks begin as identities
+        (MoCo v3; Goyal et al. 2017, arXiv:1706.02677). v1 and v2 do not.
       cardinality, base_width: groups of the 3x3 convolutions and their width at stage width 64 (ResNeXt, wide).
 
     Sources: He et al. 2016 (arXiv:1512.03385), Xie et al. 2017 (arXiv:1611.05431), Zagoruyko and Komodakis 2016
@@ -32,6 +44,7 @@ def resnet(blocks, bottleneck, *, image_size=224, width=64, stem="imagenet", car
     """
     if stem not in ("imagenet", "cifar"):
         raise ValueError(f"stem is 'imagenet' or 'cifar', not {stem!r}")
+    last_gain = "zeros" if zero_init_residual else "ones"
     inputs = keras.Input((image_size, image_size, 3))
     if stem == "imagenet":
         x = _convolution(inputs, width, 7, stride=2, name="conv1")
@@ -48,29 +61,29 @@ def resnet(blocks, bottleneck, *, image_size=224, width=64, stem="imagenet", car
             name = f"layer{stage + 1}.{index}"
             if bottleneck:
                 inner = channels * base_width // 64 * cardinality
-                x = _bottleneck(x, inner, 4 * channels, stride, cardinality, name)
+                x = _bottleneck(x, inner, 4 * channels, stride, cardinality, last_gain, name)
             else:
-                x = _basic(x, channels, stride, name)
+                x = _basic(x, channels, stride, last_gain, name)
     return keras.Model(inputs, layers.GlobalAveragePooling2D(name="avgpool")(x))
 
 
-def _basic(x, channels, stride, name):
+def _basic(x, channels, stride, last_gain, name):
     shortcut = _shortcut(x, channels, stride, name)
     x = _convolution(x, channels, 3, stride, name=f"{name}.conv1")
     x = _norm_relu(x, f"{name}.bn1")
     x = _convolution(x, channels, 3, name=f"{name}.conv2")
-    x = BatchNorm(name=f"{name}.bn2")(x)
+    x = BatchNorm(gamma_initializer=last_gain, name=f"{name}.bn2")(x)
     return layers.ReLU(name=f"{name}.relu")(layers.Add(name=f"{name}.add")([x, shortcut]))
 
 
-def _bottleneck(x, inner, channels, stride, cardinality, name):
+def _bottleneck(x, inner, channels, stride, cardinality, last_gain, name):
     shortcut = _shortcut(x, channels, stride, name)
     x = _convolution(x, inner, 1, name=f"{name}.conv1")
     x = _norm_relu(x, f"{name}.bn1")
     x = _convolution(x, inner, 3, stride, cardinality, name=f"{name}.conv2")
     x = _norm_relu(x, f"{name}.bn2")
     x = _convolution(x, channels, 1, name=f"{name}.conv3")
-    x = BatchNorm(name=f"{name}.bn3")(x)
+    x = BatchNorm(gamma_initializer=last_gain, name=f"{name}.bn3")(x)
     return layers.ReLU(name=f"{name}.relu")(layers.Add(name=f"{name}.add")([x, shortcut]))
 
 

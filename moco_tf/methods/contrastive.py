@@ -11,6 +11,7 @@ import tensorflow as tf
 from moco_tf import replicas
 from moco_tf.data.preprocessing import Preprocessing
 from moco_tf.encoders.batch_norm import BatchNorm
+from moco_tf.momentum import copy_weights, cosine_momentum
 
 DIAGNOSTICS = (
     "loss",
@@ -50,6 +51,12 @@ class ContrastiveModel(keras.Model):
     @property
     def backbone(self):
         return self.query_encoder.layers[1]
+
+    def current_momentum(self):
+        """m of the key encoder at the current step, a scalar."""
+        if self.momentum_decay_steps is None:
+            return tf.constant(self.momentum, tf.float64)
+        return cosine_momentum(self.momentum, self.step.value, self.momentum_decay_steps)
 
     def compile(self, optimizer="rmsprop", jit_compile=False, **kwargs):
         """As `keras.Model.compile`, but without a loss, and with XLA only when asked for."""
@@ -154,6 +161,14 @@ def clone(backbone):
     return type(backbone).from_config(backbone.get_config())
 
 
+def start_key_encoder(query_encoder, key_encoder):
+    """Makes a model of the same build a momentum encoder: the query's weights, and none for the optimizer."""
+    copy_weights(query_encoder, key_encoder)
+    # Per variable: `key_encoder.trainable = False` would put stock BatchNorm into inference mode.
+    for variable in key_encoder.trainable_variables:
+        variable.trainable = False
+
+
 def norm_layers(encoder):
     """The BatchNorm layers of a model at any depth, this package's and Keras' own."""
     return [
@@ -176,6 +191,12 @@ def set_bn_groups(encoder, groups):
                 f"{groups} BN groups on one replica need BatchNorm layers that know groups; {layer.name!r} is Keras' "
                 "own: build the backbone with moco_tf.encoders.BatchNorm, or leave bn_groups out"
             )
+
+
+def synchronize_bn(model):
+    """Lets each BatchNorm normalise the batches of all replicas together."""
+    for layer in norm_layers(model):
+        layer.synchronized = True
 
 
 def check_bn_groups(images, groups):

@@ -15,7 +15,7 @@ from moco_tf.data.preprocessing import Preprocessing
 from moco_tf.encoders import heads
 from moco_tf.losses import info_nce, unit_length
 from moco_tf.methods import contrastive
-from moco_tf.momentum import copy_weights, cosine_momentum, move_weights
+from moco_tf.momentum import move_weights
 from moco_tf.queue import Queue
 
 
@@ -91,12 +91,9 @@ class MoCo(contrastive.ContrastiveModel):
 
         self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)
         self.key_encoder = heads.encoder(contrastive.clone(backbone), image_shape, head, dim, hidden_dim)
-        copy_weights(self.query_encoder, self.key_encoder)
         for encoder in (self.query_encoder, self.key_encoder):
             contrastive.set_bn_groups(encoder, self.groups_here)
-        # Per variable: `key_encoder.trainable = False` would put stock BatchNorm into inference mode.
-        for variable in self.key_encoder.trainable_variables:
-            variable.trainable = False
+        contrastive.start_key_encoder(self.query_encoder, self.key_encoder)
         self.queue = Queue(queue_size, dim, seed=seed, name="queue")
 
     def train_step(self, data):
@@ -129,12 +126,6 @@ class MoCo(contrastive.ContrastiveModel):
         queries = unit_length(self.query_encoder(query_images, training=False)["projection"])
         keys = unit_length(self.key_encoder(key_images, training=False)["projection"])
         return self._track(queries, info_nce(queries, keys, self.queue.keys.value, self.temperature))
-
-    def current_momentum(self):
-        """m at the current step, a scalar."""
-        if self.momentum_decay_steps is None:
-            return tf.constant(self.momentum, tf.float64)
-        return cosine_momentum(self.momentum, self.step.value, self.momentum_decay_steps)
 
     def _encode_keys(self, images):
         shuffles = self.shuffle_bn and self.groups_here * replicas.count() > 1  # one group: any order is the same
