@@ -36,8 +36,8 @@ def verify(encoded):
     """(format, height, width), int64 (3,), of an image that decodes; an error where no view could be taken of it.
 
     The whole image is decoded, since a file that was cut short still has a good beginning; but after its size is
-    known to be within `MAX_PIXELS`. Of a JPEG all data is read and an eighth of the resolution computed, in a
-    fraction of the time: a test holds the two verdicts equal.
+    known to be within `MAX_PIXELS`. Of a JPEG all data is read, but only an eighth of the
+    resolution computed; the test of spoilt folders holds this verdict and that of full decoding equal.
     """
 
     def jpeg():
