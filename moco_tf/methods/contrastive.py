@@ -200,13 +200,16 @@ def synchronize_bn(model):
 
 
 def check_bn_groups(images, groups):
-    """Refuses a batch (n, ...) of this replica that does not divide into `groups` of at least 2 images."""
+    """A batch (n, ...) of this replica as it is; refused if it does not divide into `groups` of at least 2 images."""
     if groups == 1:
-        return
+        return images
     rule = f"each of the {groups} BN groups takes the same number of images, at least 2: change the batch size"
     batch = images.shape[0]
     if batch is None:  # a last partial batch, say: known only when it comes
         batch = tf.shape(images)[0]
-        tf.debugging.assert_equal((batch % groups == 0) & (batch >= 2 * groups), True, rule)
-    elif batch % groups or batch < 2 * groups:
+        fits = tf.debugging.assert_equal((batch % groups == 0) & (batch >= 2 * groups), True, rule)
+        with tf.control_dependencies([fits]):  # before BatchNorm fails to divide it
+            return tf.identity(images)
+    if batch % groups or batch < 2 * groups:
         raise ValueError(f"{rule}; got {batch}")
+    return images

@@ -98,7 +98,8 @@ class MoCo(contrastive.ContrastiveModel):
 
     def train_step(self, data):
         query_images, key_images = contrastive.unpack(data)  # each n x H x W x 3, this replica's
-        contrastive.check_bn_groups(query_images, self.groups_here)
+        query_images = contrastive.check_bn_groups(query_images, self.groups_here)
+        key_images = contrastive.check_bn_groups(key_images, self.groups_here)
 
         rates = {"learning_rate": self.optimizer.learning_rate, "momentum": self.current_momentum()}
         move_weights(self.query_encoder, self.key_encoder, rates["momentum"])
