@@ -7,9 +7,10 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from moco_tf import schedules
+from moco_tf import run_folder, schedules
 from moco_tf.callbacks import KNNMonitor
-from moco_tf.config import ConfigError
+from moco_tf.checkpoint import Checkpoints
+from moco_tf.command import ConfigError
 from moco_tf.data import augment, folder, sources, tfds
 from moco_tf.data.views import pairs
 from moco_tf.encoders import resnet, vit
@@ -182,6 +183,17 @@ def model(config, steps_per_epoch):
     # The model's own counter: an optimizer under loss scaling does not count the steps that it skips.
     rate = lambda: learning_rate(config, moco.step.value, steps_per_epoch)  # noqa: E731
     moco.compile(OPTIMIZERS[config.optimizer](rate, weight_decay=config.weight_decay))
+    return moco
+
+
+def trained(run_dir):
+    """The model of a run folder as its last checkpoint has it; the learning rate's schedule is not the run's."""
+    config = run_folder.recorded(run_dir)
+    if config is None:
+        raise ConfigError(f"{run_dir} is no run folder: it has no config.flags")
+    moco = model(config, steps_per_epoch=1)  # shapes the schedules only, which are no part of a checkpoint
+    if Checkpoints(Path(run_dir) / "checkpoints", moco).restore_last() is None:
+        raise ConfigError(f"{run_dir} is a run folder without a checkpoint: moco_tf.train writes one an epoch")
     return moco
 
 

@@ -5,10 +5,10 @@ on resume. Imports nothing heavy, so that a wrong flag is answered at once.
 """
 
 import dataclasses
-import math
 from pathlib import Path
 
-from absl import flags
+from moco_tf import command
+from moco_tf.command import ConfigError
 
 ARCHITECTURES = (
     "resnet10",
@@ -37,16 +37,8 @@ MATHEMATICS = "mathematics"  # changes the numbers: must be equal
 FREE = "free"  # lengths, intervals, hardware, places: may differ
 
 
-class HelpAsked(Exception):
-    """--help was given; the message is the help."""
-
-
-class ConfigError(ValueError):
-    """Settings that do not go together. The message is one line: the rule, the value, the way out."""
-
-
 def _flag(default, help, choices=None, about=MATHEMATICS):
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "about": about})
+    return command.flag(default, help, choices, about=about)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,12 +157,7 @@ class Config:
     knn_every: int = _flag(1, "Epochs between kNN evaluations (k 200, t 0.1); 0: never.", about=FREE)
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            choices, value = field.metadata["choices"], getattr(self, field.name)
-            if choices and value not in choices:
-                raise ConfigError(f"--{field.name} is one of {', '.join(choices)}; got {value!r}")
-            if isinstance(value, float):
-                self._require(math.isfinite(value), field.name, "is a finite number")
+        command.check_values(self)
         for name in (
             "width",
             "patch_size",
@@ -182,7 +169,7 @@ class Config:
             "temperature",
             "dim",
         ):
-            self._require(getattr(self, name) > 0, name, "is more than 0")
+            command.require(self, getattr(self, name) > 0, name, "is more than 0")
         for name in (
             "max_steps",
             "warmup_epochs",
@@ -193,17 +180,18 @@ class Config:
             "knn_every",
             "seed",
         ):
-            self._require(getattr(self, name) >= 0, name, "is 0 or more")
-        self._require(self.seed < 2**31, "seed", "is less than 2^31")
-        self._require(self.checkpoint_every > 0, "checkpoint_every", "is at least 1 step")
-        self._require(0 <= self.momentum <= 1, "momentum", "lies between 0 and 1")
-        self._require(0 <= self.max_bad_fraction <= 1, "max_bad_fraction", "lies between 0 and 1")
-        self._require(0 <= self.crop_min <= 1, "crop_min", "lies between 0 and 1")
-        self._require(self.batch_size >= 2, "batch_size", "is at least 2")
+            command.require(self, getattr(self, name) >= 0, name, "is 0 or more")
+        command.require(self, self.seed < 2**31, "seed", "is less than 2^31")
+        command.require(self, self.checkpoint_every > 0, "checkpoint_every", "is at least 1 step")
+        command.require(self, 0 <= self.momentum <= 1, "momentum", "lies between 0 and 1")
+        command.require(self, 0 <= self.max_bad_fraction <= 1, "max_bad_fraction", "lies between 0 and 1")
+        command.require(self, 0 <= self.crop_min <= 1, "crop_min", "lies between 0 and 1")
+        command.require(self, self.batch_size >= 2, "batch_size", "is at least 2")
         ascending = list(self.lr_drops) == sorted(self.lr_drops) and min(self.lr_drops, default=0) >= 0
-        self._require(ascending, "lr_drops", "lists epochs from 0 up in ascending order")
+        command.require(self, ascending, "lr_drops", "lists epochs from 0 up in ascending order")
         if self.arch == "resnext50":
-            self._require(self.width % 16 == 0, "width", "is a multiple of 16 for resnext50, whose groups are 32")
+            rule = "is a multiple of 16 for resnext50, whose groups are 32"
+            command.require(self, self.width % 16 == 0, "width", rule)
         if self.is_vit and self.image_size % self.patch_size:
             raise ConfigError(
                 f"--image_size is a multiple of --patch_size={self.patch_size} for {self.arch}; got {self.image_size}"
@@ -224,10 +212,6 @@ class Config:
             raise ConfigError(
                 f"--warmup_epochs={self.warmup_epochs:g} leaves nothing of --epochs={self.epochs}: choose fewer"
             )
-
-    def _require(self, holds, name, rule):
-        if not holds:
-            raise ConfigError(f"--{name} {rule}; got {getattr(self, name)}")
 
     @property
     def is_vit(self):
@@ -289,69 +273,10 @@ class Config:
         ]
 
 
-def define_flags(flag_values):
-    """Defines a flag for each field of `Config` on an absl `FlagValues`; only mains call this."""
-    for field in dataclasses.fields(Config):
-        name, default, help = field.name, field.default, field.metadata["help"]
-        if field.metadata["choices"]:
-            flags.DEFINE_enum(name, default, field.metadata["choices"], help, flag_values=flag_values)
-        elif field.type == tuple[int, ...]:
-            flags.DEFINE_list(name, [str(x) for x in default], help, flag_values=flag_values)
-        else:
-            define = {
-                str: flags.DEFINE_string,
-                int: flags.DEFINE_integer,
-                float: flags.DEFINE_float,
-                bool: flags.DEFINE_boolean,
-            }[field.type]
-            define(name, default, help, flag_values=flag_values)
-        flags.declare_key_flag(name, flag_values=flag_values)
-
-
 def parse(arguments):
-    """Command-line arguments (without the program's name) -> Config.
-
-    Raises:
-      HelpAsked: with the help as its text.
-      ConfigError: an unknown flag, a value that its flag does not take, or values that do not go together.
-    """
-    flag_values = flags.FlagValues()
-    define_flags(flag_values)
-    read_arguments(flag_values, "moco_tf.train", arguments)
-    config = Config(**config_values(flag_values))
+    """Command-line arguments (without the program's name) of `moco_tf.train` -> Config; raises as `command.parse`."""
+    config = command.parse(Config, "moco_tf.train", arguments)
     return dataclasses.replace(config, run_dir=config.run_dir or f"runs/{_flag_file_name(arguments)}")
-
-
-def read_arguments(flag_values, program, arguments):
-    """Brings command-line arguments into a `FlagValues`; raises as `parse` does."""
-    if any(argument in ("--help", "-h", "--helpfull", "--helpshort") for argument in arguments):
-        raise HelpAsked(flag_values.get_help())
-    for place, argument in enumerate(arguments):
-        name, _, file = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name == "flagfile":
-            if not file:
-                raise ConfigError(f"--flagfile=FILE names the file after an equals sign; got {argument!r}")
-            if place:
-                raise ConfigError(
-                    f"--flagfile comes first: it would override {arguments[0]!r}, which stands before it"
-                )
-    try:
-        rest = flag_values([program, *arguments])[1:]
-    except (flags.Error, OSError, ValueError) as error:
-        raise ConfigError(" ".join(str(error).split())) from error
-    if rest:
-        raise ConfigError(f"all arguments are flags, --name=value; got {' '.join(rest)!r}")
-
-
-def config_values(flag_values):
-    """The values of `Config`'s fields among parsed flags, a dict."""
-    values = {field.name: flag_values[field.name].value for field in dataclasses.fields(Config)}
-    try:
-        values["lr_drops"] = tuple(int(x) for x in values["lr_drops"])
-    except ValueError:
-        got = ",".join(values["lr_drops"])
-        raise ConfigError(f"--lr_drops lists whole epochs, as in 120,160; got {got!r}") from None
-    return values
 
 
 def read(path):

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from moco_tf import config as config_lib
-from moco_tf.config import ConfigError
+from moco_tf.command import ConfigError
 
 METRICS = (
     "epoch",

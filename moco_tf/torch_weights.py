@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from moco_tf import config as config_lib
-from moco_tf import torch_files
-from moco_tf.config import Config, ConfigError
+from moco_tf import command, torch_files
+from moco_tf.command import ConfigError
+from moco_tf.config import Config
 from moco_tf.startup import load_tensorflow
 
 # A run's settings that differ from `Config`'s defaults, unless flags say otherwise: the papers' 8 GPUs, and v1.
@@ -33,43 +33,32 @@ SIDECAR = "torch.json"  # beside the weights: where they came from, and what has
 def main(arguments):
     """Runs the command; returns the process's exit status."""
     try:
-        return _run(*_parse(arguments))
-    except config_lib.HelpAsked as help:
-        print(f"{__doc__}\n{help}")
-        return 0
-    except ConfigError as error:
-        print(f"moco_tf.torch_weights: {error}", file=sys.stderr)
-        return 2
+        return command.run("moco_tf.torch_weights", __doc__, lambda given: _run(*_parse(given)), arguments)
     except torch_files.TorchFileError as error:
         print(f"moco_tf.torch_weights: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("moco_tf.torch_weights: interrupted", file=sys.stderr)
-        return 130
 
 
-def _define_flags(flag_values):
-    def define(kind, name, default, *rest):
-        kind(name, default, *rest, flag_values=flag_values)
-        flags.declare_key_flag(name, flag_values=flag_values)
-
-    define(flags.DEFINE_string, "checkpoint", "", "File to read: of PyTorch (.pth, .pth.tar), or .safetensors.")
-    define(flags.DEFINE_string, "encoder", "", "To write back: a run folder, a folder of this command's, or .keras.")
-    define(flags.DEFINE_string, "output", "", "With --checkpoint a folder to make, with --encoder a file to write.")
-    parts = (
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    checkpoint: str = command.flag("", "File to read: of PyTorch (.pth, .pth.tar), or .safetensors.")
+    encoder: str = command.flag("", "To write back: a run folder, a folder of this command's, or .keras.")
+    output: str = command.flag("", "With --checkpoint a folder to make, with --encoder a file to write.")
+    part: str | None = command.flag(
+        None,
         "whole: both encoders, heads and queue. encoder: the query encoder; its backbone only with --encoder. "
-        "Default: with --checkpoint all that the file has, with --encoder the encoder."
+        "Default: with --checkpoint all that the file has, with --encoder the encoder.",
+        choices=("whole", "encoder"),
     )
-    define(flags.DEFINE_enum, "part", None, ["whole", "encoder"], parts)
-    define(flags.DEFINE_boolean, "verbose", False, "Print a line for each tensor.")
+    verbose: bool = command.flag(False, "Print a line for each tensor.")
 
 
 def _parse(arguments):
     """Command-line arguments -> the flag values, and the names of the flags that were given."""
     flag_values = flags.FlagValues()
-    _define_flags(flag_values)
-    config_lib.define_flags(flag_values)
-    config_lib.read_arguments(flag_values, "moco_tf.torch_weights", arguments)
+    command.define_flags(flag_values, Settings)
+    command.define_flags(flag_values, Config)
+    command.read_arguments(flag_values, "moco_tf.torch_weights", arguments)
     given = {name for name in flag_values if flag_values[name].present}
     if bool(flag_values.checkpoint) == bool(flag_values.encoder) or not flag_values.output:
         raise ConfigError("give --checkpoint=FILE or --encoder=DIR, one of them, and --output: see --help")
@@ -119,7 +108,7 @@ def _bring_in(tensors, output, flag_values, given):
         raise torch_names.Mismatch("a plain network, without key encoder and queue: --part=encoder takes it")
     found = torch_names.recognise(contents.query, contents.method)
     print(f"{checkpoint}: {contents.method or 'encoder'}, {found}.")
-    values = config_lib.config_values(flag_values)
+    values = command.values(flag_values, Config)
     aside = output.absolute().with_name(f".{output.absolute().name}.writing-{os.getpid()}")
     try:
         aside.mkdir(parents=True)
@@ -296,14 +285,10 @@ def _load(path):
     import keras
 
     import moco_tf.methods.moco  # noqa: F401 - its classes may stand in the file
-    from moco_tf import build
-    from moco_tf.checkpoint import Checkpoints
+    from moco_tf import build, run_folder
 
-    if (path / "config.flags").exists():
-        model = build.model(config_lib.read(path / "config.flags"), steps_per_epoch=1)
-        if Checkpoints(path / "checkpoints", model).restore_last() is None:
-            raise ConfigError(f"--encoder={path}: a run folder without a checkpoint")
-        return model
+    if run_folder.recorded(path):
+        return build.trained(path)
     file = path / "encoder.keras" if path.is_dir() else path
     if file.suffix != ".keras" or not file.exists():
         raise ConfigError(f"--encoder={path} is no run folder, no folder with encoder.keras, and no .keras file")

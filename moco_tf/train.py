@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from moco_tf import command
 from moco_tf import config as config_lib
-from moco_tf.config import ConfigError
 from moco_tf.startup import load_tensorflow
 
 log = logging.getLogger("moco_tf")
@@ -20,23 +20,8 @@ log = logging.getLogger("moco_tf")
 
 def main(arguments):
     """Runs the command; returns the process's exit status."""
-    screen = logging.StreamHandler(sys.stdout)
-    screen.setFormatter(logging.Formatter("%(message)s"))
-    screen.setLevel(logging.INFO)
-    log.handlers[:] = [screen]
-    log.setLevel(logging.DEBUG)  # train.log has it all
-    log.propagate = False
-    try:
-        return train(config_lib.parse(arguments))
-    except config_lib.HelpAsked as help:
-        print(f"{__doc__}\n{help}")
-        return 0
-    except ConfigError as error:
-        print(f"moco_tf.train: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # outside training: nothing to save
-        print("moco_tf.train: interrupted", file=sys.stderr)
-        return 130
+    command.log_to_screen()
+    return command.run("moco_tf.train", __doc__, lambda given: train(config_lib.parse(given)), arguments)
 
 
 def train(config):
@@ -115,7 +100,8 @@ def train(config):
         return _report(stop, config, checkpoints, model.steps_done)
     except tf.errors.OpError as error:  # an image that changed after it was checked, or another machine that is gone
         cause = reason(error)
-        if "ollective" in cause:
+        lost = isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError))
+        if lost or "ollective" in error.message:
             advised = "another machine no longer answers: start all again, they go on from the last checkpoint"
         else:
             advised = "the same command goes on from the last checkpoint; files that have changed are checked anew"

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from moco_tf import config as config_lib
-from moco_tf.config import Config, ConfigError, HelpAsked, parse
+from moco_tf.command import ConfigError, HelpAsked
+from moco_tf.config import Config, parse
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -22,7 +23,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
         (["--bn_groups=8", "--batch_size=20"], "--batch_size=20 does not: choose a multiple of 8 from 16 up"),
         (["--bn_groups=8", "--batch_size=8"], "at least 2"),
         (["--lr_drops=160,120"], "--lr_drops lists epochs from 0 up in ascending order"),
-        (["--lr_drops=a"], "--lr_drops lists whole epochs"),
+        (["--lr_drops=a"], "--lr_drops lists whole numbers"),
         (["--lr_drops=-1,5"], "--lr_drops lists epochs from 0 up"),
         (["--warmup_epochs=200"], "--warmup_epochs=200 leaves nothing of --epochs=200"),
         (["--lr=inf"], "--lr is a finite number; got inf"),

@@ -3,7 +3,8 @@
 import pytest
 
 from moco_tf import build
-from moco_tf.config import Config, ConfigError
+from moco_tf.command import ConfigError
+from moco_tf.config import Config
 from moco_tf.data import sources
 from moco_tf.data.__main__ import main
 

@@ -10,6 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up; a file imports only from floors below its own. Files of a folder share its entry.
 FLOORS = [
+    {"command"},
     {"config", "losses", "momentum", "schedules", "replicas", "optimizers", "startup", "torch_files"},
     {"encoders", "data", "queue", "run_folder", "advice", "checkpoint"},
     {"methods", "evaluate", "torch_names"},

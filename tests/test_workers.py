@@ -10,7 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 from test_train import TINY, assert_same_run, last_checkpoint, rows
+
+from moco_tf.data.check import reason
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -69,6 +72,15 @@ def test_after_a_killed_worker_the_others_stop_and_all_go_on_bit_for_bit(undistu
     chief, _ = finish(start(tmp_path, "--epochs=1", "--checkpoint_every=3"))
     assert "Going on from step" in chief
     assert_same_run(undisturbed, tmp_path)
+
+
+def test_the_reason_for_a_stop_is_what_the_collectives_say_and_not_their_advice():
+    message = (
+        "Collective ops is aborted by: Connection reset by peer\n"
+        "The error could be from a previous operation. Restart your program to reset."
+    )
+    error = tf.errors.UnavailableError(None, None, message)
+    assert reason(error) == "Collective ops is aborted by: Connection reset by peer"
 
 
 def on_virtual_replicas(run_dir, replicas, max_steps):

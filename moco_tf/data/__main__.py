@@ -5,12 +5,12 @@ writes a picture of views. Trains nothing and writes nothing else.
 """
 
 import collections
-import logging
 import sys
 from pathlib import Path
 
+from moco_tf import command
 from moco_tf import config as config_lib
-from moco_tf.config import ConfigError
+from moco_tf.command import ConfigError
 from moco_tf.startup import load_tensorflow
 
 SHOWN = 10  # classes, bad files and pairs of views; of the rest there is a count
@@ -18,20 +18,8 @@ SHOWN = 10  # classes, bad files and pairs of views; of the rest there is a coun
 
 def main(arguments):
     """Runs the command; returns the process's exit status: 2 if a run would be refused."""
-    log = logging.getLogger("moco_tf")
-    log.handlers[:] = [logging.StreamHandler(sys.stdout)]
-    log.propagate = False
-    try:
-        return look(config_lib.parse(arguments))
-    except config_lib.HelpAsked as help:
-        print(f"{__doc__}\n{help}")
-        return 0
-    except ConfigError as error:
-        print(f"moco_tf.data: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("moco_tf.data: interrupted", file=sys.stderr)
-        return 130
+    command.log_to_screen()
+    return command.run("moco_tf.data", __doc__, lambda given: look(config_lib.parse(given)), arguments)
 
 
 def look(config):

@@ -102,7 +102,8 @@ def reason(error):
     if assertion:
         return assertion[1]
     lines = [line.strip() for line in error.message.splitlines() if not line.strip().startswith("[[")]
-    lines = [line for line in lines if line]
+    # Collectives end their messages with advice for programs that go on; a command ends.
+    lines = [line for line in lines if line and not line.startswith("The error could be from a previous operation")]
     return re.sub(r"{{.*?}}\s*|\s*\[Op:.*", "", lines[-1]) if lines else type(error).__name__
 
 

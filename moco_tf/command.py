@@ -1,0 +1,139 @@
+"""What all commands have in common: settings that are flags, help, one line for what is refused, the exit status.
+
+A command's settings are a frozen dataclass whose fields are made by `flag`; its `__post_init__` refuses what does not
+go together. Imports nothing heavy, so that a wrong flag is answered at once.
+"""
+
+import dataclasses
+import logging
+import math
+import sys
+
+from absl import flags
+
+
+class HelpAsked(Exception):
+    """--help was given; the message is the help."""
+
+
+class ConfigError(ValueError):
+    """Settings that do not go together. The message is one line: the rule, the value, the way out."""
+
+
+def run(program, doc, function, arguments):
+    """Calls `function(arguments)`, a command's work; returns the process's exit status.
+
+    Args:
+      program: the command's name, as `python -m` takes it; it begins the line that says what was refused.
+      doc: what --help says before it lists the flags.
+    """
+    try:
+        return function(arguments)
+    except HelpAsked as help:
+        print(f"{doc}\n{help}")
+        return 0
+    except ConfigError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # outside training, which saves
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+
+
+def log_to_screen():
+    """Shows the package's messages, as they are, on stdout; returns the logger."""
+    screen = logging.StreamHandler(sys.stdout)
+    screen.setFormatter(logging.Formatter("%(message)s"))
+    screen.setLevel(logging.INFO)
+    log = logging.getLogger("moco_tf")
+    log.handlers[:] = [screen]
+    log.setLevel(logging.DEBUG)  # train.log has it all
+    log.propagate = False
+    return log
+
+
+def flag(default, help, choices=None, **metadata):
+    """A field of a settings dataclass that is a flag. Its type is str, int, float, bool or tuple[int, ...]."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices} | metadata)
+
+
+def require(settings, holds, name, rule):
+    """Refuses a setting's value unless the rule, such as "is more than 0", holds."""
+    if not holds:
+        raise ConfigError(f"--{name} {rule}; got {getattr(settings, name)}")
+
+
+def check_values(settings):
+    """Refuses values that are none of their flag's choices, and numbers that are not finite."""
+    for field in dataclasses.fields(settings):
+        choices, value = field.metadata["choices"], getattr(settings, field.name)
+        if choices and value not in choices:
+            raise ConfigError(f"--{field.name} is one of {', '.join(choices)}; got {value!r}")
+        if isinstance(value, float):
+            require(settings, math.isfinite(value), field.name, "is a finite number")
+
+
+def parse(kind, program, arguments):
+    """Command-line arguments (without the program's name) -> settings of the dataclass `kind`.
+
+    Raises:
+      HelpAsked: with the help as its text.
+      ConfigError: an unknown flag, a value that its flag does not take, or values that do not go together.
+    """
+    flag_values = flags.FlagValues()
+    define_flags(flag_values, kind)
+    read_arguments(flag_values, program, arguments)
+    return kind(**values(flag_values, kind))
+
+
+def define_flags(flag_values, kind):
+    """Defines a flag for each field of the dataclass `kind` on an absl `FlagValues`; only mains call this."""
+    for field in dataclasses.fields(kind):
+        name, default, help = field.name, field.default, field.metadata["help"]
+        if field.metadata["choices"]:
+            flags.DEFINE_enum(name, default, field.metadata["choices"], help, flag_values=flag_values)
+        elif field.type == tuple[int, ...]:
+            flags.DEFINE_list(name, [str(x) for x in default], help, flag_values=flag_values)
+        else:
+            define = {
+                str: flags.DEFINE_string,
+                int: flags.DEFINE_integer,
+                float: flags.DEFINE_float,
+                bool: flags.DEFINE_boolean,
+            }[field.type]
+            define(name, default, help, flag_values=flag_values)
+        flags.declare_key_flag(name, flag_values=flag_values)
+
+
+def read_arguments(flag_values, program, arguments):
+    """Brings command-line arguments into a `FlagValues`; raises as `parse` does."""
+    if any(argument in ("--help", "-h", "--helpfull", "--helpshort") for argument in arguments):
+        raise HelpAsked(flag_values.get_help())
+    for place, argument in enumerate(arguments):
+        name, _, file = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "flagfile":
+            if not file:
+                raise ConfigError(f"--flagfile=FILE names the file after an equals sign; got {argument!r}")
+            if place:
+                raise ConfigError(
+                    f"--flagfile comes first: it would override {arguments[0]!r}, which stands before it"
+                )
+    try:
+        rest = flag_values([program, *arguments])[1:]
+    except (flags.Error, OSError, ValueError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    if rest:
+        raise ConfigError(f"all arguments are flags, --name=value; got {' '.join(rest)!r}")
+
+
+def values(flag_values, kind):
+    """The values of the fields of the dataclass `kind` among parsed flags, a dict."""
+    found = {field.name: flag_values[field.name].value for field in dataclasses.fields(kind)}
+    for field in dataclasses.fields(kind):
+        if field.type == tuple[int, ...]:
+            try:
+                found[field.name] = tuple(int(x) for x in found[field.name])
+            except ValueError:
+                got = ",".join(found[field.name])
+                raise ConfigError(f"--{field.name} lists whole numbers, as in 120,160; got {got!r}") from None
+    return found
