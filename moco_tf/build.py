@@ -8,7 +8,6 @@ import keras
 import tensorflow as tf
 
 from moco_tf import run_folder, schedules
-from moco_tf.callbacks import KNNMonitor
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.command import ConfigError
 from moco_tf.data import augment, folder, sources, tfds
@@ -132,22 +131,6 @@ def steps_per_epoch(config, size):
             f"an epoch needs at least one batch: {size} images are fewer than --batch_size={config.batch_size}"
         )
     return size // config.batch_size
-
-
-def knn_monitor(config, train_source, run):
-    """The kNN monitor, or None, with the reason in the log, where it is off or the data has no labels for it."""
-    if not config.knn_every:
-        return None
-    try:
-        queries = check(config, find(config, config.eval_split), run.path / "eval_images.csv", run.begun)
-    except ConfigError as error:
-        log.info(f"No kNN monitor: {error}")
-        return None
-    for images in (train_source, queries):
-        if not images.labelled:
-            log.info(f"No kNN monitor: the images of {images.name} have no labels.")
-            return None
-    return KNNMonitor(train_source, queries, config.knn_every)
 
 
 def task(config):

@@ -11,7 +11,8 @@ import time
 import keras
 import tensorflow as tf
 
-from moco_tf import advice
+from moco_tf import advice, build
+from moco_tf.command import ConfigError
 from moco_tf.evaluate import features, knn
 
 log = logging.getLogger("moco_tf")
@@ -58,6 +59,22 @@ class KNNMonitor(keras.callbacks.Callback):
             for source in (self.bank, self.queries)
         )
         return knn.accuracy(*bank, *queries, len(self.bank.class_names))
+
+
+def knn_monitor(config, train_source, run):
+    """The kNN monitor, or None, with the reason in the log, where it is off or the data has no labels for it."""
+    if not config.knn_every:
+        return None
+    try:
+        queries = build.check(config, build.find(config, config.eval_split), run.path / "eval_images.csv", run.begun)
+    except ConfigError as error:
+        log.info(f"No kNN monitor: {error}")
+        return None
+    for images in (train_source, queries):
+        if not images.labelled:
+            log.info(f"No kNN monitor: the images of {images.name} have no labels.")
+            return None
+    return KNNMonitor(train_source, queries, config.knn_every)
 
 
 class TrainingStopped(Exception):

@@ -66,7 +66,7 @@ def train(config):
         progress = callbacks.Progress(config)
         watch = callbacks.GradientWatch(config)
         recorder = callbacks.Recorder(run, config)
-        monitor = build.knn_monitor(config, source, run)
+        monitor = callbacks.knn_monitor(config, source, run)
         run.rewind(step, steps_per_epoch)
     else:
         log.info("This machine trains along. The chief writes the run folder; the others wait while it evaluates.")

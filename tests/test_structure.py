@@ -13,9 +13,10 @@ FLOORS = [
     {"command"},
     {"config", "losses", "momentum", "schedules", "replicas", "optimizers", "startup", "torch_files"},
     {"encoders", "data", "queue", "run_folder", "advice", "checkpoint"},
-    {"methods", "evaluate", "torch_names"},
-    {"callbacks"},
+    {"methods", "torch_names"},
     {"build"},
+    {"evaluate"},
+    {"callbacks"},
     {"train", "torch_weights"},
 ]
 
