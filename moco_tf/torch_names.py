@@ -5,6 +5,7 @@ Functions over {name: array}; the tables hold all that is particular to PyTorch,
 """
 
 import dataclasses
+import math
 import re
 
 import keras
@@ -12,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from moco_tf.config import ARCHITECTURES
-from moco_tf.encoders import resnet
+from moco_tf.encoders import resnet, vit
 
 LEAVES = {  # a weight's name in Keras -> in PyTorch; its layer has the same name in both
     "kernel": "weight",
@@ -31,17 +32,16 @@ FLOATS = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 
 # What the papers' code calls its parts. A file with none of these prefixes holds a plain network.
 WRAPPER = "module."  # DistributedDataParallel's, before every name
-PARTS = {
-    "moco": {"query": "encoder_q.", "key": "encoder_k."},
-    "moco_v3": {"query": "base_encoder.", "key": "momentum_encoder.", "predictor": "predictor."},
-}
-QUEUE, POINTER = "queue", "queue_ptr"
+ENCODERS = {"moco": ("encoder_q.", "encoder_k."), "moco_v3": ("base_encoder.", "momentum_encoder.")}  # query's, key's
+QUEUE, POINTER, PREDICTOR = "queue", "queue_ptr", "predictor."
+HEADS = ("fc.", "head.")  # before the names of a ResNet's head, and of a ViT's
 STEMS = {7: "imagenet", 3: "cifar"}  # by the side of the first convolution's kernel
 RESNETS = {
     (*row.args, row.keywords.get("cardinality", 1), row.keywords.get("base_width", 64)): name
     for name in ARCHITECTURES
     if (row := getattr(resnet, name, None))
 }
+VITS = {row.args[:2]: name for name in ARCHITECTURES if (row := getattr(vit, name, None))}  # by width and depth
 
 
 class Mismatch(ValueError):
@@ -55,25 +55,33 @@ class Contents:
     method: str  # "moco", "moco_v3", or "" for a plain network
     query: dict
     key: dict
-    queue: dict
-    predictor: dict
+    rest: dict  # MoCo's queue and its pointer; MoCo v3's predictor, under its whole names
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A ResNet with its head, as `moco_tf.config` names such things."""
+    """An encoder with its head, as `moco_tf.config` names such things; `width` and `stem` are a ResNet's."""
 
     arch: str
     width: int
     stem: str
     features: int
-    head: str  # "linear", "mlp", "classifier" or ""
+    head: str  # "linear", "mlp", "projector" (MoCo v3's), "classifier" or ""
     dim: int = 0  # of the head's output
     hidden_dim: int = 0
+    patch_size: int = 0  # of a ViT; its positions are those of one image size
+    image_size: int = 0
+
+    @property
+    def is_vit(self):
+        return self.arch in VITS.values()
 
     def __str__(self):
-        head = {"": "no head", "mlp": f"mlp head {self.hidden_dim}-{self.dim}"}
-        return f"{self.arch}, width {self.width}, {self.stem} stem, " + head.get(self.head, f"{self.head} {self.dim}")
+        kind = f"width {self.width}, {self.stem} stem"
+        if self.is_vit:
+            kind = f"patches of {self.patch_size} pixels, images of {self.image_size}"
+        hidden = f"{self.hidden_dim}-" if self.hidden_dim else ""
+        return f"{self.arch}, {kind}, " + (f"{self.head} {hidden}{self.dim}" if self.head else "no head")
 
 
 def contents(tensors):
@@ -84,19 +92,19 @@ def contents(tensors):
     """
     if all(name.startswith(WRAPPER) for name in tensors):
         tensors = {name.removeprefix(WRAPPER): value for name, value in tensors.items()}
-    for method, prefixes in PARTS.items():
-        if not any(name.startswith(prefixes["query"]) for name in tensors):
+    for method, prefixes in ENCODERS.items():
+        if not any(name.startswith(prefixes[0]) for name in tensors):
             continue
-        parts = {"key": {}, "predictor": {}} | {
-            part: {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            for part, prefix in prefixes.items()
-        }
-        queue = {name: tensors[name] for name in (QUEUE, POINTER) if method == "moco" and name in tensors}
-        for name in tensors:
-            if name not in queue and not name.startswith(tuple(prefixes.values())):
+        query, key = (
+            {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            for prefix in prefixes
+        )
+        rest = {name: value for name, value in tensors.items() if not name.startswith(prefixes)}
+        for name in rest:
+            if not (name in (QUEUE, POINTER) if method == "moco" else name.startswith(PREDICTOR)):
                 raise Mismatch(f"left over: {name} {_shape(tensors[name])} is in no part of a {method} checkpoint")
-        return Contents(method, queue=queue, **parts)
-    return Contents("", query=tensors, key={}, queue={}, predictor={})
+        return Contents(method, query, key, rest)
+    return Contents("", tensors, {}, {})
 
 
 def recognise(tensors, method=""):
@@ -140,22 +148,38 @@ def _resnet(tensors, method):
     elif "fc.2.weight" in tensors:
         dim, hidden_dim = _wanted(tensors, "fc.2.weight", 2)
         head = {"head": "mlp", "dim": dim, "hidden_dim": hidden_dim}
+    elif "fc.3.weight" in tensors:
+        dim, hidden_dim = _wanted(tensors, "fc.3.weight", 2)
+        head = {"head": "projector", "dim": dim, "hidden_dim": hidden_dim}
     return Architecture(RESNETS[row], width, STEMS[side], features, **head)
 
 
 def _vit(tensors, method):
-    dim, _, patch, _ = _wanted(tensors, "patch_embed.proj.weight", 4)
-    raise Mismatch(
-        f"a Vision Transformer of dimension {dim} and patches of {patch} pixels, which this version does not build"
-    )
+    features, _, patch, _ = _wanted(tensors, "patch_embed.proj.weight", 4)
+    depth = len({match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))})
+    if (features, depth) not in VITS:
+        known = ", ".join(f"{name} ({width} and {blocks})" for (width, blocks), name in VITS.items())
+        raise Mismatch(f"a Vision Transformer of width {features} and {depth} blocks; known are {known}")
+    _, tokens, _ = _wanted(tensors, "pos_embed", 3)
+    side = math.isqrt(tokens - 1)
+    if side**2 != tokens - 1:
+        raise Mismatch(f"pos_embed has {tokens} tokens; a class token and a square of patches were expected")
+    head = {"head": ""}
+    if "head.weight" in tensors:
+        head = {"head": "classifier", "dim": _wanted(tensors, "head.weight", 2)[0]}
+    elif "head.6.weight" in tensors:
+        dim, hidden_dim = _wanted(tensors, "head.6.weight", 2)
+        head = {"head": "projector", "dim": dim, "hidden_dim": hidden_dim}
+    sizes = {"patch_size": patch, "image_size": side * patch}
+    return Architecture(VITS[features, depth], 0, "", features, **head, **sizes)
 
 
 FAMILIES = {"conv1.weight": _resnet, "patch_embed.proj.weight": _vit}  # by a tensor that only they have
 
 
 def without_head(tensors):
-    """The backbone's tensors of a ResNet."""
-    return {name: value for name, value in tensors.items() if not name.startswith("fc.")}
+    """The backbone's tensors."""
+    return {name: value for name, value in tensors.items() if not name.startswith(HEADS)}
 
 
 def names(encoder):

@@ -3,7 +3,7 @@
   python -m moco_tf.torch_weights --checkpoint=moco_v2_800ep_pretrain.pth.tar --output=runs/v2   # a run, or an encoder
   python -m moco_tf.torch_weights --encoder=runs/v2 --output=resnet50.safetensors                # and back
 
-In: MoCo v1 and v2 checkpoints become a run folder that `moco_tf.train` goes on with, every other file an encoder
+In: checkpoints of MoCo become a run folder that `moco_tf.train` goes on with, every other file an encoder
 (`encoder.keras`). Out: a run folder or an encoder becomes a state dict. PyTorch is needed to write .pth only. The
 flags of `moco_tf.train` shape the run that is made; what the file says of the model need not be given.
 """
@@ -27,6 +27,30 @@ from moco_tf.startup import load_tensorflow
 EIGHT_GPUS = {"bn_groups": 8}
 V1 = {"augment": "v1", "temperature": 0.07, "lr_schedule": "step"}
 CIFAR = {"image_size": 32, "augment": "cifar"}
+V3 = {
+    "augment": "v3",
+    "crop_min": 0.2,
+    "batch_size": 4096,
+    "epochs": 100,
+    "optimizer": "lars",
+    "lr": 0.6,
+    "lr_scaling": "linear",
+    "lr_per": "step",
+    "warmup_epochs": 10.0,
+    "weight_decay": 1e-6,
+    "momentum": 0.99,
+    "momentum_schedule": "cosine",
+    "temperature": 1.0,
+}
+V3_VIT = V3 | {
+    "crop_min": 0.08,
+    "epochs": 300,
+    "optimizer": "adamw",
+    "lr": 1.5e-4,
+    "warmup_epochs": 40.0,
+    "weight_decay": 0.1,
+    "temperature": 0.2,
+}
 SIDECAR = "torch.json"  # beside the weights: where they came from, and what has no place in a Keras model
 
 
@@ -49,6 +73,11 @@ class Settings:
         "whole: both encoders, heads and queue. encoder: the query encoder; its backbone only with --encoder. "
         "Default: with --checkpoint all that the file has, with --encoder the encoder.",
         choices=("whole", "encoder"),
+    )
+    heads: int = command.flag(
+        0,
+        "Attention heads of a ViT that becomes an encoder, which its tensors do not show; 0: as MoCo v3 has them "
+        "(vit_small 12). DeiT's and timm's vit_small: 6.",
     )
     verbose: bool = command.flag(False, "Print a line for each tensor.")
 
@@ -98,15 +127,14 @@ def _bring_in(tensors, output, flag_values, given):
 
     contents = torch_names.contents(tensors)
     checkpoint, part = flag_values.checkpoint, flag_values.part
-    if contents.method == "moco_v3":
-        if part == "whole":
-            raise torch_names.Mismatch("MoCo v3, of which this version takes the backbone only: --part=encoder")
-        print(f"{checkpoint}: a MoCo v3 checkpoint. Its backbone is taken; its heads and key encoder are not.")
-        contents = torch_names.Contents("", torch_names.without_head(contents.query), {}, {}, {})
-    whole = part == "whole" or (part is None and bool(contents.key or contents.queue))
-    if whole and contents.method != "moco":
+    whole = part == "whole" or (part is None and bool(contents.key or contents.rest))
+    if whole and not contents.method:
         raise torch_names.Mismatch("a plain network, without key encoder and queue: --part=encoder takes it")
     found = torch_names.recognise(contents.query, contents.method)
+    if whole and not found.head:
+        raise torch_names.Mismatch("missing: the query encoder's head; --part=encoder takes the rest of it")
+    if flag_values.heads and (whole or not found.is_vit):
+        raise ConfigError(f"--heads={flag_values.heads} is for a ViT that becomes an encoder: leave the flag out")
     print(f"{checkpoint}: {contents.method or 'encoder'}, {found}.")
     values = command.values(flag_values, Config)
     aside = output.absolute().with_name(f".{output.absolute().name}.writing-{os.getpid()}")
@@ -117,16 +145,12 @@ def _bring_in(tensors, output, flag_values, given):
             flag_file = f"{output}/config.flags"
             last = f"Wrote {output}. Train on: python -m moco_tf.train --flagfile={flag_file} --run_dir={output}"
         else:
-            lines = _write_encoder(aside, contents.query, found, values, given)
+            lines = _write_encoder(aside, contents.query, found, values, given, flag_values.heads)
             last = f"Wrote {output}/encoder.keras."
         sidecar = {
             "checkpoint": Path(checkpoint).name,
             "architecture": dataclasses.asdict(found),
-            "counters": {
-                f"{prefix}{name}": count
-                for prefix, tensors in (("encoder_q.", contents.query), ("encoder_k.", contents.key))
-                for name, count in torch_names.counters(tensors).items()
-            },
+            "counters": _counters(contents, found, whole),
         }
         (aside / SIDECAR).write_text(json.dumps(sidecar, indent=1) + "\n")
         os.rename(aside, output)
@@ -144,59 +168,78 @@ def _bring_in(tensors, output, flag_values, given):
     return 0
 
 
+def _counters(contents, found, whole):
+    """BatchNorm's counters under the names by which `whole_state_dict` will ask for them: {name: number}."""
+    from moco_tf import torch_names
+
+    projects = found.head not in ("classifier", "")
+    query, key = torch_names.ENCODERS[contents.method] if contents.method and projects else ("", "")
+    parts = [(query, contents.query)] + ([(key, contents.key), ("", contents.rest)] if whole else [])
+    return {f"{p}{name}": count for p, tensors in parts for name, count in torch_names.counters(tensors).items()}
+
+
 def run_config(found, queue_size, values, given):
     """The `Config` of a run that goes on with a checkpoint.
 
     Args:
       found: the checkpoint's `Architecture`.
+      queue_size: K; None in MoCo v3, which has no queue.
       values: {name: value} of all of `Config`'s fields; given: the names that the user set.
 
     Raises:
       ConfigError: a flag that was given contradicts the file.
     """
-    hidden_dim = 0 if found.hidden_dim == found.features else found.hidden_dim
-    held = {
-        "method": "moco",
-        "arch": found.arch,
-        "width": found.width,
-        "stem": found.stem,
-        "head": found.head,
-        "dim": found.dim,
-        "hidden_dim": hidden_dim,
-        "queue_size": queue_size,
-    }
-    if "hidden_dim" in given and values["hidden_dim"] == found.hidden_dim:
-        values = values | {"hidden_dim": hidden_dim}
+    held = {"method": "moco", "arch": found.arch, "dim": found.dim, "hidden_dim": found.hidden_dim}
+    if found.is_vit:
+        held |= {"patch_size": found.patch_size, "image_size": found.image_size}
+    else:
+        held |= {"width": found.width, "stem": found.stem}
+    if found.head == "projector":
+        held |= {"method": "moco_v3"}
+        defaults = V3_VIT if found.is_vit else V3
+    else:
+        held |= {"head": found.head, "queue_size": queue_size}
+        if found.hidden_dim == found.features:  # 0 says so, unless the user does in figures
+            held["hidden_dim"] = values["hidden_dim"] if values["hidden_dim"] == found.features else 0
+        defaults = EIGHT_GPUS | (V1 if found.head == "linear" else {})
     for name, value in held.items():
         if name in given and values[name] != value:
             raise ConfigError(f"--{name}={values[name]}, but the checkpoint has {value}: leave the flag out")
-    defaults = EIGHT_GPUS | (V1 if found.head == "linear" else {}) | (CIFAR if found.stem == "cifar" else {})
+    defaults |= CIFAR if found.stem == "cifar" else {}
     defaults = {name: value for name, value in defaults.items() if name not in given}
     config = Config(**values | defaults | held)
-    return dataclasses.replace(config, bn_groups=config.bn_groups or 1)
+    return dataclasses.replace(config, bn_groups=config.bn_groups or 1) if config.uses("bn_groups") else config
 
 
 def _write_run(folder, contents, found, values, given):
     from moco_tf import build
     from moco_tf.checkpoint import Checkpoints
-    from moco_tf.torch_names import Mismatch
 
-    for name in ("queue", "queue_ptr"):
-        if name not in contents.queue:
-            raise Mismatch(f"missing: {name}; --part=encoder takes the query encoder alone")
-    queue = contents.queue["queue"]
-    if queue.ndim != 2:
-        raise Mismatch(f"queue has shape {queue.shape}; (dim, keys) was expected")
-    config = run_config(found, queue.shape[1], values, given)
+    config = run_config(found, _queue_size(contents), values, given)
     model = build.model(config, steps_per_epoch=1)  # shapes the schedules only, which are no part of a checkpoint
-    lines = load_moco(model, contents)
+    lines = load_run(model, contents)
     (folder / "config.flags").write_text(config.flag_lines())
     Checkpoints(folder / "checkpoints", model).save()
     return lines
 
 
-def load_moco(model, contents):
-    """Sets both encoders, queue and pointer of a `MoCo` to a checkpoint's; nothing is set if anything does not fit.
+def _queue_size(contents):
+    """K of a MoCo v1 or v2 checkpoint, None for v3's."""
+    from moco_tf.torch_names import POINTER, QUEUE, Mismatch
+
+    if contents.method == "moco_v3":
+        return None
+    for name in (QUEUE, POINTER):
+        if name not in contents.rest:
+            raise Mismatch(f"missing: {name}; --part=encoder takes the query encoder alone")
+    queue = contents.rest[QUEUE]
+    if queue.ndim != 2:
+        raise Mismatch(f"queue has shape {queue.shape}; (dim, keys) was expected")
+    return queue.shape[1]
+
+
+def load_run(model, contents):
+    """Sets a `MoCo` or `MoCoV3` to a checkpoint's `Contents`; nothing is set if anything does not fit.
 
     Returns:
       A line for each tensor.
@@ -204,20 +247,35 @@ def load_moco(model, contents):
     Raises:
       Mismatch: names the tensor.
     """
-    from moco_tf.torch_names import Mismatch, match
+    from moco_tf.torch_names import ENCODERS, match
 
-    pairs = match(model.query_encoder, contents.query, "encoder_q.")
-    key_pairs = match(model.key_encoder, contents.key, "encoder_k.")
-    queue, pointer = contents.queue["queue"], contents.queue["queue_ptr"]
+    parts = zip(ENCODERS[contents.method], _encoders(model), (contents.query, contents.key), strict=True)
+    matched = [(prefix, match(encoder, tensors, prefix)) for prefix, encoder, tensors in parts]
+    if contents.method == "moco_v3":
+        matched.append(("", match(model.predictor, contents.rest)))
+        return [line for prefix, pairs in matched for line in _assign(pairs, prefix)]
+    keys, pointer = _queue(model, contents.rest)
+    lines = [line for prefix, pairs in matched for line in _assign(pairs, prefix)]
+    model.queue.keys.assign(keys.T.astype(model.queue.keys.dtype))
+    model.queue.pointer.assign(pointer)
+    return [*lines, f"queue {keys.shape} -> queue/keys, queue_ptr {pointer} -> queue/pointer"]
+
+
+def _encoders(model):
+    return model.query_encoder, model.key_encoder
+
+
+def _queue(model, tensors):
+    """A checkpoint's queue (C, K) and its pointer, an integer."""
+    from moco_tf.torch_names import POINTER, QUEUE, Mismatch
+
+    queue, pointer = tensors[QUEUE], tensors[POINTER]
     expected = (model.dim, model.queue.size)
     if queue.shape != expected or queue.dtype.kind == "i":
         raise Mismatch(f"queue has shape {queue.shape}; {expected} was expected")
     if pointer.size != 1 or not 0 <= int(pointer.item()) < model.queue.size:
         raise Mismatch(f"queue_ptr is {pointer.tolist()}; a place in the queue of {model.queue.size} was expected")
-    lines = _assign(pairs, "encoder_q.") + _assign(key_pairs, "encoder_k.")
-    model.queue.keys.assign(queue.T.astype(model.queue.keys.dtype))
-    model.queue.pointer.assign(int(pointer.item()))
-    return [*lines, f"queue {queue.shape} -> queue/keys, queue_ptr {int(pointer.item())} -> queue/pointer"]
+    return queue, int(pointer.item())
 
 
 def load_encoder(model, tensors):
@@ -227,27 +285,42 @@ def load_encoder(model, tensors):
     return _assign(match(model, tensors))
 
 
-def _write_encoder(folder, tensors, found, values, given):
+def _write_encoder(folder, tensors, found, values, given, heads):
     image_size = CIFAR["image_size"] if found.stem == "cifar" and "image_size" not in given else values["image_size"]
-    model = encoder(found, image_size)
+    if found.is_vit and "image_size" in given and image_size != found.image_size:
+        raise ConfigError(
+            f"--image_size={image_size}, but the file's positions are of {found.image_size}: leave it out"
+        )
+    model = encoder(found, image_size, heads)
     lines = load_encoder(model, tensors)
     model.save(folder / "encoder.keras")
     return lines
 
 
-def encoder(found, image_size):
+def encoder(found, image_size, heads=0):
     """An `Architecture` as a functional model: normalised images -> {"features", and by its head "projection" (N, dim)
-    or "logits" (N, classes)}. The weights are fresh."""
+    or "logits" (N, classes)}. The weights are fresh.
+
+    image_size: of a ResNet's input; a ViT has its own. heads: of a ViT; 0: as MoCo v3 has them.
+    """
     import keras
 
-    from moco_tf.encoders import heads, resnet
+    from moco_tf.encoders import heads as head_lib
+    from moco_tf.encoders import resnet, vit
 
-    backbone = getattr(resnet, found.arch)(image_size=image_size, width=found.width, stem=found.stem)
-    if found.head in ("linear", "mlp"):
-        return heads.encoder(backbone, backbone.input_shape[1:], found.head, found.dim, found.hidden_dim or None)
+    row = getattr(vit if found.is_vit else resnet, found.arch)
+    if found.is_vit:
+        width, depth, usual = row.args
+        backbone = vit.vit(width, depth, heads or usual, image_size=found.image_size, patch_size=found.patch_size)
+    else:
+        backbone = row(image_size=image_size, width=found.width, stem=found.stem)
+    if found.head not in ("classifier", ""):
+        kind = {"projector": "vit" if found.is_vit else "resnet"}.get(found.head, found.head)
+        return head_lib.encoder(backbone, backbone.input_shape[1:], kind, found.dim, found.hidden_dim or None)
     outputs = {"features": backbone.output}
     if found.head == "classifier":
-        outputs["logits"] = keras.layers.Dense(found.dim, name="fc")(backbone.output)
+        name = "head" if found.is_vit else "fc"
+        outputs["logits"] = keras.layers.Dense(found.dim, name=name)(backbone.output)
     return keras.Model(backbone.input, outputs)
 
 
@@ -299,36 +372,37 @@ def _load(path):
 
 
 def backbone_state_dict(model, counters=None):
-    """The query encoder's backbone under torchvision's names, with `fc` where it is a classifier's: {name: array}."""
+    """The query encoder's backbone under torchvision's or timm's names, with its classifier if any: {name: array}.
+
+    Args:
+      model: a `MoCo`, a `MoCoV3`, or an encoder with or without a head.
+      counters: BatchNorm's counters when the weights came from PyTorch, under the file's names without "module.".
+    """
     from moco_tf.torch_names import recognise, without_head
 
-    tensors = _query_tensors(model, counters)
+    ((_, tensors), *_) = _state_dicts(model, counters)
     tensors = tensors if "logits" in _outputs(model) else without_head(tensors)
     recognise(tensors)
     return tensors
 
 
 def whole_state_dict(model, counters=None):
-    """Everything under the authors' names (`module.encoder_q.*`, the queue); without a projection, the backbone.
+    """Everything under the authors' names, "module." before each; without a projection, the backbone.
 
-    Args:
-      model: a `MoCo`, or an encoder with or without a head.
-      counters: BatchNorm's counters when the weights came from PyTorch, under the authors' names without "module.".
+    Takes what `backbone_state_dict` takes.
     """
     from moco_tf import torch_names
-    from moco_tf.methods.moco import MoCo
 
-    tensors = _query_tensors(model, counters)
-    if not isinstance(model, MoCo) and "projection" not in _outputs(model):
+    parts = _state_dicts(model, counters)
+    prefix, tensors = parts[0]
+    if not prefix:
         return backbone_state_dict(model, counters)
-    torch_names.recognise(tensors, "moco")
-    whole = {f"encoder_q.{name}": value for name, value in tensors.items()}
-    if isinstance(model, MoCo):
-        key = torch_names.state_dict(model.key_encoder, _under(counters, "encoder_k."), int(model.step))
-        whole |= {f"encoder_k.{name}": value for name, value in key.items()}
-        whole["queue"] = np.ascontiguousarray(model.queue.keys.numpy().T)
-        whole["queue_ptr"] = np.array([int(model.queue.pointer)], np.int64)
-    return {f"module.{name}": value for name, value in whole.items()}
+    torch_names.recognise(tensors, "moco" if prefix in torch_names.ENCODERS["moco"] else "moco_v3")
+    whole = {f"{prefix}{name}": value for prefix, part in parts for name, value in part.items()}
+    if hasattr(model, "queue"):
+        whole[torch_names.QUEUE] = np.ascontiguousarray(model.queue.keys.numpy().T)
+        whole[torch_names.POINTER] = np.array([int(model.queue.pointer)], np.int64)
+    return {f"{torch_names.WRAPPER}{name}": value for name, value in whole.items()}
 
 
 def _outputs(encoder):
@@ -337,13 +411,30 @@ def _outputs(encoder):
     return tuple(outputs) if isinstance(outputs, dict) else ()
 
 
-def _query_tensors(model, counters):
-    from moco_tf import torch_names
-    from moco_tf.methods.moco import MoCo
+def _state_dicts(model, counters):
+    """[(prefix, {name: array})] of the query encoder first, then of key encoder and predictor where there are any.
 
-    is_moco = isinstance(model, MoCo)
-    encoder, steps = (model.query_encoder, int(model.step)) if is_moco else (model, 0)
-    return torch_names.state_dict(encoder, _under(counters, "encoder_q."), steps)
+    The prefix is "" for what has no projection.
+    """
+    from moco_tf import torch_names
+
+    trained = hasattr(model, "query_encoder")  # else an encoder
+    encoders = _encoders(model) if trained else (model,)
+    prefixes, passes = ("", ""), 1
+    if _has_projector(encoders[0]):
+        prefixes, passes = torch_names.ENCODERS["moco_v3"], 2  # in a step both views go through each encoder
+    elif "projection" in _outputs(encoders[0]):
+        prefixes = torch_names.ENCODERS["moco"]
+    steps = passes * int(model.step) if trained else 0
+    parts = list(zip(prefixes, encoders, strict=False))
+    if hasattr(model, "predictor"):
+        parts.append(("", model.predictor))
+    return [(prefix, torch_names.state_dict(part, _under(counters, prefix), steps)) for prefix, part in parts]
+
+
+def _has_projector(encoder):
+    """Whether an encoder ends in MoCo v3's projector, whose last layer is BatchNorm without gain and offset."""
+    return "projection" in _outputs(encoder) and not encoder.layers[-1].trainable_variables
 
 
 def _under(counters, prefix):

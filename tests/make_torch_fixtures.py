@@ -1,4 +1,4 @@
-"""Makes tests/torch_files/ with PyTorch and torchvision: python tests/make_torch_fixtures.py
+"""Makes tests/torch_files/ with PyTorch, torchvision and timm: python tests/make_torch_fixtures.py
 
 The everyday tests read these files without PyTorch. Weights are functions of their names (named_weights.py), so that
 no answer needs its weights stored.
@@ -16,9 +16,10 @@ sys.path[:0] = [str(HERE), str(HERE / "goldens")]
 sys.modules.setdefault("torchvision._meta_registrations", mock.MagicMock())
 
 import tensors  # noqa: E402
+import timm  # noqa: E402
 import torch  # noqa: E402
 import torchvision  # noqa: E402
-from named_weights import excerpt, filled, images  # noqa: E402
+from named_weights import IMAGE_SIZE, excerpt, filled, images  # noqa: E402
 
 FOLDER = HERE / "torch_files"
 SEED = 4
@@ -31,6 +32,8 @@ ARCHITECTURES = {  # this project's name: torchvision's
     "resnext50": "resnext50_32x4d",
     "wide_resnet50": "wide_resnet50_2",
     "wide_resnet101": "wide_resnet101_2",
+    "vit_small": "vit_small_patch16_224",  # timm's, with MoCo v3's 12 heads
+    "vit_base": "vit_base_patch16_224",
 }
 
 
@@ -41,9 +44,11 @@ def official(head, seed=SEED, width=1, dim=8, queue_size=32):
     state["module.queue_ptr"] = torch.tensor([5])
     for number, encoder in enumerate(("encoder_q", "encoder_k")):
         for name, value in small_resnet(width, head, dim).items():
-            shape, steps = tuple(value.shape), torch.tensor(100 + number)
-            value = torch.from_numpy(filled(seed + number, f"{encoder}.{name}", shape))
-            state[f"module.{encoder}.{name}"] = steps if name.endswith("tracked") else value
+            if name.endswith("tracked"):
+                value = torch.tensor(100 + number)
+            else:
+                value = torch.from_numpy(filled(seed + number, f"{encoder}.{name}", tuple(value.shape)))
+            state[f"module.{encoder}.{name}"] = value
     return state
 
 
@@ -67,9 +72,15 @@ def small_resnet(width, head, dim):
 
 
 def network(name):
-    """torchvision's network of that name in float64 without its classifier, its weights functions of their names."""
-    model = getattr(torchvision.models, name)()
-    model.fc = torch.nn.Identity()
+    """torchvision's network of that name, or timm's ViT, in float64 and without its classifier.
+
+    Its weights are functions of their names.
+    """
+    if name.startswith("vit"):
+        model = timm.create_model(name, img_size=IMAGE_SIZE, num_heads=12, num_classes=0)
+    else:
+        model = getattr(torchvision.models, name)()
+        model.fc = torch.nn.Identity()
     state = {
         key: value if key.endswith("tracked") else torch.from_numpy(filled(SEED, key, tuple(value.shape)))
         for key, value in model.state_dict().items()
@@ -116,7 +127,7 @@ def main():
     torch.save(types, FOLDER / "types_zip.pth")
     torch.save(types, FOLDER / "types_legacy.pth", _use_new_zipfile_serialization=False)
     found = {ours: answers(theirs) for ours, theirs in ARCHITECTURES.items()}
-    made = {"torch": torch.__version__, "torchvision": torchvision.__version__, "networks": found}
+    made = {library.__name__: library.__version__ for library in (torch, torchvision, timm)} | {"networks": found}
     (FOLDER / "features.json").write_text(json.dumps(made, indent=1) + "\n")
 
 

@@ -1,6 +1,7 @@
 """Against PyTorch itself, where it is installed (the `torch` extra): networks, and files that it wrote and reads."""
 
 import importlib.util
+import itertools
 import sys
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-if not importlib.util.find_spec("torchvision"):
-    pytest.skip("torchvision is not installed", allow_module_level=True)
+for library in ("torchvision", "timm"):
+    if not importlib.util.find_spec(library):
+        pytest.skip(f"{library} is not installed", allow_module_level=True)
 sys.path.insert(0, str(Path(__file__).parent))
 
 import make_torch_fixtures as reference  # noqa: E402
+import timm  # noqa: E402
 import torch_agreement  # noqa: E402
 import torchvision  # noqa: E402
 
@@ -52,6 +55,39 @@ def test_a_file_of_the_official_naming_trains_on_and_exports_to_pytorch(new_form
     expected = reference.small_resnet(2, "", 0)
     assert {name: value.shape for name, value in trained.items()} == {n: v.shape for n, v in expected.items()}
     assert all(int(value) == 110 for name, value in trained.items() if name.endswith("tracked"))
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_v3_file_that_pytorch_wrote_comes_out_for_pytorch_again(new_format, tmp_path):
+    """Modules as the paper's section 4 and the checkpoints' names have them, around timm's ViT."""
+
+    def mlp(*widths):
+        layers = []
+        for place, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+            last = place == len(widths) - 2
+            layers += [torch.nn.Linear(inputs, outputs, bias=False), torch.nn.BatchNorm1d(outputs, affine=not last)]
+            layers += [] if last else [torch.nn.ReLU()]
+        return torch.nn.Sequential(*layers)
+
+    class Checkpoint(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            for part in ("base_encoder", "momentum_encoder"):
+                encoder = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, num_classes=0)
+                encoder.head = mlp(192, 6, 6, 4)
+                setattr(self, part, encoder)
+            self.predictor = mlp(4, 6, 4)
+
+    state = torch.nn.ModuleDict({"module": Checkpoint()}).state_dict()
+    torch.save({"state_dict": state}, tmp_path / "in.pth.tar", _use_new_zipfile_serialization=new_format)
+    settings = ["--batch_size=20", "--augment=cifar", "--knn_every=0", "--warmup_epochs=1"]
+    assert main([f"--checkpoint={tmp_path / 'in.pth.tar'}", f"--output={tmp_path / 'run'}", *settings]) == 0
+    assert main([f"--encoder={tmp_path / 'run'}", f"--output={tmp_path / 'out.pth'}", "--part=whole"]) == 0
+    again = torch.load(tmp_path / "out.pth", weights_only=True)
+    Checkpoint().load_state_dict({name.removeprefix("module."): value for name, value in again.items()}, strict=True)
+    assert again.keys() == state.keys()
+    for name, value in state.items():
+        assert again[name].dtype == value.dtype and torch.equal(again[name], value), name
 
 
 @pytest.mark.parametrize("name", ["in.pth", "in.safetensors"])

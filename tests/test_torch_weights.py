@@ -48,15 +48,57 @@ def classifier():
     return plain() | fc
 
 
+def batch_norm(name, width, affine=True):
+    rng = np.random.default_rng(width)
+    kinds = ["running_mean", "running_var"] + ["weight", "bias"] * affine
+    tensors = {f"{name}.{kind}": rng.uniform(0.5, 1.5, width).astype("float32") for kind in kinds}
+    return tensors | {f"{name}.num_batches_tracked": np.array(40)}
+
+
+def linear(name, inputs, outputs, bias=False):
+    rng = np.random.default_rng(inputs + outputs)
+    tensors = {f"{name}.weight": rng.normal(size=(outputs, inputs)).astype("float32")}
+    return tensors | ({f"{name}.bias": rng.normal(size=outputs).astype("float32")} if bias else {})
+
+
 def v3():
-    """MoCo v3's names around the same backbone."""
-    rng = np.random.default_rng(1)
-    mlp = {f"{i}.weight": rng.normal(size=(8, 8)).astype("float32") for i in (0, 3)}
-    mlp |= {f"{i}.running_{kind}": np.ones(8, "float32") for i in (1, 4) for kind in ("mean", "var")}
-    parts = {"base_encoder.": plain(), "momentum_encoder.": plain()}
-    tensors = {f"module.{part}{name}": value for part, backbone in parts.items() for name, value in backbone.items()}
-    heads = ("base_encoder.fc.", "momentum_encoder.fc.", "predictor.")
-    return tensors | {f"module.{head}{name}": value for head in heads for name, value in mlp.items()}
+    """A MoCo v3 checkpoint around the same backbone, under the authors' names."""
+    projector = linear("fc.0", 8, 6) | batch_norm("fc.1", 6) | linear("fc.3", 6, 4) | batch_norm("fc.4", 4, False)
+    predictor = linear("predictor.0", 4, 6) | batch_norm("predictor.1", 6) | linear("predictor.3", 6, 4)
+    return official_v3(plain() | projector, predictor)
+
+
+def vit_backbone():
+    """A ViT of timm's names and vit_tiny's shapes, for images of 8 pixels in patches of 4."""
+    rng = np.random.default_rng(0)
+    shapes = {"cls_token": (1, 1, 192), "pos_embed": (1, 5, 192), "patch_embed.proj.weight": (192, 3, 4, 4)}
+    shapes |= {"patch_embed.proj.bias": (192,), "norm.weight": (192,), "norm.bias": (192,)}
+    tensors = {name: rng.normal(size=shape).astype("float32") for name, shape in shapes.items()}
+    for block in (f"blocks.{i}" for i in range(12)):
+        for name, inputs, outputs in (
+            ("attn.qkv", 192, 576),
+            ("attn.proj", 192, 192),
+            ("mlp.fc1", 192, 768),
+            ("mlp.fc2", 768, 192),
+        ):
+            tensors |= linear(f"{block}.{name}", inputs, outputs, bias=True)
+        for norm in ("norm1", "norm2"):
+            tensors |= {f"{block}.{norm}.{kind}": np.ones(192, "float32") for kind in ("weight", "bias")}
+    return tensors
+
+
+def v3_vit():
+    head = linear("head.0", 192, 6) | batch_norm("head.1", 6) | linear("head.3", 6, 6) | batch_norm("head.4", 6)
+    head |= linear("head.6", 6, 4) | batch_norm("head.7", 4, False)
+    predictor = linear("predictor.0", 4, 6) | batch_norm("predictor.1", 6)
+    predictor |= linear("predictor.3", 6, 4) | batch_norm("predictor.4", 4, False)
+    return official_v3(vit_backbone() | head, predictor)
+
+
+def official_v3(encoder, predictor):
+    key = {name: value + 1 for name, value in encoder.items()}
+    parts = (("base_encoder.", encoder), ("momentum_encoder.", key), ("", predictor))
+    return {f"module.{prefix}{name}": value for prefix, part in parts for name, value in part.items()}
 
 
 @pytest.fixture
@@ -72,7 +114,7 @@ def written(tmp_path):
 
 # The same function.
 
-EVERY_DAY = ("resnet18", "resnext50")
+EVERY_DAY = ("resnet18", "resnext50", "vit_small")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +123,12 @@ EVERY_DAY = ("resnet18", "resnext50")
 def test_a_converted_network_computes_what_torchvisions_does_in_float64(name):
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
-    found = torch_names.Architecture(name, 64, "imagenet", 512 if name in ("resnet18", "resnet34") else 2048, "")
+    if name.startswith("vit"):
+        width, sizes = {"vit_small": 384, "vit_base": 768}[name], {"patch_size": 16, "image_size": 64}
+        found = torch_names.Architecture(name, 0, "", width, "", **sizes)
+    else:
+        width = 512 if name in ("resnet18", "resnet34") else 2048
+        found = torch_names.Architecture(name, 64, "imagenet", width, "")
     model = torch_weights.encoder(found, named_weights.IMAGE_SIZE)
     state = {
         key: named_weights.filled(SEED, key, torch_names.to_torch(variable.numpy()).shape)
@@ -96,7 +143,7 @@ def test_a_converted_network_computes_what_torchvisions_does_in_float64(name):
         "training": (model(images, training=True)["features"], answer["training"]),
     }
     after = torch_names.state_dict(model)
-    assert len(answer["statistics"]) >= 10
+    assert len(answer["statistics"]) >= 10 or found.is_vit
     values |= {key: (after[key], expected) for key, expected in answer["statistics"].items()}
     for key, (value, expected) in values.items():
         excerpt = named_weights.excerpt(value)
@@ -108,22 +155,37 @@ def test_a_converted_network_computes_what_torchvisions_does_in_float64(name):
 # In and out again.
 
 
-@pytest.mark.parametrize("file", [V1, V2, "safetensors"])
-def test_a_whole_checkpoint_comes_out_again_bit_for_bit(file, written, tmp_path):
-    tensors = torch_files.read(V1 if file == "safetensors" else file)
-    file = written(tensors) if file == "safetensors" else file
-    assert run(f"--checkpoint={file}", f"--output={tmp_path / 'run'}", *SMALL) == 0
+@pytest.mark.parametrize("contents", [V1, V2, lambda: torch_files.read(V1), v3, v3_vit])
+def test_a_whole_checkpoint_comes_out_again_bit_for_bit(contents, written, tmp_path):
+    file = written(contents()) if callable(contents) else contents
+    tensors = torch_files.read(file)
+    settings = SMALL[1:] if contents is v3_vit else SMALL
+    assert run(f"--checkpoint={file}", f"--output={tmp_path / 'run'}", *settings) == 0
     assert run(f"--encoder={tmp_path / 'run'}", f"--output={tmp_path / 'out.safetensors'}", "--part=whole") == 0
     assert_same_tensors(torch_files.read(tmp_path / "out.safetensors"), tensors)
 
 
-@pytest.mark.parametrize("make", [plain, classifier, lambda: plain("module."), v3])
-def test_an_encoder_comes_out_again_bit_for_bit_under_torchvisions_names(make, written, tmp_path):
-    tensors = make()
-    assert run(f"--checkpoint={written(tensors)}", f"--output={tmp_path / 'encoder'}", "--image_size=64") == 0
+def vit_classifier():
+    return vit_backbone() | linear("head", 192, 10, bias=True)
+
+
+@pytest.mark.parametrize(
+    "make, expected",
+    [
+        (plain, plain),
+        (classifier, classifier),
+        (lambda: plain("module."), plain),
+        (v3, plain),
+        (vit_backbone, vit_backbone),
+        (vit_classifier, vit_classifier),
+    ],
+)
+def test_an_encoder_comes_out_again_bit_for_bit_under_its_own_names(make, expected, written, tmp_path):
+    output = [f"--output={tmp_path / 'encoder'}", "--part=encoder"]
+    assert run(f"--checkpoint={written(make())}", *output) == 0
     assert run(f"--encoder={tmp_path / 'encoder'}", f"--output={tmp_path / 'out.safetensors'}") == 0
-    expected = classifier() if make is classifier else plain()
-    assert_same_tensors(torch_files.read(tmp_path / "out.safetensors"), expected)
+    found = torch_files.read(tmp_path / "out.safetensors")
+    assert_same_tensors(found, expected())
 
 
 def test_a_query_encoder_with_its_head_comes_out_again(tmp_path):
@@ -188,6 +250,27 @@ def test_a_converted_checkpoint_trains_on_for_10_steps_and_exports(file, augment
     assert after["module.queue_ptr"] == (5 + 10 * 6) % 32
 
 
+@pytest.mark.parametrize("make", [v3, pytest.param(v3_vit, marks=pytest.mark.slow)])
+def test_a_converted_v3_checkpoint_trains_on_for_10_steps_and_exports(make, written, photos, tmp_path):
+    folder, before = tmp_path / "run", make()
+    before = {name: np.abs(value) if name.endswith("running_var") else value for name, value in before.items()}
+    settings = [f"--dataset={photos}", "--batch_size=6", "--warmup_epochs=1", "--knn_every=0"]
+    settings += ["--image_size=32"] if make is v3 else []
+    assert run(f"--checkpoint={written(before)}", f"--output={folder}", *settings) == 0
+    assert train([f"--flagfile={folder}/config.flags", f"--run_dir={folder}", "--max_steps=10"]) == 0
+    assert run(f"--encoder={folder}", f"--output={tmp_path / 'out.safetensors'}", "--part=whole") == 0
+    after = torch_files.read(tmp_path / "out.safetensors")
+    assert after.keys() == before.keys()
+    frozen = ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")
+    for name, value in after.items():
+        if name.endswith("num_batches_tracked"):
+            assert value == before[name] + 20, name  # each encoder sees both views
+        elif not name.endswith(frozen):
+            assert np.isfinite(value).all() and not np.array_equal(value, before[name]), name
+        elif "base_encoder" in name:
+            assert np.array_equal(value, before[name]), name
+
+
 def test_the_settings_of_a_run_are_the_papers_unless_flags_say_otherwise():
     for name, head in (("v1", "linear"), ("v2", "mlp")):
         paper = config_lib.read(HERE.parent / f"configs/{name}.flags")
@@ -197,6 +280,14 @@ def test_the_settings_of_a_run_are_the_papers_unless_flags_say_otherwise():
         assert head == "mlp" or config.lr_drops == paper.lr_drops
         config = torch_weights.run_config(found, 65536, vars(Config(temperature=0.5, bn_groups=2)), {"temperature"})
         assert (config.temperature, config.bn_groups) == (0.5, 8)
+    for name, arch, sizes in (
+        ("v3_resnet50", ("resnet50", 64, "imagenet", 2048), {}),
+        ("v3_vit_small", ("vit_small", 0, "", 384), {"patch_size": 16, "image_size": 224}),
+    ):
+        paper = config_lib.read(HERE.parent / f"configs/{name}.flags")
+        found = torch_names.Architecture(*arch, "projector", 256, 4096, **sizes)
+        config = torch_weights.run_config(found, None, vars(Config()), given=set())
+        assert config.differences(paper) == []
 
 
 # What does not fit.
@@ -208,6 +299,9 @@ def test_an_architecture_is_recognised_by_its_names_and_shapes():
         ("resnet10", 4, "imagenet", 32, "classifier", {"dim": 5}),
         ("resnet14", 8, "imagenet", 256, "mlp", {"dim": 5, "hidden_dim": 7}),
         ("resnet26", 2, "cifar", 64, "", {}),
+        ("resnet10", 4, "cifar", 32, "projector", {"dim": 5, "hidden_dim": 7}),
+        ("vit_tiny", 0, "", 192, "projector", {"dim": 5, "hidden_dim": 7, "patch_size": 4, "image_size": 12}),
+        ("vit_tiny", 0, "", 192, "classifier", {"dim": 5, "patch_size": 8, "image_size": 8}),
     ):
         found = torch_names.Architecture(arch, width, stem, features, head, **sizes)
         assert torch_names.recognise(torch_names.state_dict(torch_weights.encoder(found, 32))) == found
@@ -250,13 +344,21 @@ ONES = np.ones(3, "float32")
         (changed(plain(), fc__weight=ONES), "fc.weight has shape (3,)"),
         (changed(plain(), fc__weight=np.ones((5, 8), "float32")), "missing: fc.bias"),
         ({"a.weight": ONES}, "no encoder that is known here"),
-        ({"patch_embed.proj.weight": np.ones((384, 3, 16, 16))}, "a Vision Transformer of dimension 384"),
-        ({"module.base_encoder.patch_embed.proj.weight": np.ones((384, 3, 16, 16))}, "a Vision Transformer"),
+        ({"patch_embed.proj.weight": np.ones((384, 3, 16, 16))}, "a Vision Transformer of width 384 and 0 blocks"),
+        (changed(vit_backbone(), pos_embed=np.ones((1, 4, 192))), "pos_embed has 4 tokens; a class token and"),
+        (changed(vit_backbone(), blocks__11__norm1__bias=None), "missing: blocks.11.norm1.bias"),
+        (changed(vit_backbone(), dist_token=ONES), "left over: dist_token"),
+        (changed(v3(), module__predictor__3__weight=None), "missing: predictor.3.weight"),
+        (changed(v3(), module__predictor__4__weight=ONES), "left over: predictor.4.weight"),
+        (changed(v3(), module__momentum_encoder__fc__0__weight=ONES), "momentum_encoder.fc.0.weight has shape (3,)"),
+        (changed(v3(), module__queue=ONES), "left over: queue (3,) is in no part of a moco_v3 checkpoint"),
+        ({f"module.base_encoder.{n}": v for n, v in vit_backbone().items()} | {"module.predictor.a": ONES}, "head"),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_written(tensors, message, written, tmp_path, capsys):
     path = written(tensors)
-    assert run(f"--checkpoint={path}", f"--output={tmp_path / 'out'}", *SMALL) == 1
+    settings = SMALL[1:] if "pos_embed" in tensors else SMALL  # a ViT's positions are those of one image size
+    assert run(f"--checkpoint={path}", f"--output={tmp_path / 'out'}", *settings) == 1
     error = capsys.readouterr().err
     assert message in error and str(path) in error and error.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
@@ -273,6 +375,7 @@ def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_written(tensors, mes
         (["--checkpoint={v1}", "--output={tmp}/new", "--part=half"], "--part=half", 2),
         (["--checkpoint={v1}", "--output={tmp}/new", "--batch_size=12"], "--batch_size=12 does not", 2),
         (["--checkpoint={v1}", "--output={tmp}/new", "--arch=resnet50"], "--arch=resnet50, but the checkpoint has", 2),
+        (["--checkpoint={v1}", "--output={tmp}/new", "--heads=6"], "--heads=6 is for a ViT that becomes an", 2),
         (
             ["--checkpoint={v1}", "--output={tmp}/new", "--queue_size=9"],
             "--queue_size=9, but the checkpoint has 32",
@@ -306,11 +409,20 @@ def test_a_wrong_command_ends_in_one_line(arguments, message, status, tmp_path, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_whole_v3_or_plain_network_is_refused_with_the_way_out(written, tmp_path, capsys):
-    for number, tensors in enumerate((v3(), plain())):
-        path = written(tensors, f"{number}.safetensors")
-        assert run(f"--checkpoint={path}", f"--output={tmp_path / 'out'}", "--part=whole") == 1
-        assert "--part=encoder" in capsys.readouterr().err
+def test_a_plain_network_is_no_whole_run_and_the_way_out_is_said(written, tmp_path, capsys):
+    assert run(f"--checkpoint={written(plain())}", f"--output={tmp_path / 'out'}", "--part=whole") == 1
+    assert "--part=encoder" in capsys.readouterr().err
+
+
+def test_the_number_of_heads_is_said_by_a_flag_and_changes_what_is_computed(written, tmp_path):
+    path, image = written(vit_backbone()), np.ones((1, 8, 8, 3), "float32")
+    for heads in (0, 3, 6):
+        assert run(f"--checkpoint={path}", f"--output={tmp_path / str(heads)}", f"--heads={heads}") == 0
+    usual, three, six = (
+        keras.models.load_model(tmp_path / str(heads) / "encoder.keras")(image)["features"] for heads in (0, 3, 6)
+    )
+    np.testing.assert_array_equal(usual, three)
+    assert np.abs(usual - six).max() > 1e-3
 
 
 def test_a_network_of_other_names_is_refused_on_the_way_out(tmp_path, capsys):

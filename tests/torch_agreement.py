@@ -1,4 +1,4 @@
-"""Holds the converted networks against torchvision's in PyTorch: python tests/torch_agreement.py [ARCH...]
+"""Holds the converted networks against torchvision's and timm's in PyTorch: python tests/torch_agreement.py [ARCH...]
 
 Prints a line a network: deviations over the largest value of PyTorch's float64 answer, for equal weights and images.
 """
@@ -49,16 +49,16 @@ def deviations(name, gradients=True):
     found["PyTorch's float32"] = relative(single, evaluated)
     model = _model(state, "float64")
     found["evaluation"] = relative(model(inputs)["features"], evaluated)
+    variables = dict(torch_names.names(model))
     with tf.GradientTape() as tape:
+        tape.watch([variables[key].value for key in slopes])  # a ViT's positions and patches, too, which are frozen
         features = model(inputs, training=True)["features"]
         loss = tf.reduce_mean(tf.square(features))
     found["training"] = relative(features, trained)
-    variables = dict(torch_names.names(model))
-    found["statistics"] = max(
-        relative(variables[key], after[key]) for key in variables if key.endswith(("running_mean", "running_var"))
-    )
+    running = [key for key in variables if key.endswith(("running_mean", "running_var"))]  # ViTs have none
+    found["statistics"] = max((relative(variables[key], after[key]) for key in running), default=0.0)
     if gradients:
-        computed = tape.gradient(loss, [variables[key] for key in slopes])
+        computed = tape.gradient(loss, [variables[key].value for key in slopes])
         found["gradients"] = max(
             relative(torch_names.to_torch(slope.numpy()), slopes[key])
             for key, slope in zip(slopes, computed, strict=True)

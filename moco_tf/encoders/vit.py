@@ -140,7 +140,7 @@ class Gelu(keras.layers.Layer):
     """x times the normal distribution function at x, exactly (by erf), as PyTorch has it."""
 
     def call(self, x):
-        return tf.nn.gelu(x, approximate=False)
+        return 0.5 * x * (1.0 + tf.math.erf(0.5**0.5 * x))  # tf.nn.gelu has the root in float32, for float64 too
 
 
 @keras.saving.register_keras_serializable("moco_tf")
