@@ -62,7 +62,7 @@ def _on_the_queue(config, size):
 
 def after_step(config, step, first, last, usual):
     """Sentences on a step's gradient norms in the first and last block; `usual`: the first block's median so far."""
-    if first > SPIKE * usual:
+    if 0 < SPIKE * usual < first:
         frozen = not config.is_vit or config.freeze_patch
         remedy = "" if frozen else "--freeze_patch, the paper's remedy, or "
         yield (

@@ -111,7 +111,7 @@ class GradientWatch(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         first = logs.get("gradient_norm_first")
-        if first is None:
+        if first is None or not math.isfinite(first):  # float16 leaves out steps whose gradient overflows
             return
         if len(self.norms) >= self.ENOUGH and not self.warned:
             usual = statistics.median(self.norms)
@@ -233,11 +233,3 @@ class Saver(keras.callbacks.Callback):
         self.checkpoints.save()
         if self.signal:
             raise TrainingStopped(self.signal.name, self.signal)
-
-
-def picture_of_pairs(query, key, preprocessing):
-    """A uint8 image (H, W, 3) of view pairs: queries above, their keys below; small views enlarged."""
-    rows = [tf.concat(tf.unstack(preprocessing.denormalize(views)), axis=1) for views in (query, key)]
-    image = tf.cast(tf.clip_by_value(tf.round(tf.concat(rows, axis=0)), 0, 255), tf.uint8)
-    enlarged = max(1, 96 // preprocessing.image_size)
-    return tf.repeat(tf.repeat(image, enlarged, axis=0), enlarged, axis=1)

@@ -42,6 +42,7 @@ class Checkpoints:
         self._checkpoint.write(str(aside / "state"))
         for file in aside.iterdir():
             _sync(file)
+        _sync(aside)
         os.rename(aside, target)
         _sync(self.folder)
         for step in self.steps()[: -self.keep]:

@@ -50,17 +50,19 @@ class RunFolder:
         self._recorded = self.path / "config.flags"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held as long as the process lives
         except OSError as error:
             text = f"--run_dir names a folder to make or to go on in; {self.path}: {error.strerror}"
             raise ConfigError(text) from None
-        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held as long as the process lives
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system however the process ends
-        except OSError:
+        except BlockingIOError:
             raise ConfigError(
                 f"one run at a time writes to a folder; another process is training in {self.path}: "
                 "wait for it, or choose another --run_dir"
             ) from None
+        except OSError as error:  # some network file systems know no locks
+            log.warning(f"{self.path} cannot be locked ({error.strerror}): see to it that one run at a time uses it.")
         self._check(config)
         self.begun = self._recorded.exists()  # by an earlier start
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from moco_tf import command
 from moco_tf import config as config_lib
+from moco_tf.command import ConfigError
 from moco_tf.startup import load_tensorflow
 
 log = logging.getLogger("moco_tf")
@@ -54,6 +55,7 @@ def train(config):
         checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints", model, writes=chief)
         restored = checkpoints.restore_last()
         step = restored or 0  # a converted checkpoint stands at step 0
+        _check_that_all_begin_alike(strategy, step, source.size)
     if step >= last:
         log.info(f"{config.run_dir} is finished, at step {step} of {total}; a larger --epochs or --max_steps goes on.")
         return 0
@@ -116,6 +118,25 @@ def train(config):
     return 0
 
 
+def _check_that_all_begin_alike(strategy, step, size):
+    """Refuses machines that stand at other steps or see other images: their weights would part, and nothing fail."""
+    import tensorflow as tf
+
+    from moco_tf import replicas
+
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return
+    here = tf.constant([[step, size]], tf.int64)
+    everyone = strategy.run(tf.function(lambda: replicas.gather(here), autograph=False))
+    everyone = strategy.experimental_local_results(everyone)[0].numpy().tolist()
+    if any(other != everyone[0] for other in everyone):
+        raise ConfigError(
+            "all machines begin at one step with as many images; theirs, one by one, are "
+            f"{', '.join(f'step {s} with {n}' for s, n in everyone)}: put --run_dir and --dataset on storage that "
+            "they share"
+        )
+
+
 def _introduce(config, strategy, source, steps_per_epoch):
     replicas = strategy.num_replicas_in_sync
     on = f" on {replicas} replicas" if replicas > 1 else ""
@@ -128,15 +149,15 @@ def _introduce(config, strategy, source, steps_per_epoch):
 
 def _look_before_training(config, source, task, model, run, recorder, monitor, begun):
     """Advice, a picture of view pairs, and the accuracies that those of training are compared with."""
-    from moco_tf import advice, callbacks
-    from moco_tf.data.views import pairs
+    from moco_tf import advice
+    from moco_tf.data.views import pairs, picture
 
     for sentence in advice.before_training(config, source.size):
         log.info(f"- {sentence}")
     for callback in filter(None, (recorder, monitor)):
         callback.set_model(model)  # `fit` has not done so yet
     query, key = next(iter(pairs(source, task, min(8, config.batch_size), config.seed)))
-    recorder.picture("views", callbacks.picture_of_pairs(query, key, task.preprocessing))
+    recorder.picture("views", picture(query, key, task.preprocessing))
     if monitor:
         run.keep_baselines({begun: monitor.evaluate(), "raw pixels": monitor.evaluate_pixels()})
         log.info("kNN top-1 before training: " + _percents(run.baselines()))

@@ -77,6 +77,21 @@ def test_records_are_the_encoded_bytes_with_label_and_place_in_the_split(home):
     assert [(record["image"], record["label"]) for record in records] == IMAGES[:150]
 
 
+@pytest.mark.parametrize("home", ["tfrecord"], indirect=True)
+def test_each_block_of_a_stream_is_mixed_in_an_order_of_its_own(home, monkeypatch):
+    source = prepared.find("small", home)
+    found = []
+    for records in (1, 30):  # a block; blocks of one are not mixed
+        monkeypatch.setattr(prepared, "SHUFFLE_BYTES", source.bytes * records / 150 + 1)
+        found.append([record for _, record in order(source, 150, seed=0)])
+    unmixed, mixed = found
+    assert sorted(mixed) == list(range(150))
+    blocks = range(0, 150, 30)
+    orders = {tuple(unmixed.index(record) - start for record in mixed[start : start + 30]) for start in blocks}
+    assert len(orders) == 5 and all(sorted(order) == list(range(30)) for order in orders)
+    assert [record for _, record in order(source, 30, seed=0, start=70)] == mixed[70:100]
+
+
 def test_every_epoch_has_each_record_once_in_an_order_of_its_own(home):
     source = prepared.find("small", home)
     places = order(source, 450, seed=3)

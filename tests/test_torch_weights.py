@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moco_tf import config as config_lib
-from moco_tf import torch_files, torch_names, torch_weights
+from moco_tf import torch_files, torch_models, torch_names
 from moco_tf.config import Config
 from moco_tf.torch_weights import main
 from moco_tf.train import main as train
@@ -129,13 +129,13 @@ def test_a_converted_network_computes_what_torchvisions_does_in_float64(name):
     else:
         width = 512 if name in ("resnet18", "resnet34") else 2048
         found = torch_names.Architecture(name, 64, "imagenet", width, "")
-    model = torch_weights.encoder(found, named_weights.IMAGE_SIZE)
+    model = torch_models.encoder(found, named_weights.IMAGE_SIZE)
     state = {
         key: named_weights.filled(SEED, key, torch_names.to_torch(variable.numpy()).shape)
         for key, variable in torch_names.names(model)
     }
     assert torch_names.recognise(state) == found
-    torch_weights.load_encoder(model, state)
+    torch_models.load_encoder(model, state)
     images = named_weights.images(SEED).transpose(0, 2, 3, 1)
     answer = ANSWERS[name]
     values = {
@@ -275,10 +275,10 @@ def test_the_settings_of_a_run_are_the_papers_unless_flags_say_otherwise():
     for name, head in (("v1", "linear"), ("v2", "mlp")):
         paper = config_lib.read(HERE.parent / f"configs/{name}.flags")
         found = torch_names.Architecture("resnet50", 64, "imagenet", 2048, head, 128, 2048 if head == "mlp" else 0)
-        config = torch_weights.run_config(found, 65536, vars(Config()), given=set())
+        config = torch_models.run_config(found, 65536, vars(Config()), given=set())
         assert [d for d in config.differences(paper) if d not in ("lr_drops", "knn_every")] == []
         assert head == "mlp" or config.lr_drops == paper.lr_drops
-        config = torch_weights.run_config(found, 65536, vars(Config(temperature=0.5, bn_groups=2)), {"temperature"})
+        config = torch_models.run_config(found, 65536, vars(Config(temperature=0.5, bn_groups=2)), {"temperature"})
         assert (config.temperature, config.bn_groups) == (0.5, 8)
     for name, arch, sizes in (
         ("v3_resnet50", ("resnet50", 64, "imagenet", 2048), {}),
@@ -286,7 +286,9 @@ def test_the_settings_of_a_run_are_the_papers_unless_flags_say_otherwise():
     ):
         paper = config_lib.read(HERE.parent / f"configs/{name}.flags")
         found = torch_names.Architecture(*arch, "projector", 256, 4096, **sizes)
-        config = torch_weights.run_config(found, None, vars(Config()), given=set())
+        small = torch_names.Architecture("resnet10", 4, "cifar", 32, "projector", 5, 7)
+        assert torch_models.run_config(small, None, vars(Config()), given=set()).image_size == 32
+        config = torch_models.run_config(found, None, vars(Config()), given=set())
         assert config.differences(paper) == []
 
 
@@ -304,7 +306,7 @@ def test_an_architecture_is_recognised_by_its_names_and_shapes():
         ("vit_tiny", 0, "", 192, "classifier", {"dim": 5, "patch_size": 8, "image_size": 8}),
     ):
         found = torch_names.Architecture(arch, width, stem, features, head, **sizes)
-        assert torch_names.recognise(torch_names.state_dict(torch_weights.encoder(found, 32))) == found
+        assert torch_names.recognise(torch_names.state_dict(torch_models.encoder(found, 32))) == found
 
 
 def test_no_two_resnets_look_the_same():

@@ -18,15 +18,19 @@ from moco_tf.data.check import reason
 REPOSITORY = Path(__file__).parent.parent
 
 
-def start(run_dir, *arguments, workers=2):
-    """Starts the workers; the first is the chief."""
+def start(run_dir, *arguments, workers=2, other_run_dir=None):
+    """Starts the workers; the first is the chief, the others have another run folder if so asked."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(workers)]
     addresses = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
     for s in sockets:
         s.close()
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "moco_tf.train", *TINY, f"--run_dir={run_dir}", *arguments],
+            [
+                *(sys.executable, "-m", "moco_tf.train", *TINY),
+                f"--run_dir={other_run_dir if i and other_run_dir else run_dir}",
+                *arguments,
+            ],
             cwd=REPOSITORY,
             env=os.environ
             | {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": i}})},
@@ -65,7 +69,7 @@ def test_after_a_killed_worker_the_others_stop_and_all_go_on_bit_for_bit(undistu
     output = processes[1 - victim].communicate()[0]
     assert processes[1 - victim].returncode == 1
     assert "another machine no longer answers" in output.splitlines()[-1]
-    assert "start all again: they go on from the last checkpoint" in output.splitlines()[-1]
+    assert "start all again, they go on from the last checkpoint" in output.splitlines()[-1]
     assert time.monotonic() - killed < 60  # docs/scaling.md states it
     processes[victim].communicate()
 
@@ -81,6 +85,13 @@ def test_the_reason_for_a_stop_is_what_the_collectives_say_and_not_their_advice(
     )
     error = tf.errors.UnavailableError(None, None, message)
     assert reason(error) == "Collective ops is aborted by: Connection reset by peer"
+
+
+def test_machines_that_do_not_share_the_run_folder_are_refused(undisturbed, tmp_path):
+    for process in start(tmp_path, "--epochs=2", other_run_dir=undisturbed):
+        output = process.communicate()[0]
+        assert process.returncode == 2
+        assert "step 0 with 10000, step 20 with 10000: put --run_dir and --dataset on storage that" in output
 
 
 def on_virtual_replicas(run_dir, replicas, max_steps):

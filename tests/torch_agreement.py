@@ -16,7 +16,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import torch  # noqa: E402
 
-from moco_tf import torch_names, torch_weights  # noqa: E402
+from moco_tf import torch_models, torch_names  # noqa: E402
 
 COLUMNS = ("evaluation", "training", "statistics", "gradients", "float32", "PyTorch's float32")
 
@@ -76,8 +76,8 @@ def _model(state, precision):
     keras.config.set_dtype_policy(precision)
     keras.config.set_floatx(precision)
     try:
-        model = torch_weights.encoder(torch_names.recognise(state), named_weights.IMAGE_SIZE)
-        torch_weights.load_encoder(model, state)
+        model = torch_models.encoder(torch_names.recognise(state), named_weights.IMAGE_SIZE)
+        torch_models.load_encoder(model, state)
         return model
     finally:
         keras.config.set_dtype_policy(policy)

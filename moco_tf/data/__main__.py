@@ -27,9 +27,9 @@ def look(config):
     load_tensorflow()
     import tensorflow as tf
 
-    from moco_tf import build, callbacks
+    from moco_tf import build
     from moco_tf.data import check, folder, tfds
-    from moco_tf.data.views import pairs
+    from moco_tf.data.views import pairs, picture
 
     found = build.find(config, config.train_split)
     if isinstance(found, folder.Listing):
@@ -63,10 +63,13 @@ def look(config):
 
     if good:
         task = build.task(config)
-        query, key = next(iter(pairs(source, task, min(SHOWN, found.size), config.seed)))
+        try:
+            query, key = next(iter(pairs(source, task, min(SHOWN, found.size), config.seed)))
+        except tf.errors.OpError as error:  # a stream with more bad records than a run accepts
+            raise ConfigError(check.reason(error)) from None
         picture = Path(config.run_dir) / "data.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
-        image = callbacks.picture_of_pairs(query, key, task.preprocessing)
+        image = picture(query, key, task.preprocessing)
         tf.io.write_file(str(picture), tf.io.encode_png(image))
         print(f"Views of --augment={config.augment}, queries above, their keys below: {picture}")
     refusal = folder.too_many_bad(bad, found.size, config.max_bad_fraction)

@@ -157,7 +157,8 @@ class Prepared:
 
         def mixed(epoch, place, *block):
             last = tf.size(block[0], tf.int64) - 1
-            key = tf.stack([order.seed + 2**32 * (place + 1), epoch])  # another one than the shards'
+            # Another key than the shards'. Of each of its two numbers `index_shuffle` reads 32 bits.
+            key = tf.random.experimental.stateless_fold_in(tf.stack([tf.constant(order.seed, tf.int64), epoch]), place)
             places = tf.random.experimental.index_shuffle(tf.range(last + 1), key, last)
             return tuple(tf.gather(values, places) for values in block)
 

@@ -1,4 +1,7 @@
-"""From images to batches of (query, key) views: `pairs` for the trainer, `views` for a user's own tf.data."""
+"""From images to batches of (query, key) views: `pairs` for the trainer, `views` for a user's own tf.data.
+
+`picture` shows such a batch.
+"""
 
 import tensorflow as tf
 
@@ -44,6 +47,14 @@ def views(dataset, task, batch_size, seed=0):
 
     numbered = tf.data.Dataset.zip(images, seeds)
     return _batches(numbered.map(view, num_parallel_calls=tf.data.AUTOTUNE), batch_size)
+
+
+def picture(query, key, preprocessing):
+    """A uint8 image (H, W, 3) of view pairs: queries above, their keys below; small views enlarged."""
+    rows = [tf.concat(tf.unstack(preprocessing.denormalize(views)), axis=1) for views in (query, key)]
+    image = tf.cast(tf.clip_by_value(tf.round(tf.concat(rows, axis=0)), 0, 255), tf.uint8)
+    enlarged = max(1, 96 // preprocessing.image_size)
+    return tf.repeat(tf.repeat(image, enlarged, axis=0), enlarged, axis=1)
 
 
 def _batches(examples, batch_size):

@@ -1,0 +1,248 @@
+"""Between PyTorch's state dicts and models: a run or an encoder of a checkpoint's `Contents`, and back.
+
+`moco_tf.torch_weights` is the command; `torch_names` says which tensor is which weight.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from moco_tf import torch_names
+from moco_tf.command import ConfigError
+from moco_tf.config import Config
+from moco_tf.encoders import heads as heads_lib
+from moco_tf.encoders import resnet, vit
+from moco_tf.torch_names import ENCODERS, POINTER, QUEUE, Mismatch, match, recognise, to_keras, without_head
+
+# A run's settings that differ from `Config`'s defaults, unless flags say otherwise: the papers' 8 GPUs, and v1.
+EIGHT_GPUS = {"bn_groups": 8}
+V1 = {"augment": "v1", "temperature": 0.07, "lr_schedule": "step"}
+CIFAR = {"image_size": 32, "augment": "cifar"}
+V3 = {
+    "augment": "v3",
+    "crop_min": 0.2,
+    "batch_size": 4096,
+    "epochs": 100,
+    "optimizer": "lars",
+    "lr": 0.6,
+    "lr_scaling": "linear",
+    "lr_per": "step",
+    "warmup_epochs": 10.0,
+    "weight_decay": 1e-6,
+    "momentum": 0.99,
+    "momentum_schedule": "cosine",
+    "temperature": 1.0,
+}
+V3_VIT = V3 | {
+    "crop_min": 0.08,
+    "epochs": 300,
+    "optimizer": "adamw",
+    "lr": 1.5e-4,
+    "warmup_epochs": 40.0,
+    "weight_decay": 0.1,
+    "temperature": 0.2,
+}
+
+
+# In.
+
+
+def run_config(found, queue_size, values, given):
+    """The `Config` of a run that goes on with a checkpoint.
+
+    Args:
+      found: the checkpoint's `Architecture`.
+      queue_size: K; None in MoCo v3, which has no queue.
+      values: {name: value} of all of `Config`'s fields; given: the names that the user set.
+
+    Raises:
+      ConfigError: a flag that was given contradicts the file.
+    """
+    held = {"method": "moco", "arch": found.arch, "dim": found.dim, "hidden_dim": found.hidden_dim}
+    if found.is_vit:
+        held |= {"patch_size": found.patch_size, "image_size": found.image_size}
+    else:
+        held |= {"width": found.width, "stem": found.stem}
+    if found.head == "projector":
+        held |= {"method": "moco_v3"}
+        defaults = V3_VIT if found.is_vit else V3
+    else:
+        held |= {"head": found.head, "queue_size": queue_size}
+        if found.hidden_dim == found.features:  # 0 says so, unless the user does in figures
+            held["hidden_dim"] = values["hidden_dim"] if values["hidden_dim"] == found.features else 0
+        defaults = EIGHT_GPUS | (V1 if found.head == "linear" else {})
+    for name, value in held.items():
+        if name in given and values[name] != value:
+            raise ConfigError(f"--{name}={values[name]}, but the checkpoint has {value}: leave the flag out")
+    defaults = defaults | (CIFAR if found.stem == "cifar" else {})
+    defaults = {name: value for name, value in defaults.items() if name not in given}
+    config = Config(**values | defaults | held)
+    return dataclasses.replace(config, bn_groups=config.bn_groups or 1) if config.uses("bn_groups") else config
+
+
+def queue_size(contents):
+    """K of a MoCo v1 or v2 checkpoint, None for v3's."""
+    if contents.method == "moco_v3":
+        return None
+    for name in (QUEUE, POINTER):
+        if name not in contents.rest:
+            raise Mismatch(f"missing: {name}; --part=encoder takes the query encoder alone")
+    queue = contents.rest[QUEUE]
+    if queue.ndim != 2:
+        raise Mismatch(f"queue has shape {queue.shape}; (dim, keys) was expected")
+    return queue.shape[1]
+
+
+def load_run(model, contents):
+    """Sets a `MoCo` or `MoCoV3` to a checkpoint's `Contents`; nothing is set if anything does not fit.
+
+    Returns:
+      A line for each tensor.
+
+    Raises:
+      Mismatch: names the tensor.
+    """
+    parts = zip(ENCODERS[contents.method], _encoders(model), (contents.query, contents.key), strict=True)
+    matched = [(prefix, match(encoder, tensors, prefix)) for prefix, encoder, tensors in parts]
+    if contents.method == "moco_v3":
+        matched.append(("", match(model.predictor, contents.rest)))
+        return [line for prefix, pairs in matched for line in _assign(pairs, prefix)]
+    keys, pointer = _queue(model, contents.rest)
+    lines = [line for prefix, pairs in matched for line in _assign(pairs, prefix)]
+    model.queue.keys.assign(keys.T.astype(model.queue.keys.dtype))
+    model.queue.pointer.assign(pointer)
+    return [*lines, f"queue {keys.shape} -> queue/keys, queue_ptr {pointer} -> queue/pointer"]
+
+
+def _encoders(model):
+    """A trained model's encoders: the query's and, where there is one, the key's."""
+    return [getattr(model, name) for name in ("query_encoder", "key_encoder") if hasattr(model, name)]
+
+
+def _queue(model, tensors):
+    """A checkpoint's queue (C, K) and its pointer, an integer."""
+    queue, pointer = tensors[QUEUE], tensors[POINTER]
+    expected = (model.dim, model.queue.size)
+    if queue.shape != expected or queue.dtype.kind == "i":
+        raise Mismatch(f"queue has shape {queue.shape}; {expected} was expected")
+    if pointer.size != 1 or not 0 <= int(pointer.item()) < model.queue.size:
+        raise Mismatch(f"queue_ptr is {pointer.tolist()}; a place in the queue of {model.queue.size} was expected")
+    return queue, int(pointer.item())
+
+
+def load_encoder(model, tensors):
+    """Sets an encoder's weights to a state dict's; returns a line for each tensor, raises as `load_run` does."""
+    return _assign(match(model, tensors))
+
+
+def encoder(found, image_size, heads=0):
+    """An `Architecture` as a functional model: normalised images -> {"features", and by its head "projection" (N, dim)
+    or "logits" (N, classes)}. The weights are fresh.
+
+    image_size: of a ResNet's input; a ViT has its own. heads: of a ViT; 0: as MoCo v3 has them.
+    """
+    row = getattr(vit if found.is_vit else resnet, found.arch)
+    if found.is_vit:
+        width, depth, usual = row.args
+        backbone = vit.vit(width, depth, heads or usual, image_size=found.image_size, patch_size=found.patch_size)
+    else:
+        backbone = row(image_size=image_size, width=found.width, stem=found.stem)
+    if found.head not in ("classifier", ""):
+        kind = {"projector": "vit" if found.is_vit else "resnet"}.get(found.head, found.head)
+        return heads_lib.encoder(backbone, backbone.input_shape[1:], kind, found.dim, found.hidden_dim or None)
+    outputs = {"features": backbone.output}
+    if found.head == "classifier":
+        name = "head" if found.is_vit else "fc"
+        outputs["logits"] = keras.layers.Dense(found.dim, name=name)(backbone.output)
+    return keras.Model(backbone.input, outputs)
+
+
+def _assign(pairs, prefix=""):
+    """Sets variables to tensors; returns a line for each."""
+    lines = []
+    for name, value, variable in pairs:
+        variable.assign(to_keras(value).astype(variable.dtype))
+        rounded = "" if np.can_cast(value.dtype, variable.dtype) else f", rounded to {variable.dtype}"
+        lines.append(f"{prefix}{name} {value.shape} {value.dtype} -> {variable.path} {tuple(variable.shape)}{rounded}")
+    return lines
+
+
+def counters(contents, found, whole):
+    """BatchNorm's counters under the names by which `whole_state_dict` will ask for them: {name: number}."""
+    projects = found.head not in ("classifier", "")
+    query, key = ENCODERS[contents.method] if contents.method and projects else ("", "")
+    parts = [(query, contents.query)] + ([(key, contents.key), ("", contents.rest)] if whole else [])
+    return {f"{p}{name}": count for p, tensors in parts for name, count in torch_names.counters(tensors).items()}
+
+
+# Out.
+
+
+def backbone_state_dict(model, counters=None):
+    """The query encoder's backbone under torchvision's or timm's names, with its classifier if any: {name: array}.
+
+    Args:
+      model: a `MoCo`, a `MoCoV3`, or an encoder with or without a head.
+      counters: BatchNorm's counters when the weights came from PyTorch, under the file's names without "module.".
+    """
+
+    ((_, tensors), *_) = _state_dicts(model, counters)
+    tensors = tensors if "logits" in _outputs(model) else without_head(tensors)
+    recognise(tensors)
+    return tensors
+
+
+def whole_state_dict(model, counters=None):
+    """Everything under the authors' names, "module." before each; without a projection, the backbone.
+
+    Takes what `backbone_state_dict` takes.
+    """
+
+    parts = _state_dicts(model, counters)
+    prefix, tensors = parts[0]
+    if not prefix:
+        return backbone_state_dict(model, counters)
+    recognise(tensors, "moco" if prefix in ENCODERS["moco"] else "moco_v3")
+    whole = {f"{prefix}{name}": value for prefix, part in parts for name, value in part.items()}
+    if hasattr(model, "queue"):
+        whole[QUEUE] = np.ascontiguousarray(model.queue.keys.numpy().T)
+        whole[POINTER] = np.array([int(model.queue.pointer)], np.int64)
+    return {f"{torch_names.WRAPPER}{name}": value for name, value in whole.items()}
+
+
+def _state_dicts(model, counters):
+    """[(prefix, {name: array})] of the query encoder first, then of key encoder and predictor where there are any.
+
+    The prefix is "" for what has no projection.
+    """
+
+    trained = hasattr(model, "query_encoder")  # else an encoder
+    encoders = _encoders(model) if trained else [model]
+    prefixes, passes = ("", ""), 1
+    if _has_projector(encoders[0]):
+        prefixes, passes = ENCODERS["moco_v3"], 2  # in a step both views go through each encoder
+    elif "projection" in _outputs(encoders[0]):
+        prefixes = ENCODERS["moco"]
+    steps = passes * int(model.step) if trained else 0
+    parts = list(zip(prefixes, encoders, strict=False))
+    if hasattr(model, "predictor"):
+        parts.append(("", model.predictor))
+    return [(prefix, torch_names.state_dict(part, _under(counters, prefix), steps)) for prefix, part in parts]
+
+
+def _outputs(encoder):
+    """The names of a functional model's outputs, where it has names for them."""
+    outputs = getattr(encoder, "output", None)  # subclassed models have none
+    return tuple(outputs) if isinstance(outputs, dict) else ()
+
+
+def _has_projector(encoder):
+    """Whether an encoder ends in MoCo v3's projector, whose last layer is BatchNorm without gain and offset."""
+    return "projection" in _outputs(encoder) and not encoder.layers[-1].trainable_variables
+
+
+def _under(counters, prefix):
+    if counters is None:
+        return None
+    return {name.removeprefix(prefix): count for name, count in counters.items() if name.startswith(prefix)}
