@@ -16,19 +16,20 @@ import dataclasses
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from moco_tf import build, model_card, warm_up
 from moco_tf.command import ConfigError
 from moco_tf.data.preprocessing import IMAGENET, Preprocessing
 from moco_tf.losses import unit_length
 from moco_tf.methods.contrastive import ContrastiveModel, image_shape
 
-DESCRIPTION = "encoder.json"  # beside the graph: what the encoder is, and how it brings images to its input
-WARMUP = "assets.extra/tf_serving_warmup_requests"
 BAD_IMAGES = ("error", "zeros")
 
 
@@ -120,9 +121,11 @@ def version_folder(path):
 
 def _preprocessing(path, size):
     """What encoder.json says, for the size that the graph has; ImageNet's where there is none."""
-    description = path / DESCRIPTION
+    description = path / model_card.DESCRIPTION
     if not description.exists():
-        print(f"{path} has no {DESCRIPTION}: its input is taken to be ImageNet's mean, std and crop, {size} pixels.")
+        print(
+            f"{path} has no {model_card.DESCRIPTION}: its input is taken to be ImageNet's mean, std and crop, {size} pixels."
+        )
         return dataclasses.replace(IMAGENET, image_size=size)
     try:
         found = json.loads(description.read_text())["input"]
@@ -137,6 +140,50 @@ def _preprocessing(path, size):
 # Writing.
 
 
+def export_run(run_dir, path, on_bad_image="error"):
+    """Writes the encoder of a run folder's last checkpoint; raises as `export_encoder` and `build.trained`."""
+    model = build.trained(run_dir)
+    export_encoder(model, path, on_bad_image=on_bad_image, about=_of_run(run_dir, model))
+
+
+def export_probe(run_dir, probe, path, on_bad_image="error"):
+    """Writes a run folder's encoder with the classifier that `moco_tf.evaluate.linear_probe` left in a folder.
+
+    Args:
+      probe: the folder, with probe.npz (`kernel`, `bias`) and summary.json (`class_names`).
+    """
+    kernel, bias, summary = read_probe(probe)
+    model = build.trained(run_dir)
+    about = _of_run(run_dir, model) | {"probe": summary}
+    export_classifier(model, kernel, bias, path, summary["class_names"], on_bad_image=on_bad_image, about=about)
+
+
+def read_probe(folder):
+    """(kernel (D, L), bias (L,), summary) of a linear probe's folder; refuses what does not hold them."""
+    folder = Path(folder)
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        with np.load(folder / "probe.npz") as file:
+            kernel, bias = file["kernel"], file["bias"]
+        list(summary["class_names"])
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        raise ConfigError(
+            f"{folder} is no linear probe: it needs probe.npz with kernel and bias, and summary.json with class_names, "
+            "as moco_tf.evaluate.linear_probe writes them"
+        ) from None
+    return kernel, bias, summary
+
+
+def next_version(folder):
+    """The version folder after the highest in `folder`, 1 in a new one."""
+    numbers = [int(path.name) for path in Path(folder).glob("*") if path.name.isdigit()]
+    return Path(folder) / str(max(numbers, default=0) + 1)
+
+
+def _of_run(run_dir, model):
+    return model_card.of_run(run_dir) | {"steps": model.steps_done}
+
+
 def export_encoder(model, path, preprocessing=None, on_bad_image="error", about=None):
     """Writes a SavedModel that TF Serving and `read` take.
 
@@ -148,7 +195,7 @@ def export_encoder(model, path, preprocessing=None, on_bad_image="error", about=
       about: what encoder.json is to say beside input and outputs, a dict that JSON takes.
 
     Raises:
-      ValueError: the path exists, or does not end in a whole number.
+      ConfigError: a ValueError; the path exists, or does not end in a whole number.
     """
     encoder = of_model(model, preprocessing)
     _write(encoder, [_query_encoder(model)], path, on_bad_image, about or {})
@@ -163,15 +210,15 @@ def export_classifier(model, kernel, bias, path, class_names=(), preprocessing=N
       The others are `export_encoder`'s. Where an image is bad, "zeros" gives the label -1.
 
     Raises:
-      ValueError: as `export_encoder`; the classifier is of another number of features, classes or names.
+      ConfigError: as `export_encoder`; the classifier is of another number of features, classes or names.
     """
     encoder = of_model(model, preprocessing)
     width = encoder.encode.get_concrete_function().structured_outputs["features"].shape[1]
     if kernel.shape[:1] != (width,) or kernel.ndim != 2:
-        raise ValueError(f"the classifier's kernel is ({width}, classes) for this encoder; got {kernel.shape}")
+        raise ConfigError(f"the classifier's kernel is ({width}, classes) for this encoder; got {kernel.shape}")
     classes = kernel.shape[1]
     if bias.shape != (classes,) or len(class_names) not in (0, classes):
-        raise ValueError(
+        raise ConfigError(
             f"a kernel of {classes} classes goes with as many biases and names; got a bias of {bias.shape} and "
             f"{len(class_names)} names"
         )
@@ -198,9 +245,9 @@ def _write(encoder, parts, path, on_bad_image, about):
     """Writes an encoder; `parts` are the layers that own its variables."""
     path = Path(path)
     if not path.name.isdigit():
-        raise ValueError(f"a SavedModel's folder ends in its version, a whole number, as in encoder/1; got {path}")
+        raise ConfigError(f"a SavedModel's folder ends in its version, a whole number, as in encoder/1; got {path}")
     if on_bad_image not in BAD_IMAGES:
-        raise ValueError(f"on_bad_image is one of {', '.join(BAD_IMAGES)}; got {on_bad_image!r}")
+        raise ConfigError(f"on_bad_image is one of {', '.join(BAD_IMAGES)}; got {on_bad_image!r}")
     with aside(path) as folder:
         archive = keras.export.ExportArchive()
         for part in parts:
@@ -211,12 +258,21 @@ def _write(encoder, parts, path, on_bad_image, about):
         description = {
             "input": dataclasses.asdict(encoder.preprocessing),
             "outputs": {
-                name: {"dtype": spec.dtype.name, "shape": ["N", *spec.shape[1:]]}
+                name: f"{spec.dtype.name} ({', '.join(map(str, ('N', *spec.shape[1:])))})"
                 for name, spec in encoder.encode.get_concrete_function().structured_outputs.items()
             },
+            "parameters": sum(part.count_params() for part in parts),
             "on_bad_image": on_bad_image,
         }
-        (folder / DESCRIPTION).write_text(json.dumps(about | description, indent=1) + "\n")
+        model_card.write(folder, about | description)
+        size = encoder.preprocessing.image_size
+        image = np.zeros((1, size, size, 3), np.uint8)
+        requests = {
+            "serving_default": image,
+            "encoded_images": [tf.io.encode_jpeg(image[0]).numpy()],
+            "preprocessed": image.astype(np.float32),
+        }
+        warm_up.write(folder, [(name, {"images": value}) for name, value in requests.items()])
 
 
 @contextlib.contextmanager
@@ -224,16 +280,18 @@ def aside(path):
     """A folder to write into, which becomes `path` in one step when all is well; a server never sees half of it.
 
     Raises:
-      ValueError: there is something at `path`.
+      ConfigError: there is something at `path`, or it cannot be made.
     """
-    path = Path(path).absolute()
-    if os.path.lexists(path):
-        raise ValueError(f"{path} exists: choose another version, or delete it yourself")
-    folder = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    folder.mkdir(parents=True)
+    absolute = Path(path).absolute()
+    if os.path.lexists(absolute):
+        raise ConfigError(f"{path} exists: choose another version, or delete it yourself")
+    folder = absolute.with_name(f".{absolute.name}.writing-{os.getpid()}")
     try:
+        folder.mkdir(parents=True)
         yield folder
-        os.rename(folder, path)
+        os.rename(folder, absolute)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -14,7 +14,7 @@ FLOORS = [
     {"config", "losses", "momentum", "schedules", "replicas", "optimizers", "startup", "torch_files"},
     {"encoders", "data", "queue", "run_folder", "advice", "checkpoint"},
     {"methods", "torch_names"},
-    {"build"},
+    {"build", "model_card", "warm_up"},
     {"saved_model"},
     {"evaluate"},
     {"callbacks"},
