@@ -12,14 +12,13 @@ DESCRIPTION, CARD = "encoder.json", "README.md"
 def of_run(run_dir):
     """What a run folder knows of its encoder, a dict that JSON takes: method, architecture, recipe, data, metrics."""
     run_dir, config = Path(run_dir), run_folder.recorded(run_dir)
-    recipe = {
-        f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in ("run_dir", "resume")
-    }
+    names = [field.name for field in dataclasses.fields(config) if config.uses(field.name)]
+    recipe = {name: getattr(config, name) for name in names if name not in ("run_dir", "resume")}
     shape = ("arch", "patch_size") if config.is_vit else ("arch", "width", "stem")
     about = {
         "method": config.method,
         "architecture": {name: recipe[name] for name in shape},
-        "recipe": {name: value for name, value in recipe.items() if config.uses(name)},
+        "recipe": recipe,
         "data": {"dataset": config.dataset, "split": config.train_split} | _json(run_dir / "data.json"),
     }
     if rows := run_folder.rows(run_dir):
@@ -87,7 +86,7 @@ def card(description):
         "",
         "## Limits",
         "",
-        "Nothing is known of it beyond the figures in this folder. What it takes to be similar is what its training "
-        "images were like; it names nothing and was not examined for bias.",
+        "Nothing is known of it beyond the figures in this folder. What it finds similar follows its training images; "
+        "other images, and bias, were not examined.",
     ]
     return "\n".join(lines) + "\n"

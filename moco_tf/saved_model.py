@@ -123,9 +123,7 @@ def _preprocessing(path, size):
     """What encoder.json says, for the size that the graph has; ImageNet's where there is none."""
     description = path / model_card.DESCRIPTION
     if not description.exists():
-        print(
-            f"{path} has no {model_card.DESCRIPTION}: its input is taken to be ImageNet's mean, std and crop, {size} pixels."
-        )
+        print(f"{path} has no {model_card.DESCRIPTION}: taken are ImageNet's mean, std and crop, at {size} pixels.")
         return dataclasses.replace(IMAGENET, image_size=size)
     try:
         found = json.loads(description.read_text())["input"]
@@ -168,16 +166,16 @@ def read_probe(folder):
         list(summary["class_names"])
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         raise ConfigError(
-            f"{folder} is no linear probe: it needs probe.npz with kernel and bias, and summary.json with class_names, "
-            "as moco_tf.evaluate.linear_probe writes them"
+            f"{folder} is no linear probe, as moco_tf.evaluate.linear_probe writes it: "
+            "it needs probe.npz with kernel and bias, and summary.json with class_names"
         ) from None
     return kernel, bias, summary
 
 
-def next_version(folder):
-    """The version folder after the highest in `folder`, 1 in a new one."""
+def version_to_write(folder, version=0):
+    """The folder of a version; 0: of the one after the highest in `folder`, 1 in a new one."""
     numbers = [int(path.name) for path in Path(folder).glob("*") if path.name.isdigit()]
-    return Path(folder) / str(max(numbers, default=0) + 1)
+    return Path(folder) / str(version or max(numbers, default=0) + 1)
 
 
 def _of_run(run_dir, model):
@@ -198,7 +196,7 @@ def export_encoder(model, path, preprocessing=None, on_bad_image="error", about=
       ConfigError: a ValueError; the path exists, or does not end in a whole number.
     """
     encoder = of_model(model, preprocessing)
-    _write(encoder, [_query_encoder(model)], path, on_bad_image, about or {})
+    _write(encoder, [query_encoder(model)], path, on_bad_image, about or {})
 
 
 def export_classifier(model, kernel, bias, path, class_names=(), preprocessing=None, on_bad_image="error", about=None):
@@ -234,10 +232,10 @@ def export_classifier(model, kernel, bias, path, class_names=(), preprocessing=N
 
     classifier = dataclasses.replace(encoder, encode=classify)
     about = (about or {}) | {"class_names": list(class_names)}
-    _write(classifier, [_query_encoder(model), linear], path, on_bad_image, about)
+    _write(classifier, [query_encoder(model), linear], path, on_bad_image, about)
 
 
-def _query_encoder(model):
+def query_encoder(model):
     return model.query_encoder if isinstance(model, ContrastiveModel) else model
 
 
@@ -252,19 +250,10 @@ def _write(encoder, parts, path, on_bad_image, about):
         archive = keras.export.ExportArchive()
         for part in parts:
             archive.track(part)
-        for name, (function, spec) in _signatures(encoder, on_bad_image).items():
+        for name, (function, spec) in signatures(encoder, on_bad_image).items():
             archive.add_endpoint(name, function, [spec])
         archive.write_out(str(folder), verbose=False)
-        description = {
-            "input": dataclasses.asdict(encoder.preprocessing),
-            "outputs": {
-                name: f"{spec.dtype.name} ({', '.join(map(str, ('N', *spec.shape[1:])))})"
-                for name, spec in encoder.encode.get_concrete_function().structured_outputs.items()
-            },
-            "parameters": sum(part.count_params() for part in parts),
-            "on_bad_image": on_bad_image,
-        }
-        model_card.write(folder, about | description)
+        model_card.write(folder, about | describe(encoder, parts) | {"on_bad_image": on_bad_image})
         size = encoder.preprocessing.image_size
         image = np.zeros((1, size, size, 3), np.uint8)
         requests = {
@@ -275,28 +264,41 @@ def _write(encoder, parts, path, on_bad_image, about):
         warm_up.write(folder, [(name, {"images": value}) for name, value in requests.items()])
 
 
+def describe(encoder, parts):
+    """What encoder.json says of any encoder: its input, its outputs, the parameters of its `parts`."""
+    outputs = encoder.encode.get_concrete_function().structured_outputs
+    return {
+        "input": dataclasses.asdict(encoder.preprocessing),
+        "outputs": {
+            name: f"{spec.dtype.name} ({', '.join(map(str, ('N', *spec.shape[1:])))})"
+            for name, spec in outputs.items()
+        },
+        "parameters": sum(part.count_params() for part in parts),
+    }
+
+
 @contextlib.contextmanager
 def aside(path):
-    """A folder to write into, which becomes `path` in one step when all is well; a server never sees half of it.
+    """A path to write to; what is there becomes `path` in one step when all is well: a server never sees half of it.
 
     Raises:
       ConfigError: there is something at `path`, or it cannot be made.
     """
     absolute = Path(path).absolute()
     if os.path.lexists(absolute):
-        raise ConfigError(f"{path} exists: choose another version, or delete it yourself")
-    folder = absolute.with_name(f".{absolute.name}.writing-{os.getpid()}")
+        raise ConfigError(f"{path} exists: choose another place, or delete it yourself")
+    writing = absolute.with_name(f".{os.getpid()}.writing-{absolute.name}")
     try:
-        folder.mkdir(parents=True)
-        yield folder
-        os.rename(folder, absolute)
+        absolute.parent.mkdir(parents=True, exist_ok=True)
+        yield writing
+        os.rename(writing, absolute)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        writing.unlink(missing_ok=True) if writing.is_file() else shutil.rmtree(writing, ignore_errors=True)
 
 
-def _signatures(encoder, on_bad_image):
+def signatures(encoder, on_bad_image="error"):
     """{name: (function, the specification of its argument)}; the first is the server's default."""
     preprocessing, size = encoder.preprocessing, encoder.preprocessing.image_size
 

@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data.encoded import decode
+from moco_tf.data.encoded import decode_safely
 from moco_tf.data.resize import resize, sizes
 
 
@@ -45,7 +45,7 @@ class Preprocessing:
 
     def of_encoded(self, encoded):
         """An encoded image, scalar string -> normalised float32 (S, S, 3); an error where it cannot be decoded."""
-        return self(decode(encoded)[tf.newaxis])[0]
+        return self(decode_safely(encoded)[tf.newaxis])[0]
 
     def normalize(self, images):
         """0-255 of any type -> float32 of about zero mean and unit variance."""
