@@ -88,10 +88,7 @@ def read(path):
       ConfigError: there is no such SavedModel, or it lacks the signature `preprocessed`.
     """
     path = version_folder(path)
-    try:
-        loaded = tf.saved_model.load(str(path))
-    except Exception as error:  # whatever TensorFlow says of files that it cannot read
-        raise ConfigError(f"{path}: TensorFlow cannot read it: {str(error).splitlines()[0]}") from None
+    loaded = load(path)
     if "preprocessed" not in loaded.signatures:
         has = ", ".join(sorted(loaded.signatures)) or "none"
         raise ConfigError(
@@ -105,6 +102,15 @@ def read(path):
         return signature(images=tf.cast(images, tf.float32))
 
     return Encoder(_preprocessing(path, shape[1]), encode, str(path))
+
+
+def load(path):
+    """What TensorFlow makes of the SavedModel at a path as `read` takes it; raises as `version_folder`."""
+    path = version_folder(path)
+    try:
+        return tf.saved_model.load(str(path))
+    except Exception as error:  # whatever TensorFlow says of files that it cannot read
+        raise ConfigError(f"{path}: TensorFlow cannot read it: {str(error).splitlines()[0]}") from None
 
 
 def version_folder(path):

@@ -16,7 +16,7 @@ FLOORS = [
     {"methods", "torch_names"},
     {"build", "model_card", "warm_up"},
     {"saved_model"},
-    {"evaluate", "onnx_file"},
+    {"evaluate", "onnx_file", "client"},
     {"callbacks"},
     {"train", "torch_weights"},
 ]
