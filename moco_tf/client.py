@@ -17,7 +17,8 @@ import numpy as np
 from moco_tf.command import ConfigError
 
 SIGNATURE = "encoded_images"
-IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8", b"RIFF")  # as `data/encoded.py` reads them
+# How the files begin that `data/encoded.py` reads.
+STARTS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|BM|GIF8|RIFF....WEBP", re.DOTALL)
 
 
 class ServerError(ConfigError):
@@ -28,7 +29,7 @@ def image_files(path):
     """The images at a path, sorted: the file itself, or those at any depth of a folder, by their first bytes."""
     path = Path(path)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    found = [file for file in files if _start(file).startswith(IMAGE_STARTS)]
+    found = [file for file in files if STARTS.match(_start(file))]
     if not found:
         raise ConfigError(f"--images={path} {'holds no image' if path.exists() else 'does not exist'}")
     return found
@@ -36,7 +37,7 @@ def image_files(path):
 
 def _start(file):
     with open(file, "rb") as opened:
-        return opened.read(8)
+        return opened.read(12)
 
 
 def embed(files, predict, batch_size):

@@ -190,8 +190,23 @@ def onnx_runtime(path, model, cases, folder):
     ]
 
 
-@pytest.mark.parametrize("reader", [in_fresh_python, c_api, saved_model_cli, openvino, onnx_runtime])
-@pytest.mark.parametrize("name", ["resnet", "own", "vit"])
+READERS = (in_fresh_python, c_api, saved_model_cli, openvino, onnx_runtime)
+# Of each model and each reader some every day; all of them with -m slow.
+EVERY_DAY = {
+    "resnet": (in_fresh_python, c_api, openvino, onnx_runtime),
+    "own": (c_api, saved_model_cli),
+    "vit": (c_api, onnx_runtime),
+}
+
+
+@pytest.mark.parametrize(
+    "name, reader",
+    [
+        pytest.param(name, reader, marks=() if reader in often else pytest.mark.slow)
+        for name, often in EVERY_DAY.items()
+        for reader in READERS
+    ],
+)
 def test_every_reader_finds_what_predict_finds(exported, tmp_path, name, reader):
     model, path = exported[name]
     answers = reader(path, model, CASES, tmp_path)
@@ -206,7 +221,7 @@ def test_every_reader_finds_what_predict_finds(exported, tmp_path, name, reader)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reader", [in_fresh_python, c_api, saved_model_cli, openvino, onnx_runtime])
+@pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", ["resnet50", "vit_tiny"])
 def test_every_reader_finds_what_predict_finds_at_full_size(tmp_path, name, reader):
     keras.utils.set_random_seed(1)
