@@ -253,9 +253,9 @@ def _write(encoder, parts, path, on_bad_image, about):
     if on_bad_image not in BAD_IMAGES:
         raise ConfigError(f"on_bad_image is one of {', '.join(BAD_IMAGES)}; got {on_bad_image!r}")
     with aside(path) as folder:
+        # Nothing is tracked by hand: the archive keeps the variables that its endpoints read, and would store tracked
+        # ones once more.
         archive = keras.export.ExportArchive()
-        for part in parts:
-            archive.track(part)
         for name, (function, spec) in signatures(encoder, on_bad_image).items():
             archive.add_endpoint(name, function, [spec])
         archive.write_out(str(folder), verbose=False)

@@ -69,12 +69,16 @@ def work(request, run_dir, tmp_path_factory):
     (folder / "photos/notes.txt").write_text("no image")
     programs = folder / "bin"
     programs.mkdir()
-    (programs / "python").symlink_to(sys.executable)
+    program(programs / "python", "")
     if request.param == "stand-in":
-        server = programs / "tensorflow_model_server"
-        server.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{REPOSITORY}/tests/stand_in_server.py" "$@"\n')
-        server.chmod(0o755)
+        program(programs / "tensorflow_model_server", REPOSITORY / "tests/stand_in_server.py")
     return folder
+
+
+def program(path, script):
+    """Makes a command that runs a script in this Python."""
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" {script} "$@"\n')
+    path.chmod(0o755)
 
 
 def free_port():
