@@ -118,11 +118,11 @@ def version_folder(path):
     path = Path(path)
     if (path / "saved_model.pb").exists():
         return path
-    numbers = [int(p.name) for p in path.glob("*") if p.name.isdigit() and (p / "saved_model.pb").exists()]
-    if not numbers:
+    versions = [p for p in path.glob("*") if p.name.isdigit() and (p / "saved_model.pb").exists()]
+    if not versions:
         state = "holds no SavedModel: neither saved_model.pb nor a folder <version> with one"
         raise ConfigError(f"{path} {state if path.exists() else 'does not exist'}")
-    return path / str(max(numbers))
+    return max(versions, key=lambda version: int(version.name))
 
 
 def _preprocessing(path, size):
@@ -272,13 +272,11 @@ def _write(encoder, parts, path, on_bad_image, about):
 
 def describe(encoder, parts):
     """What encoder.json says of any encoder: its input, its outputs, the parameters of its `parts`."""
-    outputs = encoder.encode.get_concrete_function().structured_outputs
+    specs = encoder.encode.get_concrete_function().structured_outputs
+    shapes = {name: ", ".join(map(str, ("N", *spec.shape[1:]))) for name, spec in specs.items()}
     return {
         "input": dataclasses.asdict(encoder.preprocessing),
-        "outputs": {
-            name: f"{spec.dtype.name} ({', '.join(map(str, ('N', *spec.shape[1:])))})"
-            for name, spec in outputs.items()
-        },
+        "outputs": {name: f"{spec.dtype.name} ({shapes[name]})" for name, spec in specs.items()},
         "parameters": sum(part.count_params() for part in parts),
     }
 
