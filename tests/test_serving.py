@@ -24,10 +24,11 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from export import classifier as export_classifier
 from export import client as export_client
 from export import encoder as export_encoder
-from moco_tf import client, saved_model
+from moco_tf import build, client, saved_model
+from moco_tf import config as config_lib
+from moco_tf.checkpoint import Checkpoints
 from moco_tf.command import ConfigError
 from moco_tf.data import sources
-from moco_tf.train import main as train
 
 REPOSITORY = Path(__file__).parent.parent
 SERVING = REPOSITORY / "export/serving"
@@ -48,10 +49,15 @@ SERVERS = [
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
+    """What `moco_tf.train` leaves of a run, as far as export reads it."""
     folder = tmp_path_factory.mktemp("run") / "quickstart"
     flags = ["--arch=resnet10", "--width=4", "--image_size=32", "--stem=imagenet", "--augment=cifar",
              "--batch_size=32", "--queue_size=64", "--dim=8", "--bn_groups=1", "--knn_every=0"]  # fmt: skip
-    assert train([*flags, "--max_steps=1", f"--run_dir={folder}"]) == 0
+    config = config_lib.parse(flags)
+    folder.mkdir()
+    (folder / "config.flags").write_text(config.flag_lines())
+    (folder / "data.json").write_text('{"images": 10000}')
+    Checkpoints(folder / "checkpoints", build.model(config, steps_per_epoch=1)).save()
     return folder
 
 
@@ -287,7 +293,7 @@ def test_a_probes_folder_becomes_a_classifier(run_dir, tmp_path, capsys):
     np.testing.assert_allclose(found["probabilities"].numpy().sum(1), 1, rtol=1e-5)
     about = json.loads((path / "encoder.json").read_text())
     assert about["class_names"] == ["ant", "bee", "cow"] and about["recipe"]["arch"] == "resnet10"
-    assert about["data"] == {"dataset": "embedded", "split": "train", "images": 10000} and about["steps"] == 1
+    assert about["data"] == {"dataset": "embedded", "split": "train", "images": 10000} and about["steps"] == 0
 
     np.savez(probe / "probe.npz", kernel=kernel[:7], bias=bias)
     assert export_classifier.main([*arguments, f"--probe={probe}"]) == 2
