@@ -6,6 +6,7 @@ encoded images, of any sizes, to the signature `encoded_images`; see `saved_mode
 
 import base64
 import contextlib
+import http.client
 import json
 import re
 import urllib.error
@@ -95,8 +96,9 @@ def rest(server, model, timeout, version=0, label=""):
             if isinstance(error.reason, TimeoutError):
                 raise ServerError(_too_slow(server, timeout)) from None
             raise ServerError(f"no server answers at {server}: {error.reason}") from None
-        except (OSError, ValueError, KeyError) as error:
-            raise ServerError(f"{url} does not answer as TF Serving does: {error!r}") from None
+        except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+            kind = type(error).__name__
+            raise ServerError(f"{url} does not answer as TF Serving's REST does ({kind}): check the port") from None
         return {name: _array(value) for name, value in outputs.items()}
 
     return predict

@@ -200,6 +200,11 @@ def test_a_refusal_is_one_line_that_names_the_file_or_the_model(served, protocol
         assert "\n" not in str(error.value)
 
 
+def test_asking_the_other_protocols_port_ends_in_a_line(served):
+    with pytest.raises(ConfigError, match="does not answer as TF Serving's REST does"):
+        client.rest(served["grpc"], "encoder", 60)([b"x"])
+
+
 @needs_api
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])
 def test_a_silent_server_and_none_end_in_a_line(protocol, tmp_path):
