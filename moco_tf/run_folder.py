@@ -37,6 +37,15 @@ def recorded(path):
     return config_lib.read(flags) if flags.exists() else None
 
 
+def rows(path):
+    """The rows of a run folder's metrics.csv, a list of dicts of strings."""
+    try:
+        with open(Path(path) / "metrics.csv", newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+
+
 class RunFolder:
     """Opens (or makes) the folder of a run and holds it until the process ends.
 
@@ -111,12 +120,7 @@ class RunFolder:
         return self.path / "tensorboard"
 
     def rows(self):
-        """The rows of metrics.csv, a list of dicts of strings."""
-        try:
-            with open(self.path / "metrics.csv", newline="", encoding="utf-8") as file:
-                return list(csv.DictReader(file))
-        except FileNotFoundError:
-            return []
+        return rows(self.path)
 
     def rewind(self, step, steps_per_epoch):
         """Drops the rows that a run going on at `step` will write again: later ones, and that of a part epoch."""

@@ -14,8 +14,9 @@ FLOORS = [
     {"config", "losses", "momentum", "schedules", "replicas", "optimizers", "startup", "torch_files"},
     {"encoders", "data", "queue", "run_folder", "advice", "checkpoint"},
     {"methods", "torch_names"},
-    {"build", "torch_models"},
-    {"evaluate"},
+    {"build", "torch_models", "model_card", "warm_up"},
+    {"saved_model"},
+    {"evaluate", "onnx_file", "client"},
     {"callbacks"},
     {"train", "torch_weights"},
 ]

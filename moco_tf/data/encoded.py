@@ -17,6 +17,12 @@ def decode(encoded):
     return tf.cond(tf.io.is_jpeg(encoded), lambda: _decode_jpeg(encoded), lambda: decode_other(encoded))
 
 
+def decode_safely(encoded):
+    """`decode` of what anyone may have sent: an error beyond `MAX_PIXELS`, before memory is taken."""
+    _, height, width = header(encoded)
+    return decode(_require(height * width <= MAX_PIXELS, _TOO_LARGE, encoded))
+
+
 def decode_other(encoded):
     """`decode` of what is no JPEG."""
     kind, _, _ = header(encoded)

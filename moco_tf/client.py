@@ -1,0 +1,184 @@
+"""Embeddings from a TF Serving server: files of images go out in batches, arrays come back.
+
+REST needs the standard library and NumPy; gRPC needs tensorflow-serving-api, which brings TensorFlow. Both send
+encoded images, of any sizes, to the signature `encoded_images`; see `saved_model.py`.
+"""
+
+import base64
+import contextlib
+import http.client
+import json
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+
+from moco_tf.command import ConfigError
+
+SIGNATURE = "encoded_images"
+# How the files begin that `data/encoded.py` reads.
+STARTS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|BM|GIF8|RIFF....WEBP", re.DOTALL)
+
+
+class ServerError(ConfigError):
+    """The server cannot be reached or refuses a request; the message is one line."""
+
+
+def image_files(path):
+    """The images at a path, sorted: the file itself, or those at any depth of a folder, by their first bytes."""
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    found = [file for file in files if STARTS.match(_start(file))]
+    if not found:
+        raise ConfigError(f"--images={path} {'holds no image' if path.exists() else 'does not exist'}")
+    return found
+
+
+def _start(file):
+    with open(file, "rb") as opened:
+        return opened.read(12)
+
+
+def embed(files, predict, batch_size):
+    """Sends files, in batches.
+
+    Args:
+      files: paths, at least one.
+      predict: list of bytes -> {output's name: array (N, ...)}, as `rest`, `grpc` and `local` make them.
+
+    Returns:
+      {output's name: array}, a row a file.
+    """
+    batches = []
+    for first in range(0, len(files), batch_size):
+        part = files[first : first + batch_size]
+        try:
+            batches.append(predict([file.read_bytes() for file in part]))
+        except ServerError as error:
+            raise ServerError(_name_files(str(error), part)) from None
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _name_files(message, files):
+    """The graph's refusal of undecodable images with the files' names; another message as it is."""
+    found = re.search(r"images that cannot be decoded, by their index in the batch of \d+: \[([\d ]+)\]", message)
+    if not found:
+        return message
+    names = ", ".join(str(files[int(index)]) for index in found[1].split())
+    return f"the server cannot decode {names}: take them out, or serve an encoder exported with --on_bad_image=zeros"
+
+
+def rest(server, model, timeout, version=0, label=""):
+    """`predict` over REST.
+
+    Args:
+      server: host:port.
+      timeout: seconds that a request may take.
+      version, label: which of the model's versions; 0 and "": the highest.
+    """
+    chosen = f"/versions/{version}" if version else f"/labels/{label}" if label else ""
+    url = f"http://{server}/v1/models/{model}{chosen}:predict"
+
+    def predict(images):
+        inputs = [{"b64": base64.b64encode(image).decode()} for image in images]
+        body = json.dumps({"signature_name": SIGNATURE, "inputs": {"images": inputs}}).encode()
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                outputs = json.loads(response.read())["outputs"]
+        except urllib.error.HTTPError as error:
+            raise ServerError(f"{url} refuses: {_reason(error)}") from None
+        except TimeoutError:
+            raise ServerError(_too_slow(server, timeout)) from None
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, TimeoutError):
+                raise ServerError(_too_slow(server, timeout)) from None
+            raise ServerError(f"no server answers at {server}: {error.reason}") from None
+        except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+            kind = type(error).__name__
+            raise ServerError(f"{url} does not answer as TF Serving's REST does ({kind}): check the port") from None
+        return {name: _array(value) for name, value in outputs.items()}
+
+    return predict
+
+
+def _array(value):
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def _reason(error):
+    """What an HTTP error's body says, on one line."""
+    text = error.read().decode(errors="replace")
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        text = json.loads(text)["error"]
+    return " ".join(f"{error.code} {text}".split())
+
+
+def _too_slow(server, timeout):
+    return f"{server} took more than {timeout:g} s: raise --timeout, or lower --batch_size"
+
+
+def grpc(server, model, timeout, version=0, label=""):
+    """`predict` over gRPC; the arguments are `rest`'s."""
+    try:
+        import grpc
+        import tensorflow as tf
+        from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+    except ImportError as error:
+        raise ConfigError(f"--protocol=grpc needs {error.name}: pip install 'moco_tf[serving]'") from None
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(
+        grpc.insecure_channel(server, [("grpc.max_receive_message_length", -1)])
+    )
+
+    def predict(images):
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name = model
+        request.model_spec.signature_name = SIGNATURE
+        if version:
+            request.model_spec.version.value = version
+        elif label:
+            request.model_spec.version_label = label
+        request.inputs["images"].CopyFrom(tf.make_tensor_proto(images))
+        try:
+            response = stub.Predict(request, timeout=timeout)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise ServerError(_too_slow(server, timeout)) from None
+            if error.code() == grpc.StatusCode.UNAVAILABLE:
+                raise ServerError(f"no server answers at {server}: {' '.join(error.details().split())}") from None
+            raise ServerError(f"{server} refuses: {' '.join(error.details().split())}") from None
+        return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
+
+    return predict
+
+
+def local(path):
+    """`predict` by a SavedModel of this machine; needs TensorFlow."""
+    import tensorflow as tf
+
+    from moco_tf import saved_model
+
+    signature = saved_model.load(path).signatures[SIGNATURE]
+
+    def predict(images):
+        try:
+            return {name: value.numpy() for name, value in signature(images=tf.constant(images)).items()}
+        except tf.errors.InvalidArgumentError as error:
+            raise ServerError(" ".join(str(error).split())) from None
+
+    return predict
+
+
+def deviations(found, expected):
+    """{output's name: max|difference| / max|value|} of two answers; infinite where names or shapes differ."""
+    return {name: _deviation(found.get(name), expected.get(name)) for name in sorted(found.keys() | expected.keys())}
+
+
+def _deviation(found, expected):
+    if found is None or expected is None or found.shape != expected.shape:
+        return float("inf")
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))

@@ -1,0 +1,92 @@
+"""What is said of an exported encoder: encoder.json for programs, README.md for people. Both lie beside the graph."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from moco_tf import run_folder
+
+DESCRIPTION, CARD = "encoder.json", "README.md"
+
+
+def of_run(run_dir):
+    """What a run folder knows of its encoder, a dict that JSON takes: method, architecture, recipe, data, metrics."""
+    run_dir, config = Path(run_dir), run_folder.recorded(run_dir)
+    names = [field.name for field in dataclasses.fields(config) if config.uses(field.name)]
+    recipe = {name: getattr(config, name) for name in names if name not in ("run_dir", "resume")}
+    shape = ("arch", "patch_size") if config.is_vit else ("arch", "width", "stem")
+    about = {
+        "method": config.method,
+        "architecture": {name: recipe[name] for name in shape},
+        "recipe": recipe,
+        "data": {"dataset": config.dataset, "split": config.train_split} | _json(run_dir / "data.json"),
+    }
+    if rows := run_folder.rows(run_dir):
+        about["metrics"] = {name: float(text) for name, text in rows[-1].items() if text}
+    if baselines := _json(run_dir / "baselines.json"):
+        about["baselines"] = baselines
+    if checkpoint := _json(run_dir / "torch.json").get("checkpoint"):
+        about["converted_from"] = checkpoint
+    return about
+
+
+def _json(path):
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write(folder, description):
+    """Writes both files into a Path's folder."""
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+    (folder / CARD).write_text(card(description))
+
+
+def card(description):
+    """The text for people: what encoder.json holds, in words.
+
+    Args:
+      description: a dict with "input", "outputs", "parameters", and what `of_run` gives, as far as it is known.
+    """
+    size, crop = description["input"]["image_size"], description["input"]["crop_ratio"]
+    title = description.get("architecture", {}).get("arch", "encoder")
+    lines = [f"# {title}", "", f"An image encoder of {description['parameters']:,} parameters."]
+    if "recipe" in description:
+        data = description["data"]
+        images = f", {data['images']:,} images" if "images" in data else ""
+        lines += [
+            f"Trained without labels by `{description['method']}` on `{data['dataset']}` ({data['split']}{images}), "
+            f"{description['steps']:,} training steps; every setting is under `recipe` in {DESCRIPTION}."
+        ]
+    if "converted_from" in description:
+        lines += [f"Its weights began as those of `{description['converted_from']}`."]
+    knn = description.get("metrics", {}).get("knn_top1")
+    if knn is not None:
+        others = ", ".join(f"{name} {value:.1f} %" for name, value in description.get("baselines", {}).items())
+        lines += [f"kNN accuracy on labelled images: {knn:.1f} %{f' ({others})' if others else ''}."]
+    lines += [
+        "",
+        "## Use",
+        "",
+        "| signature | `images` |",
+        "|---|---|",
+        "| `serving_default` | uint8 (N, H, W, 3), any H and W |",
+        "| `encoded_images` | string (N,): JPEG or PNG files, of any sizes |",
+        f"| `preprocessed` | float32 (N, {size}, {size}, 3), normalised |",
+        "",
+        f"The first two resize the shorter side to {round(size / crop)} pixels, cut the central {size} x {size} and "
+        "normalise. All return:",
+        "",
+        *(f"- `{name}`: {what}" for name, what in description["outputs"].items()),
+        "",
+    ]
+    if description["on_bad_image"] == "zeros":
+        lines += ["`encoded_images` also returns `valid`, bool (N); where it is false, the image could not be decoded "
+                  "and its rows are zeros.", ""]  # fmt: skip
+    lines += [
+        "`embedding` has unit length: two images are as similar as the product of their embeddings.",
+        "",
+        "## Limits",
+        "",
+        "Nothing is known of it beyond the figures in this folder. What it finds similar follows its training images; "
+        "other images, and bias, were not examined.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,364 @@
+"""SavedModels of encoders: written for TF Serving, read back for evaluation.
+
+`DIR/<version>/` has the tag `serve` and three signatures, which all return `features` float32 (N, D) and `embedding`
+float32 (N, dim), of unit length: the projection, or the features where there is no projection. Axes: N images, H W
+their sides, S side of the encoder's input, D features, L classes.
+
+  serving_default  `images`: uint8 (N, H, W, 3), any H and W
+  encoded_images   `images`: string (N,), encoded; of any size, each its own
+  preprocessed     `images`: float32 (N, S, S, 3), normalised; for probes with their own augmentation
+
+A classifier's also return `probabilities` float32 (N, L) and `label` int64 (N,).
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from moco_tf import build, model_card, warm_up
+from moco_tf.command import ConfigError
+from moco_tf.data.preprocessing import IMAGENET, Preprocessing
+from moco_tf.losses import unit_length
+from moco_tf.methods.contrastive import ContrastiveModel, image_shape
+
+BAD_IMAGES = ("error", "zeros")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A frozen encoder, wherever it comes from.
+
+    Attributes:
+      preprocessing: how images become its input.
+      encode: normalised float32 (N, S, S, 3) -> {"features": float32 (N, D), "embedding": float32 (N, dim), of unit
+        length}; in inference mode.
+      name: for reports.
+    """
+
+    preprocessing: Preprocessing
+    encode: Callable
+    name: str
+
+
+def of_model(model, preprocessing=None):
+    """The `Encoder` of a model: a trained method's query encoder, or any Keras model of images -> features.
+
+    Args:
+      model: a `MoCo` or `MoCoV3`; or a model of normalised images -> (N, D), (N, H, W, D), which is averaged over H
+        and W, or {"features"} with or without "projection".
+      preprocessing: of the latter; None: ImageNet's, of the model's size.
+    """
+    if isinstance(model, ContrastiveModel):
+        model, preprocessing = model.query_encoder, model.preprocessing
+    if preprocessing is None:
+        preprocessing = dataclasses.replace(IMAGENET, image_size=image_shape(model)[0] or IMAGENET.image_size)
+    size = preprocessing.image_size
+
+    @tf.function(input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32, "images")])
+    def encode(images):
+        found = model(images, training=False)
+        found = found if isinstance(found, dict) else {"features": found}
+        features = tf.cast(found["features"], tf.float32)
+        if features.shape.rank == 4:
+            features = tf.reduce_mean(features, axis=(1, 2))
+        return {"features": features, "embedding": unit_length(tf.cast(found.get("projection", features), tf.float32))}
+
+    return Encoder(preprocessing, encode, model.name)
+
+
+# Reading.
+
+
+def read(path):
+    """The `Encoder` of a SavedModel.
+
+    Args:
+      path: DIR/<version>, or DIR, of which the highest version is taken.
+
+    Raises:
+      ConfigError: there is no such SavedModel, or it lacks the signature `preprocessed`.
+    """
+    path = version_folder(path)
+    loaded = load(path)
+    if "preprocessed" not in loaded.signatures:
+        has = ", ".join(sorted(loaded.signatures)) or "none"
+        raise ConfigError(
+            f"{path} lacks the signature `preprocessed`, which evaluation calls; it has {has}: "
+            "write it with export.encoder"
+        )
+    signature = loaded.signatures["preprocessed"]
+    shape = signature.structured_input_signature[1]["images"].shape
+
+    def encode(images, _keep=loaded):  # a signature does not keep the variables that it reads
+        return signature(images=tf.cast(images, tf.float32))
+
+    return Encoder(_preprocessing(path, shape[1]), encode, str(path))
+
+
+def load(path):
+    """What TensorFlow makes of the SavedModel at a path as `read` takes it; raises as `version_folder`."""
+    path = version_folder(path)
+    try:
+        return tf.saved_model.load(str(path))
+    except Exception as error:  # whatever TensorFlow says of files that it cannot read
+        raise ConfigError(f"{path}: TensorFlow cannot read it: {str(error).splitlines()[0]}") from None
+
+
+def version_folder(path):
+    """DIR/<highest version>, or the path itself where it is a SavedModel; refuses what is neither."""
+    path = Path(path)
+    if (path / "saved_model.pb").exists():
+        return path
+    versions = [p for p in path.glob("*") if p.name.isdigit() and (p / "saved_model.pb").exists()]
+    if not versions:
+        state = "holds no SavedModel: neither saved_model.pb nor a folder <version> with one"
+        raise ConfigError(f"{path} {state if path.exists() else 'does not exist'}")
+    return max(versions, key=lambda version: int(version.name))
+
+
+def _preprocessing(path, size):
+    """What encoder.json says, for the size that the graph has; ImageNet's where there is none."""
+    description = path / model_card.DESCRIPTION
+    if not description.exists():
+        print(f"{path} has no {model_card.DESCRIPTION}: taken are ImageNet's mean, std and crop, at {size} pixels.")
+        return dataclasses.replace(IMAGENET, image_size=size)
+    try:
+        found = json.loads(description.read_text())["input"]
+        fields = {field.name: found[field.name] for field in dataclasses.fields(Preprocessing)}
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{description} does not say image_size, crop_ratio, mean and std under `input`") from None
+    if fields["image_size"] != size:
+        raise ConfigError(f"{description} says an input of {fields['image_size']} pixels, the graph has {size}")
+    return Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+# Writing.
+
+
+def export_run(run_dir, path, on_bad_image="error"):
+    """Writes the encoder of a run folder's last checkpoint; raises as `export_encoder` and `build.trained`."""
+    model = build.trained(run_dir)
+    export_encoder(model, path, on_bad_image=on_bad_image, about=_of_run(run_dir, model))
+
+
+def export_probe(run_dir, probe, path, on_bad_image="error"):
+    """Writes a run folder's encoder with the classifier that `moco_tf.evaluate.linear_probe` left in a folder.
+
+    Args:
+      probe: the folder, with probe.npz (`kernel`, `bias`) and summary.json (`class_names`).
+    """
+    kernel, bias, summary = read_probe(probe)
+    model = build.trained(run_dir)
+    about = _of_run(run_dir, model) | {"probe": summary}
+    export_classifier(model, kernel, bias, path, summary["class_names"], on_bad_image=on_bad_image, about=about)
+
+
+def read_probe(folder):
+    """(kernel (D, L), bias (L,), summary) of a linear probe's folder; refuses what does not hold them."""
+    folder = Path(folder)
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        with np.load(folder / "probe.npz") as file:
+            kernel, bias = file["kernel"], file["bias"]
+        list(summary["class_names"])
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        raise ConfigError(
+            f"{folder} is no linear probe, as moco_tf.evaluate.linear_probe writes it: "
+            "it needs probe.npz with kernel and bias, and summary.json with class_names"
+        ) from None
+    return kernel, bias, summary
+
+
+def version_to_write(folder, version=0):
+    """The folder of a version; 0: of the one after the highest in `folder`, 1 in a new one."""
+    numbers = [int(path.name) for path in Path(folder).glob("*") if path.name.isdigit()]
+    return Path(folder) / str(version or max(numbers, default=0) + 1)
+
+
+def _of_run(run_dir, model):
+    return model_card.of_run(run_dir) | {"steps": model.steps_done}
+
+
+def export_encoder(model, path, preprocessing=None, on_bad_image="error", about=None):
+    """Writes a SavedModel that TF Serving and `read` take.
+
+    Args:
+      model, preprocessing: as `of_model` takes them.
+      path: its version folder, such as encoder/1, to be made; a server polls the folder around it.
+      on_bad_image: what `encoded_images` does about bytes that cannot be decoded. "error": refuses the batch, naming
+        their indices. "zeros": gives rows of zeros, and `valid` bool (N,), false there.
+      about: what encoder.json is to say beside input and outputs, a dict that JSON takes.
+
+    Raises:
+      ConfigError: a ValueError; the path exists, or does not end in a whole number.
+    """
+    encoder = of_model(model, preprocessing)
+    _write(encoder, [query_encoder(model)], path, on_bad_image, about or {})
+
+
+def export_classifier(model, kernel, bias, path, class_names=(), preprocessing=None, on_bad_image="error", about=None):
+    """`export_encoder` with a linear classifier on the features, as a linear probe trains it.
+
+    Args:
+      kernel, bias: (D, L) and (L,), float32.
+      class_names: L names for encoder.json, or none.
+      The others are `export_encoder`'s. Where an image is bad, "zeros" gives the label -1.
+
+    Raises:
+      ConfigError: as `export_encoder`; the classifier is of another number of features, classes or names.
+    """
+    encoder = of_model(model, preprocessing)
+    width = encoder.encode.get_concrete_function().structured_outputs["features"].shape[1]
+    if kernel.shape[:1] != (width,) or kernel.ndim != 2:
+        raise ConfigError(f"the classifier's kernel is ({width}, classes) for this encoder; got {kernel.shape}")
+    classes = kernel.shape[1]
+    if bias.shape != (classes,) or len(class_names) not in (0, classes):
+        raise ConfigError(
+            f"a kernel of {classes} classes goes with as many biases and names; got a bias of {bias.shape} and "
+            f"{len(class_names)} names"
+        )
+    linear = keras.layers.Dense(classes, activation="softmax", name="classifier", dtype="float32")
+    linear.build((None, width))
+    linear.set_weights([kernel, bias])
+
+    @tf.function(input_signature=encoder.encode.input_signature)
+    def classify(images):
+        found = encoder.encode(images)
+        probabilities = linear(found["features"])
+        return found | {"probabilities": probabilities, "label": tf.argmax(probabilities, axis=1)}
+
+    classifier = dataclasses.replace(encoder, encode=classify)
+    about = (about or {}) | {"class_names": list(class_names)}
+    _write(classifier, [query_encoder(model), linear], path, on_bad_image, about)
+
+
+def query_encoder(model):
+    return model.query_encoder if isinstance(model, ContrastiveModel) else model
+
+
+def _write(encoder, parts, path, on_bad_image, about):
+    """Writes an encoder; `parts` are the layers that own its variables."""
+    path = Path(path)
+    if not path.name.isdigit():
+        raise ConfigError(f"a SavedModel's folder ends in its version, a whole number, as in encoder/1; got {path}")
+    if on_bad_image not in BAD_IMAGES:
+        raise ConfigError(f"on_bad_image is one of {', '.join(BAD_IMAGES)}; got {on_bad_image!r}")
+    with aside(path) as folder:
+        # Nothing is tracked by hand: the archive keeps the variables that its endpoints read, and would store tracked
+        # ones once more.
+        archive = keras.export.ExportArchive()
+        for name, (function, spec) in signatures(encoder, on_bad_image).items():
+            archive.add_endpoint(name, function, [spec])
+        archive.write_out(str(folder), verbose=False)
+        model_card.write(folder, about | describe(encoder, parts) | {"on_bad_image": on_bad_image})
+        size = encoder.preprocessing.image_size
+        image = np.zeros((1, size, size, 3), np.uint8)
+        requests = {
+            "serving_default": image,
+            "encoded_images": [tf.io.encode_jpeg(image[0]).numpy()],
+            "preprocessed": image.astype(np.float32),
+        }
+        warm_up.write(folder, [(name, {"images": value}) for name, value in requests.items()])
+
+
+def describe(encoder, parts):
+    """What encoder.json says of any encoder: its input, its outputs, the parameters of its `parts`."""
+    specs = encoder.encode.get_concrete_function().structured_outputs
+    shapes = {name: ", ".join(map(str, ("N", *spec.shape[1:]))) for name, spec in specs.items()}
+    return {
+        "input": dataclasses.asdict(encoder.preprocessing),
+        "outputs": {name: f"{spec.dtype.name} ({shapes[name]})" for name, spec in specs.items()},
+        "parameters": sum(part.count_params() for part in parts),
+    }
+
+
+@contextlib.contextmanager
+def aside(path):
+    """A path to write to; what is there becomes `path` in one step when all is well: a server never sees half of it.
+
+    Raises:
+      ConfigError: there is something at `path`, or it cannot be made.
+    """
+    absolute = Path(path).absolute()
+    if os.path.lexists(absolute):
+        raise ConfigError(f"{path} exists: choose another place, or delete it yourself")
+    writing = absolute.with_name(f".{os.getpid()}.writing-{absolute.name}")
+    try:
+        absolute.parent.mkdir(parents=True, exist_ok=True)
+        yield writing
+        os.rename(writing, absolute)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        writing.unlink(missing_ok=True) if writing.is_file() else shutil.rmtree(writing, ignore_errors=True)
+
+
+def signatures(encoder, on_bad_image="error"):
+    """{name: (function, the specification of its argument)}; the first is the server's default."""
+    preprocessing, size = encoder.preprocessing, encoder.preprocessing.image_size
+
+    def of_pixels(images):
+        return encoder.encode(preprocessing(images))
+
+    def of_bytes(images):
+        views, valid = decoded(images, preprocessing)
+        if on_bad_image == "error":
+            with tf.control_dependencies([_all_valid(valid)]):
+                return encoder.encode(tf.identity(views))
+        found = {name: _keep(valid, value) for name, value in encoder.encode(views).items()}
+        return found | {"valid": valid}
+
+    return {
+        "serving_default": (of_pixels, tf.TensorSpec((None, None, None, 3), tf.uint8, "images")),
+        "encoded_images": (of_bytes, tf.TensorSpec((None,), tf.string, "images")),
+        "preprocessed": (encoder.encode, tf.TensorSpec((None, size, size, 3), tf.float32, "images")),
+    }
+
+
+def decoded(images, preprocessing):
+    """Encoded images of any sizes -> the encoder's input; runs beside one another, one bad image spoils no other.
+
+    Args:
+      images: string (N,).
+
+    Returns:
+      Normalised float32 (N, S, S, 3), zeros where an image cannot be decoded; bool (N,), whether it can.
+    """
+    number = tf.shape(images)[0]
+    shape = (preprocessing.image_size, preprocessing.image_size, 3)
+    # An op that fails, fails the whole graph; only tf.data can pass over its error.
+    views = (
+        tf.data.Dataset.from_tensor_slices(images)
+        .enumerate()
+        .map(lambda index, image: (index, preprocessing.of_encoded(image)), num_parallel_calls=tf.data.AUTOTUNE)
+        .ignore_errors()
+        .batch(tf.cast(tf.maximum(number, 1), tf.int64))
+    )
+    none = tf.zeros((0,), tf.int64), tf.zeros((0, *shape))
+    indices, views = views.reduce(none, lambda _, batch: batch)  # the one batch, or none of it
+    indices = indices[:, tf.newaxis]
+    valid = tf.scatter_nd(indices, tf.ones_like(indices[:, 0], tf.int32), [tf.cast(number, tf.int64)]) > 0
+    return tf.scatter_nd(indices, tf.ensure_shape(views, (None, *shape)), tf.cast([number, *shape], tf.int64)), valid
+
+
+def _all_valid(valid):
+    bad = tf.where(~valid)[:, 0]
+    text = tf.strings.format(
+        "images that cannot be decoded, by their index in the batch of {}: {}", (tf.size(valid), bad), summarize=-1
+    )
+    return tf.debugging.Assert(tf.reduce_all(valid), [text])
+
+
+def _keep(valid, rows):
+    """Rows (N,) or (N, C) where valid, elsewhere 0, of integers -1."""
+    valid = tf.reshape(valid, [-1] + [1] * (rows.shape.rank - 1))
+    return tf.where(valid, rows, tf.zeros_like(rows) - (1 if rows.dtype.is_integer else 0))
