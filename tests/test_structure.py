@@ -15,6 +15,7 @@ FLOORS = [
     {"encoders", "data", "queue", "run_folder", "advice", "checkpoint"},
     {"methods", "torch_names"},
     {"build"},
+    {"saved_model"},
     {"evaluate"},
     {"callbacks"},
     {"train", "torch_weights"},

@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data.encoded import decode
 from moco_tf.data.resize import resize, sizes
 
 
@@ -41,6 +42,10 @@ class Preprocessing:
         resized = (_at_least(shorter, shorter * height // width), _at_least(shorter, shorter * width // height))
         offset = [_half(length - self.image_size) for length in resized]
         return self.normalize(resize(images, resized, (self.image_size, self.image_size), offset))
+
+    def of_encoded(self, encoded):
+        """An encoded image, scalar string -> normalised float32 (S, S, 3); an error where it cannot be decoded."""
+        return self(decode(encoded)[tf.newaxis])[0]
 
     def normalize(self, images):
         """0-255 of any type -> float32 of about zero mean and unit variance."""

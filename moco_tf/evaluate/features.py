@@ -3,8 +3,6 @@
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data import image_ops
-
 BATCH = 256
 
 
@@ -23,7 +21,7 @@ def extract(encode, source, preprocessing, limit=None, labelled=False):
     """
 
     def central_view(record):
-        return preprocessing(image_ops.decode(record["image"])[None])[0], record["label"]
+        return preprocessing.of_encoded(record["image"]), record["label"]
 
     batches = (
         source.in_order(limit)
