@@ -108,12 +108,12 @@ def train_and_judge(settings, train, test):
         if not math.isfinite(loss):
             raise ConfigError(f"the loss is {loss} in epoch {epoch} at --lr={settings.lr:g}: take a lower one")
         row = {"epoch": epoch, "step": int(optimizer.iterations), "loss": loss}
-        row |= {"train_top1": round(100 * accuracy, 4), "top1": ""}
+        row |= {"train_top1": round(100 * accuracy, 4), "top1": "", "top5": ""}
         if epoch % every == 0 or epoch == settings.epochs:
             logits, truth = subject.features(settings, encode, preprocessing, test)
             ranked = tf.math.top_k(logits, min(5, logits.shape[1])).indices.numpy()
             found = scores.score(ranked, truth, len(train.class_names))
-            row["top1"] = round(found.top1, 4)
+            row |= scores.accuracies(found)
             if time.monotonic() - last_line > 60:
                 last_line = time.monotonic()
                 log.info(f"  epoch {epoch} of {settings.epochs}: loss {loss:.3f}, {found}")
@@ -125,7 +125,7 @@ def train_and_judge(settings, train, test):
     os.replace(output / ".model.writing.keras", output / "model.keras")
     facts = {"train_images": len(chosen), "eval_images": len(truth), "steps": int(optimizer.iterations)}
     facts["seconds"] = round(time.monotonic() - started, 1)
-    scores.write(output, found, train.class_names, settings, rows, ("epoch", "top1", "train_top1"), **facts)
+    scores.write(output, found, train.class_names, settings, rows, "epoch", **facts)
     log.info(
         f"Fine-tuned from {settings.init} weights on {settings.labels:g} % of {train.name} ({len(chosen)} images), "
         f"judged on {len(truth)} images of {test.name}: {found}. {output}"

@@ -43,7 +43,7 @@ def main(arguments):
 
 def judge(settings):
     """Classifies the evaluation's images by their neighbours and writes the results; returns `Scores`."""
-    from moco_tf.evaluate import scores, subject
+    from moco_tf.evaluate import scores, subject, vote
 
     train, test = subject.labelled(settings)
     encoder, _ = subject.encoder(settings)
@@ -52,11 +52,15 @@ def judge(settings):
         for images in (train, test)
     )
     subject.check_classes(bank[1], queries[1], train.class_names)
-    found = [scores.score(ranked, queries[1], len(train.class_names)) for ranked in rankings(settings, bank, queries)]
-    rows = [{"k": k, "top1": round(s.top1, 4), "top5": s.top5} for k, s in zip(settings.k, found, strict=True)]
-    curve = ("k", "top1", "top5") if found[-1].top5 is not None else ("k", "top1")
+    classes = len(train.class_names)
+    cosines, numbers = vote.nearest(bank[0], queries[0], settings.k[-1])
+    found = []
+    for k in settings.k:
+        ranked = vote.rank(cosines[:, :k], bank[1][numbers[:, :k]], classes, settings.temperature)
+        found.append(scores.score(ranked, queries[1], classes))
+    rows = [{"k": k} | scores.accuracies(s) for k, s in zip(settings.k, found, strict=True)]
     images = {"train_images": len(bank[1]), "eval_images": len(queries[1])}
-    scores.write(settings.output, found[-1], train.class_names, settings, rows, curve, **images)
+    scores.write(settings.output, found[-1], train.class_names, settings, rows, "k", **images)
     best = max(rows, key=lambda row: row["top1"])
     log.info(
         f"kNN, k {settings.k[-1]}, {len(bank[1])} images of {train.name} vote on {len(queries[1])} of {test.name}: "
@@ -65,17 +69,6 @@ def judge(settings):
         + f" {settings.output}"
     )
     return found[-1]
-
-
-def rankings(settings, bank, queries):
-    """The ranked classes of queries for each k; bank, queries: (features, labels)."""
-    from moco_tf.evaluate import vote
-
-    features, labels = bank
-    cosines, numbers = vote.nearest(features, queries[0], settings.k[-1])
-    classes = int(max(labels.max(), queries[1].max())) + 1
-    for k in settings.k:
-        yield vote.rank(cosines[:, :k], labels[numbers[:, :k]], classes, settings.temperature)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Writes the classifier (probe.npz), summary.json, metrics.csv, rates.csv, accurac
 import dataclasses
 import hashlib
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -94,8 +93,11 @@ def judge(settings):
     return found
 
 
-def probe(settings, encoder, train, test):
-    """Trains a probe on an `Encoder`'s features of labelled sources and writes the results; returns `Scores`."""
+def probe(settings, encoder, train, test, learning=None, evaluation=None):
+    """Trains a probe on an `Encoder`'s features of labelled sources and writes the results; returns `Scores`.
+
+    learning, evaluation: (features, labels) of the two, where they are known already.
+    """
     import numpy as np
 
     from moco_tf.evaluate import linear, scores, subject
@@ -105,10 +107,10 @@ def probe(settings, encoder, train, test):
 
     started = time.monotonic()
     classes = len(train.class_names)
-    evaluation = features(test)
+    evaluation = evaluation or features(test)
     factors = settings.factors()
     if settings.lr == "auto":
-        learning = features(train)
+        learning = learning or features(train)
         subject.check_classes(learning[1], evaluation[1], train.class_names)
         rate = _best_rate(settings, *learning, classes, factors)
         heads = linear.Heads(evaluation[0].shape[1], classes, [rate], settings.seed, settings.batch_norm)
@@ -125,18 +127,15 @@ def probe(settings, encoder, train, test):
         loss = float(losses[0])
         if not np.isfinite(loss):
             raise ConfigError(f"the loss is {loss} in epoch {epoch} at --lr={rate:g}: take a lower --lr, or auto")
-        top5 = "" if found.top5 is None else round(found.top5, 4)
-        row = {"epoch": epoch, "loss": loss, "learning_rate": rate * factor, "top1": round(found.top1, 4), "top5": top5}
-        rows.append(row)
+        rows.append({"epoch": epoch, "loss": loss, "learning_rate": rate * factor} | scores.accuracies(found))
         if time.monotonic() - last_line > 60:
             last_line = time.monotonic()
             log.info(f"  epoch {epoch} of {settings.epochs}: loss {loss:.3f}, {found}")
 
     output = Path(settings.output)
-    _write_probe(output / "probe.npz", kernel, bias)
-    curve = ("epoch", "top1", "top5") if found.top5 is not None else ("epoch", "top1")
-    images = {"eval_images": len(evaluation[1]), "learning_rate": rate, "seconds": round(time.monotonic() - started, 1)}
-    scores.write(output, found, train.class_names, settings, rows, curve, **images)
+    subject.save_arrays(output / "probe.npz", kernel=kernel, bias=bias)
+    facts = {"eval_images": len(evaluation[1]), "learning_rate": rate, "seconds": round(time.monotonic() - started, 1)}
+    scores.write(output, found, train.class_names, settings, rows, "epoch", **facts)
     log.info(
         f"Linear probe, rate {rate:.3g}, {settings.epochs} epochs, learnt on {train.name}, judged on "
         f"{len(evaluation[1])} images of {test.name}: {found}. {output}"
@@ -196,15 +195,6 @@ def _of_crops(settings, encoder, source, heads, factors):
 def digests(model):
     """{path of a variable: SHA-256 of its bytes} of all of a model's variables."""
     return {v.path: hashlib.sha256(v.numpy().tobytes()).hexdigest() for v in model.variables}
-
-
-def _write_probe(path, kernel, bias):
-    import numpy as np
-
-    aside = path.with_name(f".{path.name}.writing")
-    with open(aside, "wb") as file:
-        np.savez(file, kernel=kernel, bias=bias)
-    os.replace(aside, path)
 
 
 if __name__ == "__main__":

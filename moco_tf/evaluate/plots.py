@@ -25,7 +25,7 @@ def pyplot():
     return matplotlib.pyplot
 
 
-def curves(path, rows, x, *columns, logarithmic=False):
+def curves(path, rows, x, *columns, logarithmic=False, unit="%"):
     """Columns of rows (dicts) over the column `x`; blank values are passed over."""
     plt = pyplot()
     if not plt:
@@ -33,10 +33,13 @@ def curves(path, rows, x, *columns, logarithmic=False):
     figure, axes = plt.subplots(figsize=(5, 3.4), constrained_layout=True)
     for column in columns:
         points = [(row[x], row[column]) for row in rows if row[column] not in ("", None)]
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=_words(column))
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=_words(column))
     if logarithmic:
         axes.set_xscale("log")
-    axes.set(xlabel=_words(x), ylabel="%")
+    else:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel=_words(x), ylabel=unit)
     axes.legend(frameon=False)
     _save(plt, figure, axes, path)
 
@@ -114,7 +117,7 @@ def points(path, places, labels, class_names):
 
 
 def _words(column):
-    return column.replace("_", " ").replace("top1", "top-1").replace("top5", "top-5")
+    return column.replace("knn", "kNN").replace("_", " ").replace("top1", "top-1").replace("top5", "top-5")
 
 
 def _save(plt, figure, axes, path, spines=False):

@@ -43,19 +43,24 @@ def score(ranked, labels, classes):
     return Scores(100 * float(np.mean(hits[:, 0])), top5, of_class, counts, np.column_stack([pairs, times]))
 
 
-def write(folder, scores, class_names, settings, rows, curve, **facts):
+def accuracies(scores):
+    """The columns of metrics.csv that hold them, a dict; blank where there is no top-5."""
+    return {"top1": round(scores.top1, 4), "top5": "" if scores.top5 is None else round(scores.top5, 4)}
+
+
+def write(folder, scores, class_names, settings, rows, over, **facts):
     """Writes what every command leaves: summary.json, metrics.csv and its plot, per_class.csv, confusions.csv and .png.
 
     Args:
       settings: of the command; facts: what else summary.json is to say.
-      rows: of metrics.csv, a list of dicts; curve: names of its columns that are plotted, that of the x axis first.
+      rows: of metrics.csv, a list of dicts; over: the column over which the accuracies among them are plotted.
     """
     folder = Path(folder)
     summary = {
         "command": settings.NAME,
         "encoder": settings.encoder,
         "top1": round(scores.top1, 4),
-        "top5": scores.top5 and round(scores.top5, 4),
+        "top5": None if scores.top5 is None else round(scores.top5, 4),
         **facts,
         "class_names": list(class_names),
         "settings": dataclasses.asdict(settings),
@@ -69,7 +74,7 @@ def write(folder, scores, class_names, settings, rows, curve, **facts):
     names = [*class_names, ""]  # the last: -1, none
     confusions = [{"class": names[a], "taken_for": names[b], "times": int(n)} for a, b, n in scores.confusions]
     write_rows(folder / "confusions.csv", confusions)
-    plots.curves(folder / "metrics.png", rows, *curve)
+    plots.curves(folder / "metrics.png", rows, over, *(name for name in rows[0] if "top" in name))
     plots.confusion(folder / "confusion.png", scores.confusions, scores.counts, class_names)
     write_aside(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
 
