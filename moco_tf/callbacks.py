@@ -56,8 +56,7 @@ class KNNMonitor(keras.callbacks.Callback):
 
     def _accuracy(self, encode, preprocessing):
         bank, queries = (
-            extract(encode, source, preprocessing, self.limit, labelled=True)
-            for source in (self.bank, self.queries)
+            extract(encode, source, preprocessing, self.limit, labelled=True) for source in (self.bank, self.queries)
         )
         return vote.accuracy(*bank, *queries, len(self.bank.class_names))
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_tf import build, run_folder, saved_model, train
+from moco_tf import build, command, run_folder, saved_model, train
+from moco_tf.checkpoint import Checkpoints
 from moco_tf.evaluate import compare, features, finetune, knn, linear_probe, look, subject
 
 REPOSITORY = Path(__file__).parent.parent
@@ -85,7 +87,7 @@ def test_a_probe_leaves_the_encoder_alone_and_a_classifier_that_scores_what_it_s
     settings = knn.Settings(encoder=str(run), output=str(tmp_path)).resolved()
     encoder = saved_model.of_model(model)
     test = subject.source(settings, "test")
-    of_test, labels = subject.features(settings, lambda x: encoder.encode(x)["features"], encoder.preprocessing, test)
+    of_test, labels = subject.features(settings, encoder, test)
     probe = np.load(tmp_path / "probe.npz")
     assert probe["kernel"].shape == (32, 3) and probe["kernel"].dtype == probe["bias"].dtype == np.float32
     found = 100 * ((of_test @ probe["kernel"] + probe["bias"]).argmax(axis=1) == labels).mean()
@@ -96,9 +98,7 @@ def test_a_probe_leaves_the_encoder_alone_and_a_classifier_that_scores_what_it_s
 
 def test_a_probe_that_changed_its_encoder_would_be_found_out(run, tmp_path, capsys, monkeypatch):
     def meddle(settings, encoder, train, test):
-        models[0].query_encoder.get_layer("resnet" if False else models[0].query_encoder.layers[1].name).get_layer(
-            "bn1"
-        ).moving_mean.assign_add(tf.fill([4], 1e-6))
+        models[0].backbone.get_layer("bn1").moving_mean.assign_add(tf.fill([4], 1e-6))
 
     models, trained = [], build.trained
     monkeypatch.setattr(build, "trained", lambda path: models.append(trained(path)) or models[0])
@@ -125,8 +125,8 @@ def test_fine_tuning_takes_the_steps_that_it_says_and_keeps_a_network_that_score
     assert found["train_images"] == 12 and found["steps"] == 12  # 8 + 4 images, six times
     model = keras.models.load_model(tmp_path / "model.keras")
     settings = knn.Settings(encoder=str(run), output=str(tmp_path)).resolved()
-    preprocessing = build.trained(run).preprocessing
-    logits, labels = subject.features(settings, model, preprocessing, subject.source(settings, "test"))
+    classifier = saved_model.Encoder(build.trained(run).preprocessing, lambda x: {"logits": model(x)}, "classifier")
+    logits, labels = subject.features(settings, classifier, subject.source(settings, "test"), "logits")
     assert found["top1"] == pytest.approx(100 * (logits.argmax(axis=1) == labels).mean(), abs=1e-3)
 
 
@@ -179,7 +179,12 @@ def test_compare_prints_an_encoder_between_its_floor_and_its_ceiling(run, tmp_pa
     monkeypatch.setattr(linear_probe, "RATES", (0.1, 1.0))
     assert compare.main([f"--encoder={run}", f"--output={tmp_path}", "--epochs=1"]) == 0
     table = rows(tmp_path / "metrics.csv")
-    assert [r["encoder"] for r in table] == ["untrained", "pre-trained", "supervised", "supervised, its own classifier"]
+    assert [r["encoder"] for r in table] == [
+        "untrained",
+        "pre-trained",
+        "supervised",
+        "supervised, its own classifier",
+    ]
     monitored, before = rows(run / "metrics.csv")[-1]["knn_top1"], json.loads((run / "baselines.json").read_text())
     assert float(table[1]["knn_top1"]) == pytest.approx(float(monitored), abs=1e-3)
     assert float(table[0]["knn_top1"]) == pytest.approx(before["untrained"], abs=1e-3)
@@ -191,7 +196,7 @@ def test_a_report_holds_its_pictures_and_asks_nothing_of_a_network(run, tmp_path
     assert look.main([f"--encoder={run}", f"--output={tmp_path}", "--queries=2", "--neighbours=3"]) == 0
     text = (tmp_path / "report.html").read_text()
     assert text.count("<figure") == 2 * 4 and text.count("data:image/png;base64,") == 2 * 4 + 3  # map, loss, kNN
-    assert "http" not in text and "src=\"data:" in text and "blue &amp; &lt;white&gt;" in text
+    assert "http" not in text and 'src="data:' in text and "blue &amp; &lt;white&gt;" in text
     assert "<td>knn</td><td>12</td>" in text
     assert np.loadtxt(tmp_path / "features.tsv").shape == (12, 32)
     assert len((tmp_path / "metadata.tsv").read_text().splitlines()) == 12
@@ -204,8 +209,6 @@ def test_a_report_holds_its_pictures_and_asks_nothing_of_a_network(run, tmp_path
 
 
 def test_a_class_without_images_to_learn_from_is_named_and_its_images_count_as_wrong(run, photos, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(photos, tmp_path / "photos")
     shutil.rmtree(tmp_path / "photos/train/red")
     for main in (knn.main, linear_probe.main):
@@ -218,20 +221,15 @@ def test_a_class_without_images_to_learn_from_is_named_and_its_images_count_as_w
 
 def _spoil(run, folder):
     """A copy of a run whose weights are no numbers."""
-    import shutil
-
     shutil.copytree(run, folder)
     model = build.trained(folder)
-    model.backbone.get_layer("conv1").kernel.assign_add(tf.fill(model.backbone.get_layer("conv1").kernel.shape, np.nan))
+    kernel = model.backbone.get_layer("conv1").kernel
+    kernel.assign(kernel * np.nan)
     shutil.rmtree(folder / "checkpoints")
-    from moco_tf.checkpoint import Checkpoints
-
     Checkpoints(folder / "checkpoints", model).save()
 
 
 def test_what_cannot_be_judged_ends_in_one_line(run, photos, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(photos / "train/green", tmp_path / "flat/train")
     shutil.copytree(photos / "test/green", tmp_path / "flat/test")
     shutil.copytree(photos / "train/green", tmp_path / "one/train/green")
@@ -272,8 +270,6 @@ def test_help_and_wrong_flags_are_answered_before_tensorflow_loads(command, tmp_
 
 def test_the_recipes_of_the_papers_are_read(run):
     flags = {name: f"--flagfile={REPOSITORY}/configs/{name}.flags" for name in ("linear_v1", "linear_v3")}
-    from moco_tf import command
-
     v1, v3 = (
         command.parse(linear_probe.Settings, "linear_probe", [flags[name], f"--encoder={run}"]) for name in flags
     )

@@ -1,8 +1,9 @@
 """What a source of records is, and the packaged images; `folder.py` and `tfds.py` make the others.
 
 A record is {"image": encoded bytes, "id": int64, "label": int64, -1 if unknown}. A source has a `name`, a `size`,
-`class_names`, `labelled`, `in_order(limit, after)`, `shuffled(seed, start, per_epoch, share)` and `cost_of_entering(place)`:
-the order of training is a function of (seed, position), so that an interrupted run goes on by computing where it was.
+`class_names`, `labelled`, `paths`, `only(numbers)`, `in_order(limit, after)`, `cost_of_entering(place)` and
+`shuffled(seed, start, per_epoch, share)`: the order of training is a function of (seed, position), so that an
+interrupted run goes on by computing where it was.
 """
 
 import dataclasses
@@ -94,7 +95,7 @@ class Source:
         return dataclasses.replace(self, contents=contents, labels=labels, stand_ins=None)
 
     def in_order(self, limit=None, after=-1):
-        """All good records once, by number; or `limit` of them, evenly spread. Of these, those numbered above `after`."""
+        """All good records once, by number; or `limit`, evenly spread. Of these, those above number `after`."""
         numbers = self.good[evenly_spread(len(self.good), limit)]
         numbers = numbers[numbers > after]
         records = tf.data.Dataset.from_tensor_slices(numbers).map(self.record, num_parallel_calls=tf.data.AUTOTUNE)

@@ -78,7 +78,7 @@ class Prepared:
             return Source(self.name, tf.constant(contents), tf.constant(labels, tf.int64), self.class_names)
 
     def in_order(self, limit=None, after=-1):
-        """All good records once, by id; or about `limit` of them, spread over the shards. Of these, ids above `after`."""
+        """All good records once, by id; or about `limit`, spread over the shards. Of these, those above id `after`."""
         return check.good_only(self.unchecked(limit, after))
 
     def unchecked(self, limit=None, after=-1):

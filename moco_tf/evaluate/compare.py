@@ -23,8 +23,8 @@ log = logging.getLogger("moco_tf")
 class Settings(common.Settings):
     supervised: str = command.flag(
         "",
-        "A folder of `moco_tf.evaluate.finetune --init=random` to take as the ceiling; '': trains one, in the folder of "
-        "the results.",
+        "A folder of `moco_tf.evaluate.finetune --init=random` to take as the ceiling; '': trains one, in the folder "
+        "of the results.",
     )
     epochs: int = command.flag(30, "Passes over the training images of the supervised training.")
 
@@ -35,7 +35,9 @@ class Settings(common.Settings):
         super().__post_init__()
         command.require(self, self.epochs > 0, "epochs", "is more than 0")
         if self.supervised and not (Path(self.supervised) / "model.keras").exists():
-            raise ConfigError(f"--supervised={self.supervised} has no model.keras, which moco_tf.evaluate.finetune writes")
+            raise ConfigError(
+                f"--supervised={self.supervised} has no model.keras, which moco_tf.evaluate.finetune writes"
+            )
 
 
 def main(arguments):
@@ -58,10 +60,7 @@ def judge(settings):
         finetune.train_and_judge(finetune.Settings(**own), train, test)
     rows = []
     for name, encoder in _encoders(settings, supervised):
-        bank, queries = (
-            subject.features(settings, lambda x: encoder.encode(x)["features"], encoder.preprocessing, images)
-            for images in (train, test)
-        )
+        bank, queries = (subject.features(settings, encoder, images) for images in (train, test))
         knn = vote.accuracy(*bank, *queries, len(train.class_names))
         folder = output / f"probe-{name}"
         folder.mkdir(exist_ok=True)

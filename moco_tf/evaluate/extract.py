@@ -42,9 +42,7 @@ def stream(encode, records, preprocessing, total):
     def central_view(record):
         return preprocessing.of_encoded(record["image"]), record["label"], record["id"]
 
-    batches = (
-        records.map(central_view, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH).prefetch(tf.data.AUTOTUNE)
-    )
+    batches = records.map(central_view, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH).prefetch(tf.data.AUTOTUNE)
     started = last_line = time.monotonic()
     done = 0
     for images, labels, ids in batches:

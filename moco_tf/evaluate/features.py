@@ -1,8 +1,8 @@
-"""`python -m moco_tf.evaluate.features --encoder=DIR --dataset=photos --output=F`: features of any number of images.
+"""`python -m moco_tf.evaluate.features --encoder=DIR --dataset=photos --output=F`: of any number of images.
 
-Writes F/features-00000.npz, ...: `features` float32 (N, D), `labels` int64 (-1: unknown), `ids` int64 (numbers in the
-data set), and `paths` where the images are files. Each is whole or absent; the same command goes on after the last one.
-F/features.json says what they are of.
+Writes F/features-00000.npz, ...: `features` float32 (N, D), `labels` int64 (-1: unknown), `ids` int64 (numbers in
+the data set), and `paths` where the images are files. Each file is whole or absent; the same command goes on after the
+last one. F/features.json says what they are of.
 """
 
 import dataclasses

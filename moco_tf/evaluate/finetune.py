@@ -1,4 +1,4 @@
-"""`python -m moco_tf.evaluate.finetune --encoder=RUN --labels=10`: trains encoder and classifier on some of the labels.
+"""`python -m moco_tf.evaluate.finetune --encoder=RUN --labels=10`: trains an encoder and a classifier on some labels.
 
 --init=random starts the same network from scratch, the fair comparison; with --labels=100 that is supervised training.
 Writes the network (model.keras: normalised images -> logits), summary.json, metrics.csv, accuracies per class,
@@ -31,14 +31,16 @@ class Settings(common.Settings):
     )
     labels: float = command.flag(
         100.0,
-        "Percent of the training images that are used: a subset with as many of each class, fixed by --seed; a smaller "
-        "one is a part of a larger one. Semi-supervised papers: 1, 10.",
+        "Percent of the training images that are used: a subset with as many of each class, fixed by --seed; a "
+        "smaller one is a part of a larger one. Semi-supervised papers: 1, 10.",
     )
     epochs: int = command.flag(30, "Passes over these images.")
     batch_size: int = command.flag(128, "Images a step; at most as many as there are.")
-    lr: float = command.flag(0.03, "Learning rate, for encoder and classifier; down to 0 along a cosine, at each step.")
+    lr: float = command.flag(
+        0.03, "Learning rate, for encoder and classifier; down to 0 along a cosine, at each step."
+    )
     weight_decay: float = command.flag(1e-4, "L2 coefficient, as PyTorch's SGD has it.")
-    crop_min: float = command.flag(0.08, "Least area of a random crop, as a share of the image. Supervised papers: 0.08.")
+    crop_min: float = command.flag(0.08, "Least area of a random crop, as a share of the image. Papers: 0.08.")
 
     NAME = "finetune"
     RUNS_ONLY = True
@@ -76,6 +78,7 @@ def train_and_judge(settings, train, test):
     """Trains an encoder with a classifier on labelled sources, evaluates and writes the results; returns `Scores`."""
     import tensorflow as tf
 
+    from moco_tf import saved_model
     from moco_tf.data import augment, views
     from moco_tf.evaluate import scores, subject
 
@@ -89,7 +92,8 @@ def train_and_judge(settings, train, test):
     steps = -(-len(chosen) // batch_size)
     model, preprocessing = network(settings, len(train.class_names))
     optimizer, learn = learner(settings, model, steps)
-    encode = tf.function(lambda images: model(images, training=False))
+    encode = tf.function(lambda images: {"logits": model(images, training=False)})
+    classifier = saved_model.Encoder(preprocessing, encode, "classifier")
     task = augment.Labelled(preprocessing, settings.crop_min)
     log.info(
         f"{settings.init} weights, {len(chosen)} of the {len(labels)} labelled images of {train.name}, "
@@ -110,7 +114,7 @@ def train_and_judge(settings, train, test):
         row = {"epoch": epoch, "step": int(optimizer.iterations), "loss": loss}
         row |= {"train_top1": round(100 * accuracy, 4), "top1": "", "top5": ""}
         if epoch % every == 0 or epoch == settings.epochs:
-            logits, truth = subject.features(settings, encode, preprocessing, test)
+            logits, truth = subject.features(settings, classifier, test, "logits")
             ranked = tf.math.top_k(logits, min(5, logits.shape[1])).indices.numpy()
             found = scores.score(ranked, truth, len(train.class_names))
             row |= scores.accuracies(found)

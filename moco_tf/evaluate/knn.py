@@ -47,10 +47,7 @@ def judge(settings):
 
     train, test = subject.labelled(settings)
     encoder, _ = subject.encoder(settings)
-    bank, queries = (
-        subject.features(settings, lambda images: encoder.encode(images)[settings.on], encoder.preprocessing, images)
-        for images in (train, test)
-    )
+    bank, queries = (subject.features(settings, encoder, images, settings.on) for images in (train, test))
     subject.check_classes(bank[1], queries[1], train.class_names)
     classes = len(train.class_names)
     cosines, numbers = vote.nearest(bank[0], queries[0], settings.k[-1])

@@ -1,7 +1,7 @@
 """Linear classifiers of features, many at once. Axes: N images, D features, R classifiers, L classes.
 
-The papers' probe is one of them (He et al. 2020, section 4.1); a search for its rate trains R side by side, at the cost
-of little more than one: all see the same batch.
+The papers' probe is one of them (He et al. 2020, section 4.1); a search for its rate trains R side by side, for little
+more than the cost of one: all see the same batch.
 """
 
 import numpy as np
@@ -58,7 +58,7 @@ class Heads:
         return losses
 
     def folded(self):
-        """Kernels (D, R, L) and biases (R, L) of features as they are: BatchNorm, if any, is in them. NumPy, float32."""
+        """Kernels (D, R, L) and biases (R, L) for features as they are: BatchNorm is in them. NumPy, float32."""
         kernel, bias = self.kernel.numpy(), self.bias.numpy()
         if not self.norm:
             return kernel, bias
@@ -105,7 +105,7 @@ def search(features, labels, classes, rates, batch_size, factors, held_out=0.1, 
 
 
 def rank(features, kernel, bias, places=5):
-    """Classes (N, min(places, L)) of features (N, D) by a classifier (D, L), (L,), the likeliest first. NumPy, int64."""
+    """Classes of features (N, D) by a classifier (D, L), (L,), likeliest first: NumPy, int64 (N, min(places, L))."""
     parts = []
     for first in range(0, len(features), CHUNK):
         logits = tf.matmul(features[first : first + CHUNK], kernel) + bias

@@ -38,7 +38,8 @@ class Settings(common.Settings):
     batch_size: int = command.flag(256, "Images a step. v1, v2: 256, v3: 1024.")
     crop_min: float = command.flag(0.08, "Least area of a random crop, with --lr=NUMBER. Papers: 0.08.")
     batch_norm: bool = command.flag(
-        False, "Normalise the features before the classifier, without parameters: rates then depend less on the encoder."
+        False,
+        "Normalise the features before the classifier, without parameters: rates then depend less on the encoder.",
     )
 
     NAME = "linear_probe"
@@ -88,8 +89,12 @@ def judge(settings):
     if model:
         changed = [name for name, digest in digests(model).items() if digest != before[name]]
         if changed:
-            raise ConfigError(f"a probe leaves its encoder alone, but {', '.join(changed)} changed: please report this")
-        log.info(f"All {len(before)} tensors of the encoder, BatchNorm's statistics included, are bit-equal to before.")
+            raise ConfigError(
+                f"a probe leaves its encoder alone, but {', '.join(changed)} changed: please report this"
+            )
+        log.info(
+            f"All {len(before)} tensors of the encoder, BatchNorm's statistics included, are bit-equal to before."
+        )
     return found
 
 
@@ -102,15 +107,12 @@ def probe(settings, encoder, train, test, learning=None, evaluation=None):
 
     from moco_tf.evaluate import linear, scores, subject
 
-    def features(images):
-        return subject.features(settings, lambda x: encoder.encode(x)["features"], encoder.preprocessing, images)
-
     started = time.monotonic()
     classes = len(train.class_names)
-    evaluation = evaluation or features(test)
+    evaluation = evaluation or subject.features(settings, encoder, test)
     factors = settings.factors()
     if settings.lr == "auto":
-        learning = learning or features(train)
+        learning = learning or subject.features(settings, encoder, train)
         subject.check_classes(learning[1], evaluation[1], train.class_names)
         rate = _best_rate(settings, *learning, classes, factors)
         heads = linear.Heads(evaluation[0].shape[1], classes, [rate], settings.seed, settings.batch_norm)

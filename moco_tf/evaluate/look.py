@@ -1,8 +1,8 @@
 """`python -m moco_tf.evaluate.look --encoder=RUN`: what an encoder has learnt, to look at.
 
-Writes report.html, one file that opens from disk: training curves, the accuracies of evaluations that lie in the run, a
-map of --eval_split (t-SNE of the features), and the nearest neighbours of some images, all without a look at labels but
-for colours and captions. Beside it are TensorBoard's projector files: `tensorboard --logdir=OUTPUT`.
+Writes report.html, one file that opens from disk: training curves, the accuracies of evaluations that lie in the run,
+a map of --eval_split (t-SNE of the features), and the nearest neighbours of some images. Labels serve for colours and
+captions only. Beside it are TensorBoard's projector files: `tensorboard --logdir=OUTPUT`.
 """
 
 import dataclasses
@@ -21,7 +21,9 @@ log = logging.getLogger("moco_tf")
 
 @dataclasses.dataclass(frozen=True)
 class Settings(common.Settings):
-    limit: int = command.flag(2000, "Images on the map, evenly spread over --eval_split; t-SNE's time grows with them.")
+    limit: int = command.flag(
+        2000, "Images on the map, evenly spread over --eval_split; t-SNE's time grows with them."
+    )
     queries: int = command.flag(16, "Images whose neighbours are shown.")
     neighbours: int = command.flag(10, "Neighbours of each.")
     thumbnail: int = command.flag(48, "Side of the small pictures, in pixels.")
@@ -97,9 +99,7 @@ def _encoded(settings, encoder, source):
     from moco_tf.data.preprocessing import Preprocessing
     from moco_tf.evaluate.extract import extract
 
-    features, labels = extract(
-        lambda x: encoder.encode(x)["features"], source, encoder.preprocessing, settings.limit
-    )
+    features, labels = extract(lambda x: encoder.encode(x)["features"], source, encoder.preprocessing, settings.limit)
     small = Preprocessing(settings.thumbnail, 1.0)
 
     def picture(record):

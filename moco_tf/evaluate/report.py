@@ -18,9 +18,10 @@ body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 64rem; mar
 h1 {{ font-size: 1.5rem; overflow-wrap: anywhere; }} h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
 table {{ border-collapse: collapse; }} td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; }}
 td.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
-.wide {{ max-width: 100%; }} .half {{ width: 48%; min-width: 20rem; }} .row {{ display: flex; flex-wrap: wrap; gap: .4rem; margin-bottom: .5rem; }}
+.wide {{ max-width: 100%; }} .half {{ width: 48%; min-width: 20rem; }}
+.row {{ display: flex; flex-wrap: wrap; gap: .4rem; margin-bottom: .5rem; }}
 figure {{ margin: 0; width: 5.2rem; font-size: .7rem; line-height: 1.25; overflow-wrap: anywhere; }}
-figure img {{ width: 4.6rem; height: 4.6rem; image-rendering: pixelated; display: block; border: 2px solid #ccc; }}
+figure img {{ width: 4.6rem; height: 4.6rem; display: block; border: 2px solid #ccc; }}
 figure.query {{ margin-right: 1rem; }} figure.query img {{ border-color: #222; }}
 figure.same img {{ border-color: #2a9d4a; }} figure.other img {{ border-color: #d1495b; }}
 .note {{ color: #666; }}
@@ -50,7 +51,7 @@ def write(path, settings, source, names, pictures, neighbours):
         '<p class="note">t-SNE of the features: near is similar, distances between groups mean little.</p>',
         _file(path.parent / "map.png", "map of the features", "wide"),
         "<h2>Nearest neighbours</h2>",
-        '<p class="note">By cosine, the nearest first. Green: of the same class, which the encoder was never told.</p>',
+        '<p class="note">By cosine, the nearest first. Green: of the same class, which it was never told.</p>',
     ]
     for query, others in neighbours:
         figures = [_figure(pictures[query], names[query], "query")]

@@ -49,7 +49,7 @@ def accuracies(scores):
 
 
 def write(folder, scores, class_names, settings, rows, over, **facts):
-    """Writes what every command leaves: summary.json, metrics.csv and its plot, per_class.csv, confusions.csv and .png.
+    """Writes what each command leaves: summary.json, metrics.csv and its plot, per_class.csv, confusions.csv and .png.
 
     Args:
       settings: of the command; facts: what else summary.json is to say.

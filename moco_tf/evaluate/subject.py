@@ -46,17 +46,22 @@ def labelled(settings):
     if len(names) < 2:
         raise ConfigError(f"--dataset={settings.dataset}: telling classes apart needs two; there is {names[0]!r} only")
     if settings.train_split == settings.eval_split:
-        log.warning(f"Both splits are {settings.eval_split!r}: this is accuracy on what was learnt, not on new images.")
+        log.warning(
+            f"Both splits are {settings.eval_split!r}: this is accuracy on what was learnt, not on new images."
+        )
     return sources
 
 
-def features(settings, encode, preprocessing, images):
+def features(settings, encoder, images, on="features"):
     """Features (N, C) float32 and labels (N,) of the labelled images of a source, at most --limit.
+
+    on: which of the `Encoder`'s outputs.
 
     Raises:
       ConfigError: none is labelled, or a feature is not finite.
     """
-    found, labels = extract(encode, images, preprocessing, settings.limit, labelled=True)
+    encode = lambda views: encoder.encode(views)[on]  # noqa: E731
+    found, labels = extract(encode, images, encoder.preprocessing, settings.limit, labelled=True)
     if not len(labels):
         raise ConfigError(f"of the images taken of {images.name} none has a label: try a larger --limit")
     bad = np.flatnonzero(~np.isfinite(found.sum(axis=1, dtype=np.float64)))
