@@ -84,10 +84,10 @@ def judge(settings):
 
     train, test = subject.labelled(settings)
     encoder, model = subject.encoder(settings)
-    before = digests(model) if model else {}
+    before = digests(model) if model else []
     found = probe(settings, encoder, train, test)
     if model:
-        changed = [name for name, digest in digests(model).items() if digest != before[name]]
+        changed = [name for (name, a), (_, b) in zip(digests(model), before, strict=True) if a != b]
         if changed:
             raise ConfigError(
                 f"a probe leaves its encoder alone, but {', '.join(changed)} changed: please report this"
@@ -195,8 +195,8 @@ def _of_crops(settings, encoder, source, heads, factors):
 
 
 def digests(model):
-    """{path of a variable: SHA-256 of its bytes} of all of a model's variables."""
-    return {v.path: hashlib.sha256(v.numpy().tobytes()).hexdigest() for v in model.variables}
+    """(path, SHA-256 of its bytes) of each of a model's variables; its two encoders have the same paths."""
+    return [(v.path, hashlib.sha256(v.numpy().tobytes()).hexdigest()) for v in model.variables]
 
 
 if __name__ == "__main__":
