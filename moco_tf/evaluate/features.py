@@ -37,9 +37,12 @@ class Settings(common.Settings):
     def __post_init__(self):
         super().__post_init__()
         command.require(self, self.shard_size > 0, "shard_size", "is more than 0")
+
+    def resolved(self):
         for name in ("train_split", "eval_split"):
             if getattr(self, name):
                 raise ConfigError(f"--split names the split here; got --{name}={getattr(self, name)}")
+        return super().resolved()
 
 
 def main(arguments):
