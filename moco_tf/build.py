@@ -119,8 +119,8 @@ def _report(checked):
         log.debug(f"Undecodable image: {folder.printable(listing.path / file)} ({problem})")
     if checked.bad:
         log.warning(
-            f"{len(checked.bad)} of {listing.size} images in {listing.path} cannot be decoded (train.log names them); "
-            "the next good one stands in for each."
+            f"{len(checked.bad)} of {listing.size} images in {listing.path} cannot be decoded (the log file names "
+            "them); the next good one stands in for each."
         )
 
 

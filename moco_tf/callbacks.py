@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from moco_tf import advice, build
 from moco_tf.command import ConfigError
-from moco_tf.evaluate import features, knn
+from moco_tf.evaluate import vote
+from moco_tf.evaluate.extract import extract
 
 log = logging.getLogger("moco_tf")
 
@@ -55,10 +56,9 @@ class KNNMonitor(keras.callbacks.Callback):
 
     def _accuracy(self, encode, preprocessing):
         bank, queries = (
-            features.extract(encode, source, preprocessing, self.limit, labelled=True)
-            for source in (self.bank, self.queries)
+            extract(encode, source, preprocessing, self.limit, labelled=True) for source in (self.bank, self.queries)
         )
-        return knn.accuracy(*bank, *queries, len(self.bank.class_names))
+        return vote.accuracy(*bank, *queries, len(self.bank.class_names))
 
 
 def knn_monitor(config, train_source, run):

@@ -52,6 +52,13 @@ def log_to_screen():
     return log
 
 
+def log_to_file(path):
+    """What is logged from here on is kept in a file as well, with more detail than the screen has."""
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("moco_tf").addHandler(handler)
+
+
 def flag(default, help, choices=None, **metadata):
     """A field of a settings dataclass that is a flag. Its type is str, int, float, bool or tuple[int, ...]."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices} | metadata)

@@ -7,10 +7,10 @@ checkpoints/  tensorboard/
 import csv
 import fcntl
 import json
-import logging
 import os
 from pathlib import Path
 
+from moco_tf import command
 from moco_tf import config as config_lib
 from moco_tf.command import ConfigError
 
@@ -27,8 +27,6 @@ METRICS = (
     "images_per_second",
     "knn_top1",
 )
-
-log = logging.getLogger("moco_tf")
 
 
 def recorded(path):
@@ -89,9 +87,7 @@ class RunFolder:
 
     def open_log(self):
         """What is logged from here on is kept in train.log, with more detail than the screen has."""
-        handler = logging.FileHandler(self.path / "train.log", encoding="utf-8", delay=True)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(handler)
+        command.log_to_file(self.path / "train.log")
 
     def _check(self, config):
         earlier = recorded(self.path)

@@ -65,18 +65,37 @@ class InstanceDiscrimination:
 
     def __call__(self, record, seed):
         """record: a dict with "image"; seed: int64 (2,). Returns (query, key), float32 (S, S, 3), normalised."""
-        size = self.preprocessing.image_size
-        draws = draw(seed, views=2)
+        return tuple(random_views(record, seed, (self.query, self.key), self.preprocessing))
 
-        def boxes(height, width):
-            return [
-                tf.unstack(random_resized_crop_box(height, width, view.crop_scale, of_view.crop))
-                for view, of_view in zip((self.query, self.key), draws, strict=True)
-            ]
 
-        query, key = (resize(crop, (size, size)) for crop in image_ops.crops(record["image"], boxes))
-        query, key = self.query.distort(query, draws[0]), self.key.distort(key, draws[1])
-        return self.preprocessing.normalize(query), self.preprocessing.normalize(key)
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """The views on which classifiers are trained: a function `(record, seed) -> view`, normalised (S, S, 3)."""
+
+    preprocessing: Preprocessing
+    crop_min: float = 0.08  # of all papers
+
+    def __call__(self, record, seed):
+        view = View(crop_scale=_crop_scale(self.crop_min, 0.08), steps=("flip",))
+        return random_views(record, seed, (view,), self.preprocessing)[0]
+
+
+def random_views(record, seed, views, preprocessing):
+    """A list of a normalised view, float32 (S, S, 3), for each `View`; seed: int64 (2,)."""
+    size = preprocessing.image_size
+    draws = draw(seed, len(views))
+
+    def boxes(height, width):
+        return [
+            tf.unstack(random_resized_crop_box(height, width, view.crop_scale, of_view.crop))
+            for view, of_view in zip(views, draws, strict=True)
+        ]
+
+    crops = [resize(crop, (size, size)) for crop in image_ops.crops(record["image"], boxes)]
+    return [
+        preprocessing.normalize(view.distort(crop, of_view))
+        for view, crop, of_view in zip(views, crops, draws, strict=True)
+    ]
 
 
 def v1(size=224, crop_min=0.2):

@@ -1,8 +1,9 @@
 """What a source of records is, and the packaged images; `folder.py` and `tfds.py` make the others.
 
 A record is {"image": encoded bytes, "id": int64, "label": int64, -1 if unknown}. A source has a `name`, a `size`,
-`class_names`, `labelled`, `in_order(limit)`, `shuffled(seed, start, per_epoch, share)` and `cost_of_entering(place)`:
-the order of training is a function of (seed, position), so that an interrupted run goes on by computing where it was.
+`class_names`, `labelled`, `paths`, `only(numbers)`, `in_order(limit, after)`, `cost_of_entering(place)` and
+`shuffled(seed, start, per_epoch, share)`: the order of training is a function of (seed, position), so that an
+interrupted run goes on by computing where it was.
 """
 
 import dataclasses
@@ -76,12 +77,27 @@ class Source:
             index = tf.constant(self.stand_ins)[index]
         return {"image": self.read(self.contents[index]), "id": index, "label": self.labels[index]}
 
-    def in_order(self, limit=None):
-        """All good records once, by number; or `limit` of them, evenly spread."""
-        good = np.arange(self.size)
-        if self.stand_ins is not None:
-            good = good[self.stand_ins == good]
-        numbers = good[evenly_spread(len(good), limit)]
+    @property
+    def good(self):
+        """The numbers of the images that can be decoded, int64 (N,)."""
+        numbers = np.arange(self.size)
+        return numbers if self.stand_ins is None else numbers[self.stand_ins == numbers]
+
+    @property
+    def paths(self):
+        """The images' files, string (size,), None where they are no files."""
+        return self.contents if self.read is tf.io.read_file else None
+
+    def only(self, numbers):
+        """A source of the images with these numbers; they are numbered anew."""
+        with tf.device("CPU:0"):
+            contents, labels = tf.gather(self.contents, numbers), tf.gather(self.labels, numbers)
+        return dataclasses.replace(self, contents=contents, labels=labels, stand_ins=None)
+
+    def in_order(self, limit=None, after=-1):
+        """All good records once, by number; or `limit`, evenly spread. Of these, those above number `after`."""
+        numbers = self.good[evenly_spread(len(self.good), limit)]
+        numbers = numbers[numbers > after]
         records = tf.data.Dataset.from_tensor_slices(numbers).map(self.record, num_parallel_calls=tf.data.AUTOTUNE)
         return records.prefetch(tf.data.AUTOTUNE)
 

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.data import check
-from moco_tf.data.sources import HELD_OUT, WHOLE, Permutation, evenly_spread
+from moco_tf.data.sources import HELD_OUT, WHOLE, Permutation, Source, evenly_spread
 
 NAME = re.compile(r"(?P<set>[a-z][a-z0-9_]*)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 SHARDS_AT_ONCE = 16  # TFRecord shards read beside one another
@@ -64,13 +64,29 @@ class Prepared:
         """Bytes of the files that hold the split."""
         return sum(os.path.getsize(path) for path in {shard.filename for shard in self.instructions})
 
-    def in_order(self, limit=None):
-        """All good records once, by id; or about `limit` of them, spread over the shards."""
-        return check.good_only(self.unchecked(limit))
+    paths = None  # the images are no files
 
-    def unchecked(self, limit=None):
+    def only(self, numbers):
+        """A source of the records with these ids, held in memory; they are numbered anew."""
+        wanted = np.zeros(self.size, bool)
+        wanted[numbers] = True
+        contents, labels = [], []
+        for record in self.unchecked().filter(lambda record: tf.constant(wanted)[record["id"]]).as_numpy_iterator():
+            contents.append(record["image"])
+            labels.append(record["label"])
+        with tf.device("CPU:0"):
+            return Source(self.name, tf.constant(contents), tf.constant(labels, tf.int64), self.class_names)
+
+    def in_order(self, limit=None, after=-1):
+        """All good records once, by id; or about `limit`, spread over the shards. Of these, those above id `after`."""
+        return check.good_only(self.unchecked(limit, after))
+
+    def unchecked(self, limit=None, after=-1):
         """`in_order`, undecodable records among them."""
-        return self._parsed(self._numbered(evenly_spread(self.size, limit)))
+        numbers = evenly_spread(self.size, limit)
+        if self.seekable:
+            return self._parsed(self._numbered(numbers[numbers > after]))
+        return self._parsed(self._numbered(numbers).filter(lambda number, _: number > after))
 
     def shuffled(self, seed, start=0, per_epoch=None, share=WHOLE):
         """Endless (epoch, record) pairs from position `start` on; (seed, epoch) determine the order of an epoch.

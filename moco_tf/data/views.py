@@ -1,6 +1,6 @@
-"""From images to batches of (query, key) views: `pairs` for the trainer, `views` for a user's own tf.data.
+"""From images to batches of views: `pairs` for the trainer, `views` for a user's own tf.data, `labelled` to judge.
 
-`picture` shows such a batch.
+`picture` shows a batch of pairs.
 """
 
 import tensorflow as tf
@@ -31,6 +31,21 @@ def pairs(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1)):
     return _batches(records.map(view, num_parallel_calls=tf.data.AUTOTUNE), batch_size // replicas)
 
 
+def labelled(source, task, batch_size, seed, epoch):
+    """An epoch's batches of (view, label), float32 (N, S, S, 3) and int64 (N,), of all images that have a label.
+
+    task: a function (record, seed) -> view. Order and views are functions of (seed, epoch); the last batch may be
+    smaller.
+    """
+    records = source.shuffled(seed, epoch * source.size).take(source.size)
+
+    def view(epoch, record):
+        return task(record, tf.stack([seed * 2**32 + epoch, record["id"]])), record["label"]
+
+    known = records.filter(lambda epoch, record: record["label"] >= 0)
+    return _batches(known.map(view, num_parallel_calls=tf.data.AUTOTUNE), batch_size, drop_remainder=False)
+
+
 def views(dataset, task, batch_size, seed=0):
     """Batches of (query, key), float32 (N, S, S, 3) each, of any dataset of images; new views in every iteration.
 
@@ -57,8 +72,8 @@ def picture(query, key, preprocessing):
     return tf.repeat(tf.repeat(image, enlarged, axis=0), enlarged, axis=1)
 
 
-def _batches(examples, batch_size):
-    batches = examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+def _batches(examples, batch_size, drop_remainder=True):
+    batches = examples.batch(batch_size, drop_remainder=drop_remainder).prefetch(tf.data.AUTOTUNE)
     options = tf.data.Options()
     options.deterministic = True
     options.threading.max_intra_op_parallelism = 1  # records run beside one another; threads within one only wait

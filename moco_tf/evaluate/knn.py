@@ -1,48 +1,72 @@
-"""Weighted k-nearest-neighbour classification of features, the monitor of self-supervised training.
+"""`python -m moco_tf.evaluate.knn --encoder=DIR`: how well the nearest neighbours tell what an image is.
 
-The rule is instance discrimination's (Wu et al. 2018, arXiv:1805.01978, section 3.4) with the CIFAR-10 demo's
-k = 200 and t = 0.1. Axes: N queries, B bank, C features, L classes, k neighbours.
+No training and nothing to tune: each image of --eval_split is classified by the vote of the --train_split images whose
+features are nearest, as the monitor of training does it (Wu et al. 2018). Writes accuracies for each number of
+neighbours (metrics.csv, .png), per class (per_class.csv), the confusions, and summary.json.
 """
 
-import numpy as np
-import tensorflow as tf
+import dataclasses
+import logging
+import sys
 
-K, TEMPERATURE = 200, 0.1
-CHUNK = 512  # queries at a time: the similarities held are CHUNK x B, never N x B
+from moco_tf import command
+from moco_tf.evaluate import settings as common
 
-
-def predict(bank, bank_labels, queries, classes, k=K, temperature=TEMPERATURE):
-    """Labels of queries by a vote of their nearest bank features, each weighing exp(cosine / t).
-
-    Args:
-      bank: (B, C) features; queries: (N, C) features. Neither needs unit length.
-      bank_labels: (B,) integers in [0, classes).
-      k: neighbours that vote; all of the bank if it holds fewer.
-
-    Returns:
-      (N,) int64 NumPy array.
-    """
-    bank = tf.math.l2_normalize(tf.cast(bank, tf.float32), axis=1)
-    bank_labels = tf.cast(bank_labels, tf.int32)
-    k = min(k, bank.shape[0])
-    votes = [
-        _vote(bank, bank_labels, tf.cast(queries[i : i + CHUNK], tf.float32), classes, k, temperature)
-        for i in range(0, len(queries), CHUNK)
-    ]
-    return np.concatenate([v.numpy() for v in votes])
+log = logging.getLogger("moco_tf")
 
 
-def accuracy(bank, bank_labels, queries, labels, classes, k=K, temperature=TEMPERATURE):
-    """Top-1 accuracy in percent of `predict` against labels (N,)."""
-    return 100.0 * float(np.mean(predict(bank, bank_labels, queries, classes, k, temperature) == labels))
+@dataclasses.dataclass(frozen=True)
+class Settings(common.Settings):
+    k: tuple[int, ...] = command.flag(
+        (1, 5, 10, 20, 50, 100, 200), "Numbers of neighbours that vote; the last gives the summary. The monitor: 200."
+    )
+    temperature: float = command.flag(0.1, "t: a neighbour's vote weighs exp(cosine / t). The monitor: 0.1.")
+    on: str = command.flag(
+        "features",
+        "features: the backbone's; embedding: the projection, as the authors' CIFAR-10 demo has it.",
+        choices=("features", "embedding"),
+    )
+
+    NAME = "knn"
+
+    def __post_init__(self):
+        super().__post_init__()
+        ascending = list(self.k) == sorted(set(self.k)) and min(self.k, default=0) > 0
+        command.require(self, ascending, "k", "lists numbers from 1 up in ascending order")
+        command.require(self, self.temperature >= 0.01, "temperature", "is at least 0.01: exp(1 / t) would overflow")
 
 
-@tf.function(reduce_retracing=True)
-def _vote(bank, bank_labels, queries, classes, k, temperature):
-    queries = tf.math.l2_normalize(queries, axis=1)
-    cosines, nearest = tf.math.top_k(tf.matmul(queries, bank, transpose_b=True), k)  # N x k
-    weights = tf.exp(cosines / temperature)
-    count = tf.shape(queries)[0]
-    ballots = tf.range(count)[:, None] * classes + tf.gather(bank_labels, nearest)  # N x k: places in N x L, flat
-    votes = tf.math.unsorted_segment_sum(weights, ballots, count * classes)
-    return tf.argmax(tf.reshape(votes, (count, classes)), axis=1)
+def main(arguments):
+    """Runs the command; returns the process's exit status."""
+    return common.run("moco_tf.evaluate.knn", __doc__, Settings, judge, arguments)
+
+
+def judge(settings):
+    """Classifies the evaluation's images by their neighbours and writes the results; returns `Scores`."""
+    from moco_tf.evaluate import scores, subject, vote
+
+    train, test = subject.labelled(settings)
+    encoder, _ = subject.encoder(settings)
+    bank, queries = (subject.features(settings, encoder, images, settings.on) for images in (train, test))
+    subject.check_classes(bank[1], queries[1], train.class_names)
+    classes = len(train.class_names)
+    cosines, numbers = vote.nearest(bank[0], queries[0], settings.k[-1])
+    found = []
+    for k in settings.k:
+        ranked = vote.rank(cosines[:, :k], bank[1][numbers[:, :k]], classes, settings.temperature)
+        found.append(scores.score(ranked, queries[1], classes))
+    rows = [{"k": k} | scores.accuracies(s) for k, s in zip(settings.k, found, strict=True)]
+    images = {"train_images": len(bank[1]), "eval_images": len(queries[1])}
+    scores.write(settings.output, found[-1], train.class_names, settings, rows, "k", **images)
+    best = max(rows, key=lambda row: row["top1"])
+    log.info(
+        f"kNN, k {settings.k[-1]}, {len(bank[1])} images of {train.name} vote on {len(queries[1])} of {test.name}: "
+        f"{found[-1]}."
+        + (f" Best is k {best['k']} with {best['top1']:.1f} %." if best["k"] != settings.k[-1] else "")
+        + f" {settings.output}"
+    )
+    return found[-1]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

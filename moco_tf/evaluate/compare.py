@@ -1,0 +1,100 @@
+"""`python -m moco_tf.evaluate.compare --encoder=RUN`: an encoder between its floor and its ceiling.
+
+Judges three encoders of one architecture by kNN (k 200, t 0.1) and by a linear probe (--lr=auto): with fresh weights,
+as pre-trained, and trained with all labels from random weights. Prints and writes one table (metrics.csv, compare.png,
+summary.json); each probe and the supervised training leave their own results in folders beside it.
+"""
+
+import dataclasses
+import json
+import logging
+import sys
+from pathlib import Path
+
+from moco_tf import command
+from moco_tf.command import ConfigError
+from moco_tf.evaluate import finetune, linear_probe
+from moco_tf.evaluate import settings as common
+
+log = logging.getLogger("moco_tf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(common.Settings):
+    supervised: str = command.flag(
+        "",
+        "A folder of `moco_tf.evaluate.finetune --init=random` to take as the ceiling; '': trains one, in the folder "
+        "of the results.",
+    )
+    epochs: int = command.flag(30, "Passes over the training images of the supervised training.")
+
+    NAME = "compare"
+    RUNS_ONLY = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        command.require(self, self.epochs > 0, "epochs", "is more than 0")
+        if self.supervised and not (Path(self.supervised) / "model.keras").exists():
+            raise ConfigError(
+                f"--supervised={self.supervised} has no model.keras, which moco_tf.evaluate.finetune writes"
+            )
+
+
+def main(arguments):
+    """Runs the command; returns the process's exit status."""
+    return common.run("moco_tf.evaluate.compare", __doc__, Settings, judge, arguments)
+
+
+def judge(settings):
+    """Judges the three encoders and writes the table; returns its rows, dicts."""
+    from moco_tf.evaluate import plots, scores, subject, vote
+    from moco_tf.run_folder import write_aside
+
+    output = Path(settings.output)
+    train, test = subject.labelled(settings)
+    shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(common.Settings)}
+    supervised = Path(settings.supervised or output / "supervised")
+    if not settings.supervised:
+        own = shared | {"output": str(supervised), "init": "random", "epochs": settings.epochs}
+        supervised.mkdir(exist_ok=True)
+        finetune.train_and_judge(finetune.Settings(**own), train, test)
+    rows = []
+    for name, encoder in _encoders(settings, supervised):
+        bank, queries = (subject.features(settings, encoder, images) for images in (train, test))
+        knn = vote.accuracy(*bank, *queries, len(train.class_names))
+        folder = output / f"probe-{name}"
+        folder.mkdir(exist_ok=True)
+        of_probe = linear_probe.Settings(**shared | {"output": str(folder)})
+        probe = linear_probe.probe(of_probe, encoder, train, test, learning=bank, evaluation=queries)
+        rows.append({"encoder": name, "knn_top1": round(knn, 4), "probe_top1": round(probe.top1, 4)})
+    own = json.loads((supervised / "summary.json").read_text())
+    rows.append({"encoder": "supervised, its own classifier", "knn_top1": "", "probe_top1": own["top1"]})
+    scores.write_rows(output / "metrics.csv", rows)
+    series = {word: [row[f"{word.lower()}_top1"] for row in rows[:3]] for word in ("kNN", "probe")}
+    plots.bars(output / "compare.png", [row["encoder"] for row in rows[:3]], series)
+    summary = {"command": settings.NAME, "rows": rows, "settings": dataclasses.asdict(settings)}
+    write_aside(output / "summary.json", json.dumps(summary, indent=1) + "\n")
+    log.info(f"{'encoder':32} kNN top-1, %  linear probe top-1, %")
+    for row in rows:
+        knn = f"{row['knn_top1']:.1f}" if row["knn_top1"] != "" else ""
+        log.info(f"{row['encoder']:32} {knn:>12} {row['probe_top1']:>22.1f}")
+    return rows
+
+
+def _encoders(settings, supervised):
+    """(name, `Encoder`) of the three, one after the other."""
+    import keras
+
+    from moco_tf import build, run_folder, saved_model
+
+    config = run_folder.recorded(settings.encoder)
+    yield "untrained", saved_model.of_model(build.model(config, steps_per_epoch=1))
+    model = build.trained(settings.encoder)
+    yield "pre-trained", saved_model.of_model(model)
+    classifier = keras.models.load_model(supervised / "model.keras", compile=False)
+    backbone = keras.Model(classifier.input, classifier.get_layer("norm").input)
+    yield "supervised", saved_model.of_model(backbone, model.preprocessing)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,54 @@
+"""Frozen features of a source's images. Axes: N images, S side, C features."""
+
+import logging
+import time
+
+import numpy as np
+import tensorflow as tf
+
+BATCH = 256
+
+log = logging.getLogger("moco_tf")
+
+
+def extract(encode, source, preprocessing, limit=None, labelled=False):
+    """Encodes the central view of each image.
+
+    Args:
+      encode: a function of normalised images (N, S, S, 3) -> features (N, C).
+      source: a `Source` of records.
+      preprocessing: the encoder's `Preprocessing`.
+      limit: if given, take at most this many records, evenly spread.
+      labelled: leave out records without a label.
+
+    Returns:
+      NumPy arrays: features (N, C) float32, labels (N,) int64, -1 where unknown.
+    """
+    records = source.in_order(limit).filter(lambda record: not labelled or record["label"] >= 0)
+    most = min(limit or source.size, source.size)
+    features, labels, count = np.empty((0, 0), np.float32), np.empty(most, np.int64), 0
+    for batch, of_batch, _ in stream(encode, records, preprocessing, most):
+        if not count:
+            features = np.empty((most, batch.shape[1]), np.float32)  # no list of batches, which would take it twice
+        features[count : count + len(batch)] = batch
+        labels[count : count + len(batch)] = of_batch
+        count += len(batch)
+    return features[:count], labels[:count]
+
+
+def stream(encode, records, preprocessing, total):
+    """Batches of (features (N, C) float32, labels (N,), ids (N,)) of records, NumPy arrays; says a line a minute."""
+
+    def central_view(record):
+        return preprocessing.of_encoded(record["image"]), record["label"], record["id"]
+
+    batches = records.map(central_view, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH).prefetch(tf.data.AUTOTUNE)
+    started = last_line = time.monotonic()
+    done = 0
+    for images, labels, ids in batches:
+        yield tf.cast(encode(images), tf.float32).numpy(), labels.numpy(), ids.numpy()
+        done += len(ids)
+        now = time.monotonic()
+        if now - last_line > 60:
+            last_line = now
+            log.info(f"  {done} of {total} images encoded, {done / (now - started):.0f} images/s")

@@ -1,0 +1,224 @@
+"""`python -m moco_tf.evaluate.finetune --encoder=RUN --labels=10`: trains an encoder and a classifier on some labels.
+
+--init=random starts the same network from scratch, the fair comparison; with --labels=100 that is supervised training.
+Writes the network (model.keras: normalised images -> logits), summary.json, metrics.csv, accuracies per class,
+confusions and pictures.
+"""
+
+import dataclasses
+import logging
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from moco_tf import command
+from moco_tf.command import ConfigError
+from moco_tf.evaluate import settings as common
+
+EVALUATIONS = 10  # of a training, evenly spread over its epochs
+
+log = logging.getLogger("moco_tf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(common.Settings):
+    init: str = command.flag(
+        "encoder", "Where the encoder's weights start: encoder, as pre-trained; random.", choices=("encoder", "random")
+    )
+    labels: float = command.flag(
+        100.0,
+        "Percent of the training images that are used: a subset with as many of each class, fixed by --seed; a "
+        "smaller one is a part of a larger one. Semi-supervised papers: 1, 10.",
+    )
+    epochs: int = command.flag(30, "Passes over these images.")
+    batch_size: int = command.flag(128, "Images a step; at most as many as there are.")
+    lr: float = command.flag(
+        0.03, "Learning rate, for encoder and classifier; down to 0 along a cosine, at each step."
+    )
+    weight_decay: float = command.flag(1e-4, "L2 coefficient, as PyTorch's SGD has it.")
+    crop_min: float = command.flag(0.08, "Least area of a random crop, as a share of the image. Papers: 0.08.")
+
+    NAME = "finetune"
+    RUNS_ONLY = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        command.require(self, 0 < self.labels <= 100, "labels", "is a percentage, more than 0 and at most 100")
+        for name in ("epochs", "lr"):
+            command.require(self, getattr(self, name) > 0, name, "is more than 0")
+        command.require(self, self.batch_size >= 2, "batch_size", "is at least 2")
+        command.require(self, self.weight_decay >= 0, "weight_decay", "is 0 or more")
+        command.require(self, 0 < self.crop_min <= 1, "crop_min", "is more than 0 and at most 1")
+
+    def resolved(self):
+        settings = super().resolved()
+        if self.output:
+            return settings
+        return dataclasses.replace(settings, output=f"{settings.output}-{self.init}-{self.labels:g}")
+
+
+def main(arguments):
+    """Runs the command; returns the process's exit status."""
+    return common.run("moco_tf.evaluate.finetune", __doc__, Settings, judge, arguments)
+
+
+def judge(settings):
+    """Trains as the settings say and writes the results; returns `Scores`."""
+    from moco_tf.evaluate import subject
+
+    train, test = subject.labelled(settings)
+    return train_and_judge(settings, train, test)
+
+
+def train_and_judge(settings, train, test):
+    """Trains an encoder with a classifier on labelled sources, evaluates and writes the results; returns `Scores`."""
+    import tensorflow as tf
+
+    from moco_tf import saved_model
+    from moco_tf.data import augment, views
+    from moco_tf.evaluate import scores, subject
+
+    started = last_line = time.monotonic()
+    numbers, labels = _numbers_and_labels(train, settings.limit)
+    chosen = balanced_subset(labels, settings.labels, settings.seed)
+    if len(chosen) < train.size:
+        train = train.only(numbers[chosen])
+    subject.check_classes(labels[chosen], labels[chosen], train.class_names)
+    batch_size = min(settings.batch_size, len(chosen))
+    steps = -(-len(chosen) // batch_size)
+    model, preprocessing = network(settings, len(train.class_names))
+    optimizer, learn = learner(settings, model, steps)
+    encode = tf.function(lambda images: {"logits": model(images, training=False)})
+    classifier = saved_model.Encoder(preprocessing, encode, "classifier")
+    task = augment.Labelled(preprocessing, settings.crop_min)
+    log.info(
+        f"{settings.init} weights, {len(chosen)} of the {len(labels)} labelled images of {train.name}, "
+        f"{settings.epochs} epochs of {steps} steps."
+    )
+
+    rows = []
+    every = max(1, settings.epochs // EVALUATIONS)
+    for epoch in range(1, settings.epochs + 1):
+        loss = right = seen = 0.0
+        for images, of_images in views.labelled(train, task, batch_size, settings.seed, epoch):
+            if len(of_images) > 1:  # one image has no variance, which BatchNorm needs
+                sums = learn(images, of_images)
+                loss, right, seen = loss + float(sums[0]), right + float(sums[1]), seen + len(of_images)
+        loss, accuracy = loss / seen, right / seen
+        if not math.isfinite(loss):
+            raise ConfigError(f"the loss is {loss} in epoch {epoch} at --lr={settings.lr:g}: take a lower one")
+        row = {"epoch": epoch, "step": int(optimizer.iterations), "loss": loss}
+        row |= {"train_top1": round(100 * accuracy, 4), "top1": "", "top5": ""}
+        if epoch % every == 0 or epoch == settings.epochs:
+            logits, truth = subject.features(settings, classifier, test, "logits")
+            ranked = tf.math.top_k(logits, min(5, logits.shape[1])).indices.numpy()
+            found = scores.score(ranked, truth, len(train.class_names))
+            row |= scores.accuracies(found)
+            if time.monotonic() - last_line > 60:
+                last_line = time.monotonic()
+                log.info(f"  epoch {epoch} of {settings.epochs}: loss {loss:.3f}, {found}")
+        rows.append(row)
+
+    output = Path(settings.output)
+    subject.check_classes(labels[chosen], truth, train.class_names)
+    model.save(output / ".model.writing.keras")
+    os.replace(output / ".model.writing.keras", output / "model.keras")
+    facts = {"train_images": len(chosen), "eval_images": len(truth), "steps": int(optimizer.iterations)}
+    facts["seconds"] = round(time.monotonic() - started, 1)
+    scores.write(output, found, train.class_names, settings, rows, "epoch", **facts)
+    log.info(
+        f"Fine-tuned from {settings.init} weights on {settings.labels:g} % of {train.name} ({len(chosen)} images), "
+        f"judged on {len(truth)} images of {test.name}: {found}. {output}"
+    )
+    return found
+
+
+def network(settings, classes):
+    """The network of normalised images -> logits (N, L), float32, and how images become its input.
+
+    The features are normalised without parameters before the classifier: "features produced by unsupervised
+    pre-training can have different distributions", and BN in new layers calibrates them (He et al. 2020, section 4.2).
+    """
+    import keras
+
+    from moco_tf import build, run_folder
+    from moco_tf.encoders.batch_norm import BatchNorm
+    from moco_tf.momentum import copy_weights
+
+    config = run_folder.recorded(settings.encoder)
+    pretrained = build.trained(settings.encoder).backbone if settings.init == "encoder" else None
+    keras.utils.set_random_seed(settings.seed)
+    keras.config.set_dtype_policy("mixed_bfloat16" if config.precision == "bfloat16" else "float32")
+    backbone = build.backbone(config)
+    if pretrained:
+        copy_weights(pretrained, backbone)
+    features = BatchNorm(affine=False, name="norm")(backbone.output)
+    start = keras.initializers.RandomNormal(stddev=0.01, seed=settings.seed)
+    logits = keras.layers.Dense(classes, kernel_initializer=start, dtype="float32", name="fc")(features)
+    model = keras.Model(backbone.input, logits)
+    return model, build.task(config).preprocessing
+
+
+def learner(settings, model, steps):
+    """The optimizer, for `steps` an epoch, and a function that learns from a batch of images and labels (N,).
+
+    It returns the sum of the losses before, and how many images were right. (`fit` makes a step too many of a dataset
+    whose length it does not know.)
+    """
+    import tensorflow as tf
+
+    from moco_tf import schedules
+    from moco_tf.optimizers import SGD
+
+    def rate():
+        return schedules.cosine(settings.lr, tf.cast(optimizer.iterations, tf.float64) / steps, settings.epochs)
+
+    optimizer = SGD(rate, weight_decay=settings.weight_decay)
+    optimizer.build(model.trainable_variables)
+
+    @tf.function(reduce_retracing=True)
+    def learn(images, labels):
+        with tf.GradientTape() as tape:
+            logits = model(images, training=True)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            loss = tf.reduce_mean(losses)
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+        return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(tf.argmax(logits, 1) == labels, tf.float32))
+
+    return optimizer, learn
+
+
+def balanced_subset(labels, percent, seed):
+    """Places (M,) in labels (N,) of `percent` of the images, as many of each class, at least one, ascending.
+
+    A class that has fewer gives all. The subset of a smaller percentage is a part of that of a larger one.
+    """
+    if percent == 100:
+        return np.arange(len(labels))
+    classes = np.unique(labels)
+    each = max(1, round(percent / 100 * len(labels) / len(classes)))
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    of_class = (shuffled[labels[shuffled] == label] for label in classes)
+    return np.sort(np.concatenate([places[:each] for places in of_class]))
+
+
+def _numbers_and_labels(source, limit):
+    """The numbers and the labels of a source's labelled images, at most `limit`, int64 (N,) each."""
+    if hasattr(source, "labels"):
+        numbers, labels = source.good, source.labels.numpy()[source.good]
+    else:  # a stream, which is read for it
+        records = source.in_order().map(lambda record: (record["id"], record["label"])).batch(4096)
+        numbers, labels = (np.concatenate(part) for part in zip(*records.as_numpy_iterator(), strict=True))
+    numbers, labels = numbers[labels >= 0], labels[labels >= 0]
+    if limit:
+        some = np.linspace(0, len(labels) - 1, min(limit, len(labels))).round().astype(int)
+        numbers, labels = numbers[some], labels[some]
+    return numbers, labels
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,114 @@
+"""`python -m moco_tf.evaluate.look --encoder=RUN`: what an encoder has learnt, to look at.
+
+Writes report.html, one file that opens from disk: training curves, the accuracies of evaluations that lie in the run,
+a map of --eval_split (t-SNE of the features), and the nearest neighbours of some images. Labels serve for colours and
+captions only. Beside it are TensorBoard's projector files: `tensorboard --logdir=OUTPUT`.
+"""
+
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+
+from moco_tf import command
+from moco_tf.command import ConfigError
+from moco_tf.evaluate import settings as common
+
+SPRITE_SIDE = 8192  # TensorBoard takes a sprite of at most so many pixels a side
+
+log = logging.getLogger("moco_tf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(common.Settings):
+    limit: int = command.flag(
+        2000, "Images on the map, evenly spread over --eval_split; t-SNE's time grows with them."
+    )
+    queries: int = command.flag(16, "Images whose neighbours are shown.")
+    neighbours: int = command.flag(10, "Neighbours of each.")
+    thumbnail: int = command.flag(48, "Side of the small pictures, in pixels.")
+    perplexity: float = command.flag(30.0, "t-SNE's: about how many neighbours an image has.")
+
+    NAME = "look"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("limit", "queries", "neighbours", "thumbnail", "perplexity"):
+            command.require(self, getattr(self, name) > 0, name, "is more than 0")
+        if (-(-(self.limit**0.5) // 1)) * self.thumbnail > SPRITE_SIDE:
+            raise ConfigError(
+                f"--limit={self.limit} pictures of --thumbnail={self.thumbnail} pixels do not fit into TensorBoard's "
+                f"{SPRITE_SIDE} x {SPRITE_SIDE}: choose fewer or smaller ones"
+            )
+
+
+def main(arguments):
+    """Runs the command; returns the process's exit status."""
+    return common.run("moco_tf.evaluate.look", __doc__, Settings, look, arguments)
+
+
+def look(settings):
+    """Writes the report and the projector files that the settings describe."""
+    try:
+        import matplotlib  # noqa: F401
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise ConfigError(f"a look needs {error.name}: pip install 'moco_tf[eval]'") from None
+    import numpy as np
+
+    from moco_tf.evaluate import plots, projector, report, subject, vote
+
+    output = Path(settings.output)
+    encoder, _ = subject.encoder(settings)
+    source = subject.source(settings, settings.eval_split)
+    features, labels, pictures = _encoded(settings, encoder, source)
+    if len(features) < 3:
+        raise ConfigError(f"a map needs at least 3 images; {source.name} has {len(features)}")
+    bad = int((~np.isfinite(features.sum(axis=1))).sum())
+    if bad:
+        raise ConfigError(f"--encoder={settings.encoder} gives features that are no finite numbers for {bad} images")
+    names = [source.class_names[label] if label >= 0 else "no label" for label in labels]
+
+    directions = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-6)
+    perplexity = min(settings.perplexity, (len(features) - 1) / 3)
+    # Of unit length, the nearest by distance are the nearest by cosine.
+    places = TSNE(perplexity=perplexity, random_state=settings.seed, init="pca").fit_transform(directions)
+    plots.points(output / "map.png", places, labels, source.class_names)
+
+    some = np.linspace(0, len(features) - 1, min(settings.queries, len(features))).round().astype(int)
+    cosines, numbers = vote.nearest(features, features[some], settings.neighbours + 1)  # itself among them
+    neighbours = []
+    for query, similar, found in zip(some, cosines, numbers, strict=True):
+        others = [(int(n), float(c)) for n, c in zip(found, similar, strict=True) if n != query]
+        neighbours.append((int(query), others[: settings.neighbours]))
+
+    projector.write(output, features, names, pictures)
+    report.write(output / "report.html", settings, source.name, names, pictures, neighbours)
+    log.info(
+        f"{len(features)} images of {source.name}: {output / 'report.html'}; "
+        f"tensorboard --logdir={output} shows them in its projector."
+    )
+
+
+def _encoded(settings, encoder, source):
+    """Features (N, D), labels (N,) and small pictures uint8 (N, T, T, 3) of at most --limit images."""
+    import numpy as np
+    import tensorflow as tf
+
+    from moco_tf.data import image_ops
+    from moco_tf.data.preprocessing import Preprocessing
+    from moco_tf.evaluate.extract import extract
+
+    features, labels = extract(lambda x: encoder.encode(x)["features"], source, encoder.preprocessing, settings.limit)
+    small = Preprocessing(settings.thumbnail, 1.0)
+
+    def picture(record):
+        view = small.denormalize(small(image_ops.decode(record["image"])[None])[0])
+        return tf.cast(tf.clip_by_value(tf.round(view), 0, 255), tf.uint8)
+
+    pictures = source.in_order(settings.limit).map(picture, num_parallel_calls=tf.data.AUTOTUNE)
+    return features, labels, np.stack(list(pictures.as_numpy_iterator()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,42 @@
+"""The files of TensorBoard's embedding projector: features, their names, and a sprite of small pictures."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from moco_tf.run_folder import write_aside
+
+CONFIG = """embeddings {{
+  tensor_name: "features"
+  tensor_path: "features.tsv"
+  metadata_path: "metadata.tsv"
+  sprite {{
+    image_path: "sprite.png"
+    single_image_dim: {height}
+    single_image_dim: {width}
+  }}
+}}
+"""
+
+
+def write(folder, features, names, pictures):
+    """Writes them into a folder that `tensorboard --logdir` takes.
+
+    features: (N, D); names: N texts; pictures: uint8 (N, T, T, 3).
+    """
+    np.savetxt(folder / "features.tsv", features, fmt="%.6g", delimiter="\t")
+    write_aside(folder / "metadata.tsv", "".join(" ".join(name.split()) + "\n" for name in names))
+    (folder / "sprite.png").write_bytes(tf.io.encode_png(sprite(pictures)).numpy())
+    _, height, width, _ = pictures.shape
+    write_aside(folder / "projector_config.pbtxt", CONFIG.format(height=height, width=width))
+
+
+def sprite(pictures):
+    """Pictures (N, H, W, 3) row by row in a square of ceil(sqrt(N)) a side, as the projector expects them."""
+    count, height, width, _ = pictures.shape
+    side = math.ceil(math.sqrt(count))
+    filled = np.zeros((side * side, height, width, 3), np.uint8)
+    filled[:count] = pictures
+    rows = filled.reshape(side, side, height, width, 3).transpose(0, 2, 1, 3, 4)
+    return rows.reshape(side * height, side * width, 3)

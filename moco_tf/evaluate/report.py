@@ -1,0 +1,116 @@
+"""A report of an encoder in one HTML file: pictures are inside it, and it asks nothing of a network."""
+
+import base64
+import csv
+import html
+import json
+from pathlib import Path
+
+import tensorflow as tf
+
+from moco_tf.evaluate import plots
+from moco_tf.run_folder import write_aside
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.5rem; overflow-wrap: anywhere; }} h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
+table {{ border-collapse: collapse; }} td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; }}
+td.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
+.wide {{ max-width: 100%; }} .half {{ width: 48%; min-width: 20rem; }}
+.row {{ display: flex; flex-wrap: wrap; gap: .4rem; margin-bottom: .5rem; }}
+figure {{ margin: 0; width: 5.2rem; font-size: .7rem; line-height: 1.25; overflow-wrap: anywhere; }}
+figure img {{ width: 4.6rem; height: 4.6rem; display: block; border: 2px solid #ccc; }}
+figure.query {{ margin-right: 1rem; }} figure.query img {{ border-color: #222; }}
+figure.same img {{ border-color: #2a9d4a; }} figure.other img {{ border-color: #d1495b; }}
+.note {{ color: #666; }}
+</style></head><body>
+<h1>{title}</h1>
+{body}
+</body></html>
+"""
+
+
+def write(path, settings, source, names, pictures, neighbours):
+    """Writes the report; map.png lies beside it.
+
+    Args:
+      source: the name of the images that are shown; names: a text for each; pictures: uint8 (N, T, T, 3).
+      neighbours: for each image that is asked about its number and a list of (number, cosine), the nearest first.
+    """
+    run = Path(settings.encoder)
+    parts = [f"<p>{len(names)} images of {html.escape(source)}.</p>"]
+    if results := _results(run):
+        parts += ["<h2>Accuracies, top-1 in percent</h2>", _table(("evaluation", "images", "", "top-1"), results)]
+    curves = _curves(run, path.parent)
+    if curves:
+        parts += ["<h2>Training</h2>", *curves]
+    parts += [
+        "<h2>Map</h2>",
+        '<p class="note">t-SNE of the features: near is similar, distances between groups mean little.</p>',
+        _file(path.parent / "map.png", "map of the features", "wide"),
+        "<h2>Nearest neighbours</h2>",
+        '<p class="note">By cosine, the nearest first. Green: of the same class, which it was never told.</p>',
+    ]
+    for query, others in neighbours:
+        figures = [_figure(pictures[query], names[query], "query")]
+        for number, cosine in others:
+            kind = "same" if names[number] == names[query] else "other"
+            figures.append(_figure(pictures[number], f"{names[number]} {cosine:.2f}", kind))
+        parts.append(f'<div class="row">{"".join(figures)}</div>')
+    title = html.escape(f"What {run.absolute().name} has learnt")
+    write_aside(path, PAGE.format(title=title, body="\n".join(parts)))
+
+
+def _results(run):
+    """Rows of the evaluations whose summaries lie in a run folder: what, images, on, top-1."""
+    rows = []
+    for file in sorted(run.glob("*/summary.json")):
+        summary = json.loads(file.read_text())
+        if "top1" in summary:
+            settings = summary["settings"]
+            on = f"{settings['dataset']} {settings['eval_split']}"
+            rows.append((file.parent.name, summary["eval_images"], on, f"{summary['top1']:.1f}"))
+        for row in summary.get("rows", ()):
+            for kind in ("knn", "probe"):
+                if row[f"{kind}_top1"] != "":
+                    rows.append((f"{file.parent.name}: {row['encoder']}", "", kind, f"{row[f'{kind}_top1']:.1f}"))
+    return rows
+
+
+def _curves(run, folder):
+    """Pictures of the training's loss and kNN accuracy, if a run folder has any."""
+    metrics = run / "metrics.csv"
+    if not metrics.exists():
+        return []
+    with open(metrics, newline="", encoding="utf-8") as file:
+        rows = [{name: float(value) if value else "" for name, value in row.items()} for row in csv.DictReader(file)]
+    pictures = []
+    for name, unit in (("loss", ""), ("knn_top1", "%")):
+        if any(row[name] != "" for row in rows):
+            plots.curves(folder / f"{name}.png", rows, "epoch", name, unit=unit)
+            pictures.append(_file(folder / f"{name}.png", name, "half"))
+    return pictures
+
+
+def _table(heads, rows):
+    head = "".join(f"<th>{cell}</th>" for cell in heads)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _file(path, alternative, kind):
+    return _image(path.read_bytes(), alternative, f' class="{kind}"')
+
+
+def _figure(picture, caption, kind):
+    text = html.escape(caption)
+    return (
+        f'<figure class="{kind}">{_image(tf.io.encode_png(picture).numpy(), text)}'
+        f"<figcaption>{text}</figcaption></figure>"
+    )
+
+
+def _image(png, alternative, attributes=""):
+    return f'<img{attributes} alt="{alternative}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'

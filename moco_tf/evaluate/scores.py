@@ -1,0 +1,88 @@
+"""From ranked classes to accuracies, and the files that hold them. Axes: N images, L classes. All in percent."""
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+from moco_tf.evaluate import plots
+from moco_tf.run_folder import write_aside
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+    """What a classifier's ranking of classes is worth.
+
+    Attributes:
+      top1, top5: accuracies; top5 is None with 5 classes or fewer.
+      of_class: (L,) accuracy of each class, nan where it has no image; counts: (L,) its images.
+      confusions: (M, 3) integers: class, class taken for it (-1: none), how often; only pairs that occur.
+    """
+
+    top1: float
+    top5: float | None
+    of_class: np.ndarray
+    counts: np.ndarray
+    confusions: np.ndarray
+
+    def __str__(self):
+        return f"top-1 {self.top1:.1f} %" + ("" if self.top5 is None else f", top-5 {self.top5:.1f} %")
+
+
+def score(ranked, labels, classes):
+    """`Scores` of ranked classes (N, up to 5), best first, -1 for none, against labels (N,)."""
+    hits = ranked == labels[:, None]
+    counts = np.bincount(labels, minlength=classes)
+    with np.errstate(invalid="ignore"):
+        of_class = 100 * np.bincount(labels, weights=hits[:, 0], minlength=classes) / counts
+    pairs, times = np.unique(np.stack([labels, ranked[:, 0]], 1), axis=0, return_counts=True)
+    top5 = 100 * float(np.mean(hits.any(axis=1))) if classes > 5 else None
+    return Scores(100 * float(np.mean(hits[:, 0])), top5, of_class, counts, np.column_stack([pairs, times]))
+
+
+def accuracies(scores):
+    """The columns of metrics.csv that hold them, a dict; blank where there is no top-5."""
+    return {"top1": round(scores.top1, 4), "top5": "" if scores.top5 is None else round(scores.top5, 4)}
+
+
+def write(folder, scores, class_names, settings, rows, over, **facts):
+    """Writes what each command leaves: summary.json, metrics.csv and its plot, per_class.csv, confusions.csv and .png.
+
+    Args:
+      settings: of the command; facts: what else summary.json is to say.
+      rows: of metrics.csv, a list of dicts; over: the column over which the accuracies among them are plotted.
+    """
+    folder = Path(folder)
+    summary = {
+        "command": settings.NAME,
+        "encoder": settings.encoder,
+        "top1": round(scores.top1, 4),
+        "top5": None if scores.top5 is None else round(scores.top5, 4),
+        **facts,
+        "class_names": list(class_names),
+        "settings": dataclasses.asdict(settings),
+    }
+    write_rows(folder / "metrics.csv", rows)
+    per_class = [
+        {"class": name, "images": int(count), "top1": round(float(of_class), 4) if count else ""}
+        for name, count, of_class in zip(class_names, scores.counts, scores.of_class, strict=True)
+    ]
+    write_rows(folder / "per_class.csv", per_class)
+    names = [*class_names, ""]  # the last: -1, none
+    confusions = [{"class": names[a], "taken_for": names[b], "times": int(n)} for a, b, n in scores.confusions]
+    write_rows(folder / "confusions.csv", confusions)
+    plots.curves(folder / "metrics.png", rows, over, *(name for name in rows[0] if "top" in name))
+    plots.confusion(folder / "confusion.png", scores.confusions, scores.counts, class_names)
+    write_aside(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+
+def write_rows(path, rows):
+    """Writes a CSV file of dicts with the same keys, in one step."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_aside(path, text.getvalue())

@@ -1,0 +1,99 @@
+"""What the commands of evaluation have in common: which encoder, which images, where the results go.
+
+Imports nothing heavy, so that a wrong flag is answered at once.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from moco_tf import command, run_folder
+from moco_tf.command import ConfigError, flag
+from moco_tf.startup import load_tensorflow
+
+log = logging.getLogger("moco_tf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    encoder: str = flag("", "What to judge: a run folder, or an exported SavedModel (DIR or DIR/<version>).")
+    dataset: str = flag(
+        "",
+        "Images to judge it on: 'embedded', a folder, or a prepared data set of TFDS. '': those of the run; with a "
+        "SavedModel, embedded. Another data set than the run's is a test of transfer.",
+    )
+    data_dir: str = flag(
+        "", "Folder that a relative --dataset folder starts from, or that holds TFDS' prepared sets. '': the run's."
+    )
+    train_split: str = flag("", "Labelled split to learn from. '': the run's, or train.")
+    eval_split: str = flag("", "Labelled split to be judged on. '': the run's, or test (val, validation).")
+    max_bad_fraction: float = flag(0.05, "Share of undecodable images, 0 to 1, that is accepted.")
+    limit: int = flag(0, "Images taken of each split, evenly spread; 0: all.")
+    seed: int = flag(0, "Seed of all that is drawn: the same seed repeats the result.")
+    output: str = flag("", "Folder for the results. '': a folder named after the command, in the run or beside DIR.")
+
+    NAME = ""  # of the output folder where --output does not say
+    RUNS_ONLY = False  # whether the command needs more of a run than a SavedModel holds
+
+    def __post_init__(self):
+        command.check_values(self)
+        if not self.encoder:
+            raise ConfigError("--encoder=DIR names what to judge: a run folder, or an exported SavedModel")
+        command.require(self, 0 <= self.max_bad_fraction <= 1, "max_bad_fraction", "lies between 0 and 1")
+        command.require(self, self.limit >= 0, "limit", "is 0 or more")
+        command.require(self, 0 <= self.seed < 2**31, "seed", "is 0 or more and less than 2^31")
+
+    def resolved(self):
+        """These settings with data set, splits and output filled in.
+
+        Raises:
+          ConfigError: --encoder is neither a run folder nor a folder that may hold a SavedModel.
+        """
+        path = Path(self.encoder)
+        run = run_folder.recorded(path)
+        if run is None and self.RUNS_ONLY:
+            raise ConfigError(f"--encoder={path} is to be a run folder, as moco_tf.train writes it, with config.flags")
+        if run is None and not ((path / "saved_model.pb").exists() or list(path.glob("*/saved_model.pb"))):
+            raise ConfigError(
+                f"--encoder={path} is neither a run folder (config.flags) nor a SavedModel (saved_model.pb, or "
+                "<version>/saved_model.pb)"
+            )
+        inherited = run if run and not self.dataset else None
+        base = path.parent if (path / "saved_model.pb").exists() else path
+        name = self.NAME + (f"-{Path(self.dataset).name}" if self.dataset else "")
+        return dataclasses.replace(
+            self,
+            dataset=self.dataset or (run.dataset if run else "embedded"),
+            data_dir=self.data_dir or (run.data_dir if run else ""),
+            train_split=self.train_split or (inherited.train_split if inherited else "train"),
+            eval_split=self.eval_split or (inherited.eval_split if inherited else "test"),
+            # A server polls the folder of a SavedModel: nothing else is written there.
+            output=self.output or str(path / name if run else base.with_name(f"{base.absolute().name}-{name}")),
+        )
+
+
+def run(program, doc, kind, function, arguments):
+    """Runs a command of evaluation, `function(settings)`, with resolved settings; returns the exit status."""
+    command.log_to_screen()
+
+    def work(given):
+        settings = command.parse(kind, program, given).resolved()
+        output = Path(settings.output)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--output names a folder to make or to write to; {output}: {error.strerror}") from None
+        command.log_to_file(output / "log.txt")
+        load_tensorflow()  # takes seconds: wrong flags have been answered by now
+        import tensorflow as tf
+
+        from moco_tf.data.check import reason
+
+        try:
+            function(settings)
+        except tf.errors.OpError as error:  # an image that changed after it was checked, or too little memory
+            log.error(f"Stopped: {reason(error)}.")
+            return 1
+        return 0
+
+    return command.run(program, doc, work, arguments)

@@ -1,0 +1,102 @@
+"""What the commands of evaluation open: the encoder, labelled images, and the features of the one on the other."""
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+
+from moco_tf import build, run_folder, saved_model
+from moco_tf.command import ConfigError
+from moco_tf.evaluate.extract import extract
+
+SHOWN = 10  # classes that a line names
+
+log = logging.getLogger("moco_tf")
+
+
+def encoder(settings):
+    """(the `Encoder` that --encoder names, its model if it is a run's and None if a SavedModel's)."""
+    if run_folder.recorded(settings.encoder) is None:
+        return saved_model.read(settings.encoder), None
+    model = build.trained(settings.encoder)
+    return saved_model.of_model(model), model
+
+
+def source(settings, split):
+    """The source of a split; what is known of a folder's files is kept beside the results."""
+    manifest = Path(settings.output) / f"{''.join(c if c.isalnum() else '_' for c in split)}_images.csv"
+    return build.check(settings, build.find(settings, split), manifest)
+
+
+def labelled(settings):
+    """The sources (training, evaluation) of labelled images.
+
+    Raises:
+      ConfigError: one has no labels, or there are fewer than two classes.
+    """
+    sources = [source(settings, split) for split in (settings.train_split, settings.eval_split)]
+    for images in sources:
+        if not images.labelled:
+            raise ConfigError(
+                f"--dataset={settings.dataset}: judging needs labels, and the images of {images.name} have none: "
+                "a folder has a sub-folder for each class"
+            )
+    names = sources[0].class_names
+    if len(names) < 2:
+        raise ConfigError(f"--dataset={settings.dataset}: telling classes apart needs two; there is {names[0]!r} only")
+    if settings.train_split == settings.eval_split:
+        log.warning(
+            f"Both splits are {settings.eval_split!r}: this is accuracy on what was learnt, not on new images."
+        )
+    return sources
+
+
+def features(settings, encoder, images, on="features"):
+    """Features (N, C) float32 and labels (N,) of the labelled images of a source, at most --limit.
+
+    on: which of the `Encoder`'s outputs.
+
+    Raises:
+      ConfigError: none is labelled, or a feature is not finite.
+    """
+    encode = lambda views: encoder.encode(views)[on]  # noqa: E731
+    found, labels = extract(encode, images, encoder.preprocessing, settings.limit, labelled=True)
+    if not len(labels):
+        raise ConfigError(f"of the images taken of {images.name} none has a label: try a larger --limit")
+    bad = np.flatnonzero(~np.isfinite(found.sum(axis=1, dtype=np.float64)))
+    if len(bad):
+        raise ConfigError(
+            f"--encoder={settings.encoder} gives features that are no finite numbers for {len(bad)} of {len(found)} "
+            f"images of {images.name}: its training has diverged; take an earlier checkpoint, or train at a lower --lr"
+        )
+    return found, labels
+
+
+def check_classes(labels, eval_labels, class_names):
+    """Says which classes of the evaluation have no image to learn from; refuses fewer than two to learn.
+
+    Raises:
+      ConfigError: the labels (N,) to learn from are of one class.
+    """
+    learnt = np.unique(labels)
+    if len(learnt) < 2:
+        raise ConfigError(f"telling classes apart needs two; all {len(labels)} images are {class_names[learnt[0]]!r}")
+    missing = np.setdiff1d(eval_labels, learnt)
+    if len(missing):
+        names = ", ".join(class_names[label] for label in missing[:SHOWN])
+        count = int(np.isin(eval_labels, missing).sum())
+        log.warning(
+            f"{len(missing)} classes have no image to learn from: {names}{', ...' if len(missing) > SHOWN else ''}. "
+            f"Their {count} images of the evaluation count as wrong."
+        )
+
+
+def save_arrays(path, **arrays):
+    """Writes an .npz file in one step."""
+    aside = path.with_name(f".{path.name}.writing")
+    with open(aside, "wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)

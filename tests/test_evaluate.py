@@ -1,0 +1,288 @@
+"""The commands of evaluation, on a tiny run and a folder of a few images."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from moco_tf import build, command, run_folder, saved_model, train
+from moco_tf.checkpoint import Checkpoints
+from moco_tf.evaluate import compare, features, finetune, knn, linear_probe, look, subject
+
+REPOSITORY = Path(__file__).parent.parent
+CLASSES = ("blue & <white>", "green", "red")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """24 and 12 images of three classes, each a colour in noise."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 12)):
+        for number in range(count):
+            image = rng.integers(0, 160, (32, 40, 3))
+            image[..., 2 - number % 3] += 90
+            path = folder / split / CLASSES[number % 3] / f"{number:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(tf.io.encode_png(image.astype(np.uint8)).numpy())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    arguments = ["--arch=resnet10", "--width=4", "--stem=imagenet", "--image_size=32", "--augment=cifar", "--dim=8"]
+    arguments += ["--batch_size=8", "--queue_size=16", "--bn_groups=1", "--epochs=1", f"--dataset={photos}"]
+    assert train.main([*arguments, f"--run_dir={folder}"]) == 0
+    return folder
+
+
+def summary(folder):
+    return json.loads((Path(folder) / "summary.json").read_text())
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_knn_gives_the_accuracy_of_the_monitor(run, capsys):
+    assert knn.main([f"--encoder={run}"]) == 0
+    monitored = float(rows(run / "metrics.csv")[-1]["knn_top1"])
+    found = summary(run / "knn")
+    assert found["top1"] == pytest.approx(monitored, abs=1e-3) and found["class_names"] == list(CLASSES)
+    assert found["eval_images"] == 12 and found["train_images"] == 24
+    assert [row["k"] for row in rows(run / "knn/metrics.csv")] == ["1", "5", "10", "20", "50", "100", "200"]
+    assert sum(int(row["images"]) for row in rows(run / "knn/per_class.csv")) == 12
+    assert {"metrics.png", "confusion.png", "confusions.csv"} <= {p.name for p in (run / "knn").iterdir()}
+    assert f"top-1 {monitored:.1f} %" in capsys.readouterr().out
+
+
+def test_a_saved_model_is_judged_as_its_run_and_nothing_is_written_into_its_folder(run, photos, tmp_path):
+    saved_model.export_encoder(build.trained(run), tmp_path / "encoder/1")
+    before = sorted(tmp_path.rglob("*"))
+    assert knn.main([f"--encoder={tmp_path / 'encoder'}", f"--dataset={photos}"]) == 0
+    assert knn.main([f"--encoder={run}", f"--output={tmp_path / 'of_run'}"]) == 0
+    (folder,) = (p for p in tmp_path.iterdir() if p.name.startswith("encoder-knn"))
+    assert summary(folder)["top1"] == summary(tmp_path / "of_run")["top1"]
+    assert [p for p in sorted(tmp_path.rglob("*")) if "encoder" in p.parts[-2:]] == [
+        p for p in before if "encoder" in p.parts[-2:]
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--lr=auto", "--epochs=20"], ["--lr=3", "--epochs=2", "--batch_size=7", "--batch_norm"]]
+)
+def test_a_probe_leaves_the_encoder_alone_and_a_classifier_that_scores_what_it_says(run, tmp_path, capsys, arguments):
+    assert linear_probe.main([f"--encoder={run}", f"--output={tmp_path}", *arguments]) == 0
+    assert "tensors of the encoder, BatchNorm's statistics included, are bit-equal" in capsys.readouterr().out
+    model = build.trained(run)
+    settings = knn.Settings(encoder=str(run), output=str(tmp_path)).resolved()
+    encoder = saved_model.of_model(model)
+    test = subject.source(settings, "test")
+    of_test, labels = subject.features(settings, encoder, test)
+    probe = np.load(tmp_path / "probe.npz")
+    assert probe["kernel"].shape == (32, 3) and probe["kernel"].dtype == probe["bias"].dtype == np.float32
+    found = 100 * ((of_test @ probe["kernel"] + probe["bias"]).argmax(axis=1) == labels).mean()
+    assert summary(tmp_path)["top1"] == pytest.approx(found, abs=1e-3)
+    assert rows(tmp_path / "metrics.csv")[-1]["top1"] == str(round(summary(tmp_path)["top1"], 4))
+    assert (tmp_path / "rates.csv").exists() == ("--lr=auto" in arguments)
+
+
+def test_a_probe_that_changed_its_encoder_would_be_found_out(run, tmp_path, capsys, monkeypatch):
+    def meddle(settings, encoder, train, test):
+        models[0].backbone.get_layer("bn1").moving_mean.assign_add(tf.fill([4], 1e-6))
+
+    models, trained = [], build.trained
+    monkeypatch.setattr(build, "trained", lambda path: models.append(trained(path)) or models[0])
+    monkeypatch.setattr(linear_probe, "probe", meddle)
+    assert linear_probe.main([f"--encoder={run}", f"--output={tmp_path}"]) == 2
+    assert "bn1/moving_mean changed" in capsys.readouterr().err
+
+
+def test_fine_tuning_starts_from_the_encoder_or_from_fresh_weights(run):
+    settings = finetune.Settings(encoder=str(run), seed=3)
+    tuned, _ = finetune.network(settings, 3)
+    fresh, _ = finetune.network(finetune.Settings(encoder=str(run), seed=3, init="random"), 3)
+    trained = build.trained(run).backbone.get_weights()
+    assert all(np.array_equal(a, b) for a, b in zip(tuned.get_weights(), trained, strict=False))
+    kernel = "conv1"
+    assert not np.array_equal(tuned.get_layer(kernel).kernel.numpy(), fresh.get_layer(kernel).kernel.numpy())
+    assert not np.array_equal(trained[0], fresh.get_weights()[0])
+
+
+def test_fine_tuning_takes_the_steps_that_it_says_and_keeps_a_network_that_scores_so(run, tmp_path):
+    arguments = [f"--encoder={run}", f"--output={tmp_path}", "--labels=50", "--epochs=6", "--batch_size=8", "--lr=0.1"]
+    assert finetune.main(arguments) == 0
+    found = summary(tmp_path)
+    assert found["train_images"] == 12 and found["steps"] == 12  # 8 + 4 images, six times
+    model = keras.models.load_model(tmp_path / "model.keras")
+    settings = knn.Settings(encoder=str(run), output=str(tmp_path)).resolved()
+    classifier = saved_model.Encoder(build.trained(run).preprocessing, lambda x: {"logits": model(x)}, "classifier")
+    logits, labels = subject.features(settings, classifier, subject.source(settings, "test"), "logits")
+    assert found["top1"] == pytest.approx(100 * (logits.argmax(axis=1) == labels).mean(), abs=1e-3)
+
+
+def test_subsets_are_balanced_fixed_and_parts_of_one_another():
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [100, 100, 3]))
+    small, large = (finetune.balanced_subset(labels, percent, seed=1) for percent in (3, 30))
+    np.testing.assert_array_equal(np.bincount(labels[small]), [2, 2, 2])
+    np.testing.assert_array_equal(np.bincount(labels[large]), [20, 20, 3])
+    assert set(small) < set(large)
+    np.testing.assert_array_equal(small, finetune.balanced_subset(labels, 3, seed=1))
+    assert set(small) != set(finetune.balanced_subset(labels, 3, seed=2))
+    np.testing.assert_array_equal(finetune.balanced_subset(labels, 100, seed=1), np.arange(203))
+
+
+def test_interrupted_features_go_on_and_equal_those_of_one_go(run, photos, tmp_path, monkeypatch):
+    arguments = [f"--encoder={run}", "--shard_size=5"]
+    assert features.main([*arguments, f"--output={tmp_path / 'whole'}"]) == 0
+    save, written = subject.save_arrays, []
+
+    def save_two(path, **arrays):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        save(path, **arrays)
+
+    monkeypatch.setattr(subject, "save_arrays", save_two)
+    assert features.main([*arguments, f"--output={tmp_path / 'parts'}"]) == 130
+    monkeypatch.undo()
+    assert features.main([*arguments, f"--output={tmp_path / 'parts'}"]) == 0
+    names = [f"features-{number:05d}.npz" for number in range(5)]
+    for folder in ("whole", "parts"):
+        assert sorted(p.name for p in (tmp_path / folder).glob("*.npz")) == names
+    for name in names:
+        a, b = (np.load(tmp_path / folder / name) for folder in ("whole", "parts"))
+        np.testing.assert_allclose(a["features"], b["features"], atol=1e-5)
+        for key in ("ids", "labels", "paths"):
+            np.testing.assert_array_equal(a[key], b[key])
+    assert a["features"].shape == (4, 32) and Path(a["paths"][-1]).is_relative_to(photos / "train")
+    assert Path(a["paths"][-1]).parent.name == CLASSES[a["labels"][-1]]
+
+
+def test_features_of_another_encoder_or_data_set_are_not_mixed(run, tmp_path, capsys):
+    arguments = [f"--encoder={run}", f"--output={tmp_path}"]
+    assert features.main(arguments) == 0
+    assert features.main([*arguments, "--split=test"]) == 2
+    assert "another split (there 'train', here 'test')" in capsys.readouterr().err
+
+
+def test_compare_prints_an_encoder_between_its_floor_and_its_ceiling(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(linear_probe, "RATES", (0.1, 1.0))
+    assert compare.main([f"--encoder={run}", f"--output={tmp_path}", "--epochs=1"]) == 0
+    table = rows(tmp_path / "metrics.csv")
+    assert [r["encoder"] for r in table] == [
+        "untrained",
+        "pre-trained",
+        "supervised",
+        "supervised, its own classifier",
+    ]
+    monitored, before = rows(run / "metrics.csv")[-1]["knn_top1"], json.loads((run / "baselines.json").read_text())
+    assert float(table[1]["knn_top1"]) == pytest.approx(float(monitored), abs=1e-3)
+    assert float(table[0]["knn_top1"]) == pytest.approx(before["untrained"], abs=1e-3)
+    assert "untrained" in capsys.readouterr().out and (tmp_path / "compare.png").exists()
+
+
+def test_a_report_holds_its_pictures_and_asks_nothing_of_a_network(run, tmp_path):
+    assert knn.main([f"--encoder={run}", f"--output={run / 'knn'}"]) == 0
+    assert look.main([f"--encoder={run}", f"--output={tmp_path}", "--queries=2", "--neighbours=3"]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<figure") == 2 * 4 and text.count("data:image/png;base64,") == 2 * 4 + 3  # map, loss, kNN
+    assert "http" not in text and 'src="data:' in text and "blue &amp; &lt;white&gt;" in text
+    assert "<td>knn</td><td>12</td>" in text
+    assert np.loadtxt(tmp_path / "features.tsv").shape == (12, 32)
+    assert len((tmp_path / "metadata.tsv").read_text().splitlines()) == 12
+    assert tf.io.decode_png((tmp_path / "sprite.png").read_bytes()).shape == (4 * 48, 4 * 48, 3)
+    from google.protobuf import text_format
+    from tensorboard.plugins.projector import ProjectorConfig
+
+    config = text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    assert (tmp_path / config.embeddings[0].tensor_path).exists()
+
+
+def test_a_class_without_images_to_learn_from_is_named_and_its_images_count_as_wrong(run, photos, tmp_path, capsys):
+    shutil.copytree(photos, tmp_path / "photos")
+    shutil.rmtree(tmp_path / "photos/train/red")
+    for main in (knn.main, linear_probe.main):
+        arguments = [f"--encoder={run}", f"--dataset={tmp_path / 'photos'}", f"--output={tmp_path / 'out'}"]
+        assert main(arguments) == 0
+        text = capsys.readouterr().out
+        assert "1 classes have no image to learn from: red. Their 4 images of the evaluation count as wrong." in text
+        assert rows(tmp_path / "out/per_class.csv")[2] == {"class": "red", "images": "4", "top1": "0.0"}
+
+
+def _spoil(run, folder):
+    """A copy of a run whose weights are no numbers."""
+    shutil.copytree(run, folder)
+    model = build.trained(folder)
+    kernel = model.backbone.get_layer("conv1").kernel
+    kernel.assign(kernel * np.nan)
+    shutil.rmtree(folder / "checkpoints")
+    Checkpoints(folder / "checkpoints", model).save()
+
+
+def test_what_cannot_be_judged_ends_in_one_line(run, photos, tmp_path, capsys):
+    shutil.copytree(photos / "train/green", tmp_path / "flat/train")
+    shutil.copytree(photos / "test/green", tmp_path / "flat/test")
+    shutil.copytree(photos / "train/green", tmp_path / "one/train/green")
+    shutil.copytree(photos / "test/green", tmp_path / "one/test/green")
+    _spoil(run, tmp_path / "spoilt")
+    capsys.readouterr()
+    for main, arguments, message in (
+        (knn.main, [f"--encoder={run}", f"--dataset={tmp_path}/flat"], "judging needs labels"),
+        (linear_probe.main, [f"--encoder={run}", f"--dataset={tmp_path}/flat"], "judging needs labels"),
+        (finetune.main, [f"--encoder={run}", f"--dataset={tmp_path}/one"], "needs two; there is 'green' only"),
+        (knn.main, [f"--encoder={tmp_path}/spoilt"], "no finite numbers for 24 of 24 images"),
+        (knn.main, [f"--encoder={run}", "--eval_split=nothing"], "'nothing'"),
+        (linear_probe.main, [f"--encoder={run}", "--lr=1e38", "--epochs=3"], "take a lower --lr, or auto"),
+    ):
+        assert main([*arguments, f"--output={tmp_path / 'out'}"]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize("command", ["knn", "linear_probe", "finetune", "features", "look", "compare"])
+def test_help_and_wrong_flags_are_answered_before_tensorflow_loads(command, tmp_path):
+    code = (
+        f"import sys; from moco_tf.evaluate import {command} as c; a = sys.argv[1:]; s = c.main(a); "
+        "assert 'tensorflow' not in sys.modules; sys.exit(s)"
+    )
+    for arguments, status, message in (
+        (["--help"], 0, "--encoder"),
+        ([], 2, "--encoder=DIR names what to judge"),
+        ([f"--encoder={tmp_path}"], 2, "run folder"),
+        (["--encoder=x", "--limit=-1"], 2, "--limit is "),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status and message in done.stdout + done.stderr
+        assert status == 0 or done.stderr.count("\n") == 1
+
+
+def test_the_recipes_of_the_papers_are_read(run):
+    flags = {name: f"--flagfile={REPOSITORY}/configs/{name}.flags" for name in ("linear_v1", "linear_v3")}
+    v1, v3 = (
+        command.parse(linear_probe.Settings, "linear_probe", [flags[name], f"--encoder={run}"]) for name in flags
+    )
+    drops = v1.factors()
+    assert (v1.lr, v1.batch_size, v1.epochs, v1.crop_min) == ("30", 256, 100, 0.08)
+    assert drops[59] == 1 and drops[60] == pytest.approx(0.1) and drops[80] == pytest.approx(0.01)
+    assert (v3.lr, v3.lr_scaling, v3.batch_size, v3.epochs) == ("3", "linear", 1024, 90)
+    assert v3.factors()[45] == pytest.approx(0.5)
+
+
+def test_a_run_judged_on_its_own_data_inherits_its_splits_and_on_others_does_not(run, photos):
+    assert run_folder.recorded(run).dataset == str(photos)
+    own = knn.Settings(encoder=str(run)).resolved()
+    assert (own.dataset, own.eval_split, own.output) == (str(photos), "test", str(run / "knn"))
+    other = knn.Settings(encoder=str(run), dataset="embedded").resolved()
+    assert (other.dataset, other.train_split, other.output) == ("embedded", "train", str(run / "knn-embedded"))
