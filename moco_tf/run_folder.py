@@ -37,6 +37,12 @@ def recorded(path):
     return config_lib.read(flags) if flags.exists() else None
 
 
+def images(path):
+    """The number of images that the run in a folder trains on, None if it has not begun."""
+    data = Path(path) / "data.json"
+    return json.loads(data.read_text())["images"] if data.exists() else None
+
+
 class RunFolder:
     """Opens (or makes) the folder of a run and holds it until the process ends.
 
@@ -64,16 +70,18 @@ class RunFolder:
         self._check(config)
         self.begun = self._recorded.exists()  # by an earlier start
 
-    def begin(self, config, images):
-        """Records the flags and the number of images; call it when nothing else is refused."""
-        data = self.path / "data.json"
-        before = json.loads(data.read_text())["images"] if data.exists() else images
-        if images != before:
+    def check_images(self, count):
+        """Refuses another number of images than the run began with."""
+        before = images(self.path)
+        if before not in (None, count):
             raise ConfigError(
-                f"a run goes on with the images that it began with; {self.path} had {before}, --dataset has {images}: "
+                f"a run goes on with the images that it began with; {self.path} had {before}, --dataset has {count}: "
                 "bring them back, or choose another --run_dir"
             )
-        write_aside(data, json.dumps({"images": images}) + "\n")
+
+    def begin(self, config, count):
+        """Records the flags and the number of images; call it when nothing is refused."""
+        write_aside(self.path / "data.json", json.dumps({"images": count}) + "\n")
         write_aside(self._recorded, config.flag_lines())
 
     def open_log(self):
