@@ -43,6 +43,12 @@ def images(path):
     return json.loads(data.read_text())["images"] if data.exists() else None
 
 
+def baselines(path):
+    """What the accuracies of the run in a folder are compared with: a dict of percents, empty if none were kept."""
+    kept = Path(path) / "baselines.json"
+    return json.loads(kept.read_text()) if kept.exists() else {}
+
+
 class RunFolder:
     """Opens (or makes) the folder of a run and holds it until the process ends.
 
@@ -139,9 +145,7 @@ class RunFolder:
         write_aside(self.path / "metrics.csv", "\n".join(lines) + "\n")
 
     def baselines(self):
-        """What the run's accuracies are compared with: a dict of percents, empty if none were kept."""
-        path = self.path / "baselines.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return baselines(self.path)
 
     def keep_baselines(self, accuracies):
         write_aside(self.path / "baselines.json", json.dumps(accuracies) + "\n")
