@@ -361,11 +361,16 @@ def plot(title, study, values, path):
             continue
         xs, seeds = zip(*drawn, strict=True)
         means = [statistics.mean(v) for v in seeds]
-        bars = [[m - min(v) for m, v in zip(means, seeds, strict=True)], [max(v) - m for m, v in zip(means, seeds, strict=True)]]
+        bars = [
+            [m - min(v) for m, v in zip(means, seeds, strict=True)],
+            [max(v) - m for m, v in zip(means, seeds, strict=True)],
+        ]
         shifted = [x + 0.06 * (number - (len(series) - 1) / 2) for x in xs]
         axes.errorbar(shifted, means, bars, marker="o", capsize=4, label=one, linestyle="-" if len(xs) > 1 else "")
     axes.set_xticks(range(len(places)), places)
-    axes.set(xlabel=study.axis, ylabel="kNN top-1, %", title=f"{title}: mean of the seeds, bars from lowest to highest")
+    axes.set(
+        xlabel=study.axis, ylabel="kNN top-1, %", title=f"{title}: mean of the seeds, bars from lowest to highest"
+    )
     axes.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
         axes.legend(frameon=False)

@@ -132,7 +132,8 @@ class EndToEnd(contrastive.ContrastiveModel):
         rows = replicas.own(tf.range(count))  # n: replica r's images are rows r * n to (r + 1) * n
         if not symmetric:
             return queries, batch_info_nce(queries, all_keys, rows, self.temperature)
-        views = tf.concat([everything[:, : self.dim], all_keys], axis=0)  # 2N x C
+        views = tf.concat([everything[:, : self.dim], all_keys], axis=0)
+        views = tf.ensure_shape(views, (None, self.dim))  # 2N x C; the gather forgets C
         partners = tf.concat([rows + count, rows], axis=0)
         rows = tf.concat([rows, rows + count], axis=0)
         queries = tf.gather(views, rows)  # 2n x C

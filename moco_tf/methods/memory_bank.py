@@ -88,7 +88,12 @@ class MemoryBank(contrastive.ContrastiveModel):
         self.bank = Bank(records, dim, seed=seed, name="bank")
         if loss == "nce":
             self.log_z = self.add_weight(
-                name="log_z", shape=(), initializer="zeros", dtype=self.bank.keys.dtype, trainable=False, autocast=False
+                name="log_z",
+                shape=(),
+                initializer="zeros",
+                dtype=self.bank.keys.dtype,
+                trainable=False,
+                autocast=False,
             )
 
     def train_step(self, data):
