@@ -75,12 +75,14 @@ MECHANISM = {  # by series: the flags at K, and the paper's figures
 STUDIES = {
     "mechanism": Study(
         axis="K (end-to-end: batch, K + 1)",
-        points=tuple(
-            Point(series, size, flags(size), paper.get(size))
-            for series, (flags, paper) in MECHANISM.items()
-            for size in SIZES
-        )
-        + (Point("memory bank, NCE", "4096", {"method": "memory_bank", "loss": "nce"}),),
+        points=(
+            *(
+                Point(series, size, flags(size), paper.get(size))
+                for series, (flags, paper) in MECHANISM.items()
+                for size in SIZES
+            ),
+            Point("memory bank, NCE", "4096", {"method": "memory_bank", "loss": "nce"}),
+        ),
         orderings=tuple((("queue (MoCo)", size), ("memory bank", size)) for size in SIZES)
         + tuple(
             ((series, large), (series, small))

@@ -65,13 +65,14 @@ def _on_the_pairs(config, size):
 
 def _on_the_bank(config, size):
     K = config.queue_size
-    formula, guess = ("ln(K + 1) + 1", math.log(K + 1) + 1) if config.loss == "nce" else ("ln(K + 1)", math.log(K + 1))
+    megabytes = config.bank_bytes(size) / 1e6
+    yield f"The memory bank: {size} keys of {config.dim} numbers, {megabytes:.1f} MB in each replica."
+    formula, guess = "ln(K + 1)", math.log(K + 1)
+    if config.loss == "nce":
+        formula, guess = f"{formula} + 1", guess + 1
     yield (
-        f"The memory bank: {size} keys of {config.dim} numbers, {config.bank_bytes(size) / 1e6:.1f} MB in each replica."
-    )
-    yield (
-        f"Is this loss normal? It stays near {formula} = {guess:.2f} for the first epoch, in which each image gets its "
-        "first key; after that it falls."
+        f"Is this loss normal? A guess costs {formula} = {guess:.2f}. It stays above that for the first epoch, in "
+        "which each image gets its first key; after that it falls."
     )
 
 
@@ -79,8 +80,8 @@ def _on_the_batch(config, size):
     N = config.batch_size
     candidates, what = (2 * N - 1, "views") if config.loss == "nt_xent" else (N, "keys")
     yield (
-        f"Is this loss normal? It starts near ln({candidates}) = {math.log(candidates):.2f}, that of guessing among the "
-        f"{what} of a batch, and falls. More negatives need a larger --batch_size."
+        f"Is this loss normal? It starts near ln({candidates}) = {math.log(candidates):.2f}, that of guessing among "
+        f"the {what} of a batch, and falls. More negatives need a larger --batch_size."
     )
 
 

@@ -192,7 +192,7 @@ def check_bank(config, size):
     if needed > there:
         raise ConfigError(
             f"the memory bank has --dim={config.dim} numbers for each of {size} images, "
-            f"{needed / 1e9:.1f} GB, and this machine has {there / 1e9:.1f} GB: choose a smaller --dim, or "
+            f"{needed / 1e9:.3g} GB, and this machine has {there / 1e9:.3g} GB: choose a smaller --dim, or "
             "--method=moco, whose queue does not grow with the data"
         )
 

@@ -36,13 +36,13 @@ def info_nce(queries, keys, dictionary, temperature):
 
 
 def nce(queries, keys, noise, temperature, log_z, records):
-    """Noise-contrastive estimation (Wu et al. 2018, arXiv:1805.01978, section 3.2): tells a query's own key from noise.
+    """Noise-contrastive estimation (Wu et al. 2018, arXiv:1805.01978, section 3.2): tells the own key from noise.
 
         h(x) = p(x) / (p(x) + K / R),  p(x) = exp(q_i . x / T) / Z
         loss_i = -log h(k_i) - sum_j log(1 - h(d_j))
 
-    A softmax over all R records costs as much as there are records. p stands for it with a constant Z, and K keys drawn
-    from all R alike, the noise, for its sum. With more noise the gradient nears that of the softmax.
+    A softmax over all R records costs as much as there are records. p stands for it with a constant Z, and K keys
+    drawn from all R alike, the noise, for its sum. With more noise the gradient nears that of the softmax.
 
     Args:
       queries, keys: (N, C), of unit length; keys[i] is the positive of queries[i].
@@ -65,7 +65,7 @@ def nce(queries, keys, noise, temperature, log_z, records):
 
 
 def log_normalizer(queries, noise, temperature, records):
-    """log Z of `nce`, as instance discrimination estimates it (section 3.2): Z ~ R / (N K) sum_ij exp(q_i . d_j / T)."""
+    """log Z of `nce`, estimated as in its source: Z ~ R / (N K) sum_ij exp(q_i . d_j / T)."""
     logits = tf.matmul(queries, noise, transpose_b=True) / temperature
     count = tf.cast(tf.size(logits), logits.dtype)
     return tf.reduce_logsumexp(logits) - tf.math.log(count) + tf.math.log(tf.cast(records, logits.dtype))

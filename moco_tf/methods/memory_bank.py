@@ -5,8 +5,8 @@ al. 2020 (arXiv:1911.05722) describe it in section 3.2 and figure 2b. A query's 
 negatives are drawn from the bank. Keys come from the query encoder as it was when it last saw their records, up to an
 epoch ago: there is no momentum encoder, but a momentum of each key.
 
-Departs from instance discrimination in one thing: the batch shares its K negatives, as MoCo has it ("the dictionary for
-each mini-batch is randomly sampled"). That costs K C numbers, and not N K C; each query still has K.
+Departs from instance discrimination in one thing: the batch shares its K negatives, as MoCo's mini-batches share a
+dictionary. That costs K C numbers, and not N K C; each query still has K.
 
 Axes: n images of this replica, N of the global batch, H W image, C length of the projection, K negatives, R records.
 """
@@ -28,17 +28,17 @@ LOSSES = ("infonce", "nce")
 class MemoryBank(contrastive.ContrastiveModel):
     """Learns an image encoder from numbered images: `fit` takes a dataset of (images, numbers) batches.
 
-    Images are views, float32 (N, H, W, 3), normalised as the backbone expects; numbers are int64 (N,), 0 to R - 1, the
-    same for a record in every epoch. `moco_tf.data.views.pairs(..., ids=True)` makes such batches. `evaluate` also takes
-    (query, key) pairs, of other images too: the key's embedding then stands for the bank's.
+    Images are views, float32 (N, H, W, 3), normalised as the backbone expects; numbers are int64 (N,), 0 to R - 1,
+    the same for a record in every epoch. `moco_tf.data.views.pairs(..., ids=True)` makes such batches. `evaluate`
+    takes (query, key) pairs as well, also of other images: the key's embedding then stands for the bank's.
 
     Args:
       backbone, dim, head, hidden_dim, preprocessing: as in `MoCo`.
       records: R, the number of images in the data.
       queue_size: K, the negatives of a step.
       bank_momentum: how much of a record's key stays when the record is seen; 0.5 in instance discrimination.
-      loss: "infonce", whose negatives are K different records outside the batch; or "nce", whose K are noise, drawn from
-        all records with replacement, and whose normaliser is estimated on the first batch (section 3.2).
+      loss: "infonce", whose negatives are K different records outside the batch; or "nce", whose K are noise, drawn
+        from all records with replacement, and whose normaliser is estimated on the first batch (section 3.2).
       temperature: T of the loss; 0.07 in both papers.
       bn_groups: equal parts of the global batch that BatchNorm normalises apart, as in `MoCo`.
       seed: of the bank's first keys and of the negatives.
