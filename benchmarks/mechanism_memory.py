@@ -2,8 +2,8 @@
 
     python -m benchmarks.mechanism_memory
 
-Trains two steps of each mechanism at each K in a process of its own (32-pixel images, ResNet-10 of width 16, C 128) and
-takes the peak of its resident memory beyond what the process had with TensorFlow loaded. The formulas, in float32:
+Trains two steps of each mechanism at each K in a process of its own (32-pixel images, ResNet-10 of width 16, C 128)
+and takes the peak of its resident memory beyond what the process had with TensorFlow loaded. The formulas, in float32:
 
     queue        K C                    its keys
     bank         R C                    a key for each of R records, whatever K is
