@@ -34,7 +34,7 @@ class Point:
     series: str
     x: str
     flags: dict
-    paper: float | None = None
+    paper: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _ladder(head, augmentation, cosine):
 
 
 MECHANISM = {  # by series: the flags at K, and the paper's figures
-    "queue (MoCo)": (_queue, {"4096": 59.0}),
+    "queue (MoCo)": (_queue, {"4096": "59.0"}),
     "memory bank": (lambda size: {"method": "memory_bank"} | _queue(size), {}),
     "end-to-end": (_end_to_end, {}),
 }
@@ -77,7 +77,7 @@ STUDIES = {
         axis="K (end-to-end: batch, K + 1)",
         points=(
             *(
-                Point(series, size, flags(size), paper.get(size))
+                Point(series, size, flags(size), paper.get(size, ""))
                 for series, (flags, paper) in MECHANISM.items()
                 for size in SIZES
             ),
@@ -94,11 +94,11 @@ STUDIES = {
     "momentum": Study(
         axis="m",
         points=(
-            Point("queue (MoCo)", "0", {"momentum": "0"}),  # fails
-            Point("queue (MoCo)", "0.9", {"momentum": "0.9"}, 55.2),
-            Point("queue (MoCo)", "0.99", {}, 57.8),
-            Point("queue (MoCo)", "0.999", {"momentum": "0.999"}, 59.0),
-            Point("queue (MoCo)", "0.9999", {"momentum": "0.9999"}, 58.9),
+            Point("queue (MoCo)", "0", {"momentum": "0"}, "fails"),
+            Point("queue (MoCo)", "0.9", {"momentum": "0.9"}, "55.2"),
+            Point("queue (MoCo)", "0.99", {}, "57.8"),
+            Point("queue (MoCo)", "0.999", {"momentum": "0.999"}, "59.0"),
+            Point("queue (MoCo)", "0.9999", {"momentum": "0.9999"}, "58.9"),
         ),
         orderings=tuple(
             (("queue (MoCo)", better), ("queue (MoCo)", worse))
@@ -109,7 +109,7 @@ STUDIES = {
     "queue_size": Study(
         axis="K",
         points=tuple(
-            Point("queue (MoCo)", size, _queue(size), 59.0 if size == "4096" else None) for size in (*SIZES, "8192")
+            Point("queue (MoCo)", size, _queue(size), "59.0" if size == "4096" else "") for size in (*SIZES, "8192")
         ),
         orderings=tuple(
             (("queue (MoCo)", large), ("queue (MoCo)", small))
@@ -120,12 +120,12 @@ STUDIES = {
     "recipe": Study(
         axis="what of v2 is added to v1",
         points=(
-            Point("v1 to v2", "nothing", _ladder(False, False, False), 60.6),
-            Point("v1 to v2", "head", _ladder(True, False, False), 66.2),
-            Point("v1 to v2", "aug", _ladder(False, True, False), 63.4),
+            Point("v1 to v2", "nothing", _ladder(False, False, False), "60.6"),
+            Point("v1 to v2", "head", _ladder(True, False, False), "66.2"),
+            Point("v1 to v2", "aug", _ladder(False, True, False), "63.4"),
             Point("v1 to v2", "cosine", _ladder(False, False, True)),
-            Point("v1 to v2", "head, aug", _ladder(True, True, False), 67.3),
-            Point("v1 to v2", "all", _ladder(True, True, True), 67.5),
+            Point("v1 to v2", "head, aug", _ladder(True, True, False), "67.3"),
+            Point("v1 to v2", "all", _ladder(True, True, True), "67.5"),
         ),
         orderings=tuple(
             (("v1 to v2", better), ("v1 to v2", worse))
@@ -143,7 +143,7 @@ STUDIES = {
         axis="T",
         points=tuple(
             Point("queue (MoCo)", value, {} if value == "0.1" else {"temperature": value}, paper)
-            for value, paper in (("0.05", None), ("0.07", 62.9), ("0.1", None), ("0.2", 66.2), ("0.5", None))
+            for value, paper in (("0.05", ""), ("0.07", "62.9"), ("0.1", ""), ("0.2", "66.2"), ("0.5", ""))
         ),
         orderings=((("queue (MoCo)", "0.2"), ("queue (MoCo)", "0.07")),),
         source="MoCo v2, section 3: linear probe on ImageNet with the MLP head, T 0.2 the best",
@@ -225,7 +225,7 @@ def ablate(settings):
         means = summary(study, known, settings.epochs)
         plot(settings.study, study, means, file.with_suffix(".png"))
         print(f"{file}\n{file.with_suffix('.png')}")
-        print(verdict(study, means))
+        print(f"{table(study, means)}\nThe paper's figures: {study.source}.\n{verdict(study, means)}")
     return 1 if failures else 0
 
 
@@ -315,6 +315,16 @@ def summary(study, known, epochs):
         for point in study.points
     }
     return {place: values for place, values in found.items() if values}
+
+
+def table(study, values):
+    """Lines of Markdown: each point's kNN top-1, mean and seeds, beside the paper's figure."""
+    lines = [f"| | {study.axis} | kNN top-1, % | seeds | paper |", "|---|---|---|---|---|"]
+    for point in study.points:
+        if seeds := values.get((point.series, point.x)):
+            each = ", ".join(f"{value:.1f}" for value in seeds)
+            lines.append(f"| {point.series} | {point.x} | {statistics.mean(seeds):.1f} | {each} | {point.paper} |")
+    return "\n".join(lines)
 
 
 def verdict(study, values):
