@@ -188,7 +188,8 @@ def check_bank(config, size):
             f"--queue_size counts negatives from other images than the batch's, at most {size - config.batch_size} of "
             f"{size} with --batch_size={config.batch_size}; got {config.queue_size}"
         )
-    needed, there = config.bank_bytes(size), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = config.bank_bytes(size) * max(1, config.virtual_replicas)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
         raise ConfigError(
             f"the memory bank has --dim={config.dim} numbers for each of {size} images, "

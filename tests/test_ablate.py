@@ -66,7 +66,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path, monkeypatch
     )
     assert ablate.main([f"--output={tmp_path}", "--study=momentum", "--seeds=3"]) == 1
     assert "--momentum=0.9, seed 3: failed: x" in capsys.readouterr().out
-    assert len((tmp_path / "momentum.csv").read_text().splitlines()) == 1 + 3
+    assert len((tmp_path / "momentum.csv").read_text().splitlines()) == 1 + 4
 
 
 def test_the_sentence_counts_what_is_beyond_twice_the_standard_error():

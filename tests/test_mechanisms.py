@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 import moco_tf
+from moco_tf.checkpoint import Checkpoints
 from moco_tf.data import augment, sources
 from moco_tf.data.views import pairs
 from moco_tf.encoders import BatchNorm
@@ -92,6 +93,19 @@ def test_a_keras_file_goes_on_as_if_nothing_had_happened(tmp_path, kind):
         m.fit(data(4, seed=1), verbose=0)
     assert_same(values(model), values(loaded))
     assert int(loaded.step) == 8
+
+
+@each_model
+def test_a_checkpoint_goes_on_as_if_nothing_had_happened(tmp_path, kind):
+    make, data = MODELS[kind]
+    whole, first, second = make(), make(), make()
+    whole.fit(data(4), verbose=0)
+    first.fit(data(4).take(2), verbose=0)
+    Checkpoints(tmp_path, first).save()
+    assert Checkpoints(tmp_path, second).restore_last() == 2
+    second.fit(data(4).skip(2), verbose=0)
+    whole.totals.assign(second.totals)  # `fit` begins them anew
+    assert_same(values(whole), values(second))
 
 
 @each_model

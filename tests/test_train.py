@@ -229,24 +229,21 @@ def test_a_row_whose_checkpoint_was_not_written_is_written_once(tmp_path):
     "flags",
     [
         ["--method=memory_bank", "--loss=nce"],
-        ["--method=end_to_end", "--shared=none"],
-        ["--method=end_to_end", "--loss=nt_xent", "--virtual_replicas=2"],
-        ["--method=memory_bank", "--virtual_replicas=2"],
+        ["--method=end_to_end", "--shared=none", "--virtual_replicas=2"],
     ],
     ids=lambda flags: " ".join(flags),
 )
 def test_other_methods_go_on_bit_for_bit_too(tmp_path, flags):
     arguments = [*TINY, *flags, "--epochs=1"]
-    assert main([*arguments, f"--run_dir={tmp_path / 'whole'}", "--max_steps=6"]) == 0
-    for steps in (2, 6):
+    assert main([*arguments, f"--run_dir={tmp_path / 'whole'}", "--max_steps=4"]) == 0
+    for steps in (2, 4):
         assert main([*arguments, f"--run_dir={tmp_path / 'halves'}", f"--max_steps={steps}"]) == 0
     x, y = tensors(tmp_path / "whole"), tensors(tmp_path / "halves")
     assert x.keys() == y.keys() and len(x) > 40
     assert not [name for name in x if not np.array_equal(x[name], y[name])]
     assert rows(tmp_path / "whole")[0]["loss"] == rows(tmp_path / "halves")[0]["loss"]
     assert not rows(tmp_path / "whole")[0]["momentum"]
-    trained = build.trained(tmp_path / "halves")  # with a bank of as many records as the run had
-    assert trained.steps_done == 6
+    assert build.trained(tmp_path / "halves").steps_done == 4  # a bank of as many records as the run had
 
 
 def test_a_bank_is_refused_where_it_does_not_fit(tmp_path, capsys, monkeypatch):
