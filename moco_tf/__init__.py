@@ -9,7 +9,9 @@ from importlib import import_module
 _MODULES = {"encoders": "moco_tf.encoders", "augment": "moco_tf.data.augment"}
 _OBJECTS = {
     "AdamW": "moco_tf.optimizers",
+    "EndToEnd": "moco_tf.methods.end_to_end",
     "LARS": "moco_tf.optimizers",
+    "MemoryBank": "moco_tf.methods.memory_bank",
     "MoCo": "moco_tf.methods.moco",
     "MoCoV3": "moco_tf.methods.moco_v3",
     "Preprocessing": "moco_tf.data.preprocessing",

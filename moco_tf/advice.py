@@ -12,13 +12,19 @@ SPIKE = 10
 
 def before_training(config, size):
     """Sentences on a run that is about to start with `size` images."""
-    if config.method == "moco":
-        yield from _on_the_queue(config, size)
-    else:
+    of_loss = {
+        "moco": _on_the_queue,
+        "moco_v3": _on_the_pairs,
+        "memory_bank": _on_the_bank,
+        "end_to_end": _on_the_batch,
+    }
+    yield from of_loss[config.method](config, size)
+    if config.method != "moco_v3" and config.optimizer == "sgd":
+        yield from _on_the_rate(config)
+    if config.uses("shuffle_bn") and config.shuffle_bn and config.bn_groups <= 1:
         yield (
-            "Is this loss normal? It starts near 4T ln(N) = "
-            f"{4 * config.temperature * math.log(config.batch_size):.2f}, that of guessing among the "
-            f"{config.batch_size} images of a batch, and falls."
+            "Shuffling BN has no effect with one BN group: BatchNorm sees the whole batch. --bn_groups=8 stands "
+            "for the papers' 8 GPUs."
         )
     if config.lr_scaling == "linear":
         yield f"The rate is {config.lr:g} x {config.batch_size} / 256 = {config.base_rate:g} (--lr_scaling=linear)."
@@ -47,16 +53,45 @@ def _on_the_queue(config, size):
             f"The queue (K = {K}) reaches back further than one epoch of {size} images less a batch: an image "
             f"then meets its own earlier key as a negative. Consider --queue_size={_power_of_two_below(size - N)}."
         )
+
+
+def _on_the_pairs(config, size):
+    guess = 4 * config.temperature * math.log(config.batch_size)
+    yield (
+        f"Is this loss normal? It starts near 4T ln(N) = {guess:.2f}, that of guessing among the {config.batch_size} "
+        "images of a batch, and falls."
+    )
+
+
+def _on_the_bank(config, size):
+    K = config.queue_size
+    megabytes = config.bank_bytes(size) / 1e6
+    yield f"The memory bank: {size} keys of {config.dim} numbers, {megabytes:.1f} MB in each replica."
+    formula, guess = "ln(K + 1)", math.log(K + 1)
+    if config.loss == "nce":
+        formula, guess = f"{formula} + 1", guess + 1
+    yield (
+        f"Is this loss normal? A guess costs {formula} = {guess:.2f}. It stays above that for the first epoch, in "
+        "which each image gets its first key; after that it falls."
+    )
+
+
+def _on_the_batch(config, size):
+    N = config.batch_size
+    candidates, what = (2 * N - 1, "views") if config.loss == "nt_xent" else (N, "keys")
+    yield (
+        f"Is this loss normal? It starts near ln({candidates}) = {math.log(candidates):.2f}, that of guessing among "
+        f"the {what} of a batch, and falls. More negatives need a larger --batch_size."
+    )
+
+
+def _on_the_rate(config):
+    N = config.batch_size
     linear = 0.03 * N / 256
     if config.lr_scaling == "none" and not linear / 4 <= config.lr <= linear * 4:
         yield (
             f"The papers' rate is 0.03 for a batch of 256; by the linear rule a batch of {N} has {linear:.3g}, "
             f"and this run has {config.lr:g}. --lr_scaling=linear scales it."
-        )
-    if config.shuffle_bn and config.bn_groups <= 1:
-        yield (
-            "Shuffling BN has no effect with one BN group: BatchNorm sees the whole batch. --bn_groups=8 stands "
-            "for the papers' 8 GPUs."
         )
 
 

@@ -13,6 +13,8 @@ from moco_tf.command import ConfigError
 from moco_tf.data import augment, folder, sources, tfds
 from moco_tf.data.views import pairs
 from moco_tf.encoders import resnet, vit
+from moco_tf.methods.end_to_end import EndToEnd
+from moco_tf.methods.memory_bank import MemoryBank
 from moco_tf.methods.moco import MoCo
 from moco_tf.methods.moco_v3 import MoCoV3
 from moco_tf.optimizers import LARS, SGD, AdamW
@@ -59,10 +61,11 @@ def is_chief(strategy):
 
 
 def batches(config, strategy, source, task, step):
-    """Endless batches of view pairs from training step `step` on, each replica's own share of the global batch."""
+    """Endless batches of what the method trains on, from training step `step` on: each replica's own share."""
     replicas = strategy.num_replicas_in_sync
+    ids = config.method == "memory_bank"
     if replicas == 1:
-        return pairs(source, task, config.batch_size, config.seed, step)
+        return pairs(source, task, config.batch_size, config.seed, step, ids=ids)
     return strategy.distribute_datasets_from_function(
         lambda worker: pairs(
             source,
@@ -72,6 +75,7 @@ def batches(config, strategy, source, task, step):
             step,
             replicas=replicas,
             worker=(worker.input_pipeline_id, worker.num_input_pipelines),
+            ids=ids,
         )
     )
 
@@ -138,35 +142,60 @@ def task(config):
     return augment.RECIPES[config.augment](config.image_size, crop_min=config.crop_min or None)
 
 
-def model(config, steps_per_epoch):
-    """The compiled model, its weights a function of `config.seed`."""
+def model(config, steps_per_epoch, size=None):
+    """The compiled model, its weights a function of `config.seed`; a memory bank holds a key of `size` images."""
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(POLICIES[config.precision])
     settings = {
         "dim": config.dim,
-        "momentum": config.momentum,
-        "momentum_decay_steps": config.epochs * steps_per_epoch if config.momentum_schedule == "cosine" else None,
         "temperature": config.temperature,
         "preprocessing": task(config).preprocessing,
     }
+    follows = {  # the momentum encoder's
+        "momentum": config.momentum,
+        "momentum_decay_steps": config.epochs * steps_per_epoch if config.momentum_schedule == "cosine" else None,
+    }
     if config.method == "moco_v3":
         head = "vit" if config.is_vit else "resnet"
-        moco = MoCoV3(backbone(config), head=head, hidden_dim=config.hidden_dim or 4096, **settings)
+        moco = MoCoV3(backbone(config), head=head, hidden_dim=config.hidden_dim or 4096, **settings, **follows)
     else:
-        moco = MoCo(
-            backbone(config),
-            head=config.head,
-            hidden_dim=config.hidden_dim or None,
-            queue_size=config.queue_size,
-            shuffle_bn=config.shuffle_bn,
-            bn_groups=config.bn_groups,
-            seed=config.seed,
-            **settings,
-        )
+        settings |= {
+            "head": config.head,
+            "hidden_dim": config.hidden_dim or None,
+            "bn_groups": config.bn_groups,
+            "seed": config.seed,
+        }
+        if config.method == "moco":
+            settings |= follows | {"queue_size": config.queue_size, "shuffle_bn": config.shuffle_bn}
+            moco = MoCo(backbone(config), **settings)
+        elif config.method == "end_to_end":
+            settings |= {"shared": config.shared, "loss": config.loss, "shuffle_bn": config.shuffle_bn}
+            moco = EndToEnd(backbone(config), **settings)
+        else:
+            check_bank(config, size)
+            settings |= {"queue_size": config.queue_size, "bank_momentum": config.bank_momentum, "loss": config.loss}
+            moco = MemoryBank(backbone(config), size, **settings)
     # The model's own counter: an optimizer under loss scaling does not count the steps that it skips.
     rate = lambda: learning_rate(config, moco.step.value, steps_per_epoch)  # noqa: E731
     moco.compile(OPTIMIZERS[config.optimizer](rate, weight_decay=config.weight_decay))
     return moco
+
+
+def check_bank(config, size):
+    """Refuses a memory bank of `size` images that has too few others for a batch, or is larger than the machine."""
+    if config.loss == "infonce" and config.queue_size > size - config.batch_size:
+        raise ConfigError(
+            f"--queue_size counts negatives from other images than the batch's, at most {size - config.batch_size} of "
+            f"{size} with --batch_size={config.batch_size}; got {config.queue_size}"
+        )
+    needed = config.bank_bytes(size) * max(1, config.virtual_replicas)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise ConfigError(
+            f"the memory bank has --dim={config.dim} numbers for each of {size} images, "
+            f"{needed / 1e9:.3g} GB, and this machine has {there / 1e9:.3g} GB: choose a smaller --dim, or "
+            "--method=moco, whose queue does not grow with the data"
+        )
 
 
 def trained(run_dir):
@@ -174,7 +203,8 @@ def trained(run_dir):
     config = run_folder.recorded(run_dir)
     if config is None:
         raise ConfigError(f"{run_dir} is no run folder: it has no config.flags")
-    moco = model(config, steps_per_epoch=1)  # shapes the schedules only, which are no part of a checkpoint
+    # The steps shape schedules only, which are no part of a checkpoint.
+    moco = model(config, steps_per_epoch=1, size=run_folder.images(run_dir))
     if Checkpoints(Path(run_dir) / "checkpoints", moco).restore_last() is None:
         raise ConfigError(f"{run_dir} is a run folder without a checkpoint: moco_tf.train writes one an epoch")
     return moco

@@ -27,8 +27,21 @@ ARCHITECTURES = (
     "vit_base",
 )
 
+# The losses of each method.
+LOSSES = {
+    "moco": ("infonce",),
+    "moco_v3": ("infonce",),
+    "memory_bank": ("infonce", "nce"),
+    "end_to_end": ("infonce", "nt_xent"),
+}
+
 # Flags that mean nothing with a method or an encoder; given there, they are named in one notice.
-NOT_IN_V3 = ("queue_size", "head", "shuffle_bn", "bn_groups")
+NOT_IN = {
+    "moco": ("bank_momentum", "shared"),
+    "moco_v3": ("queue_size", "head", "shuffle_bn", "bn_groups", "bank_momentum", "shared"),
+    "memory_bank": ("momentum", "momentum_schedule", "shuffle_bn", "shared"),
+    "end_to_end": ("queue_size", "momentum", "momentum_schedule", "bank_momentum"),
+}
 OF_VITS = ("patch_size", "freeze_patch")
 OF_RESNETS = ("width", "stem")
 
@@ -64,7 +77,12 @@ class Config:
     max_bad_fraction: float = _flag(
         0.05, "Share of undecodable images, 0 to 1, that a run accepts; good ones stand in for them.", about=FREE
     )
-    method: str = _flag("moco", "Algorithm: moco is MoCo v1 and v2, moco_v3 MoCo v3.", choices=("moco", "moco_v3"))
+    method: str = _flag(
+        "moco",
+        "Algorithm: moco is MoCo v1 and v2, moco_v3 MoCo v3; memory_bank and end_to_end are what v1's paper compares "
+        "them with.",
+        choices=("moco", "moco_v3", "memory_bank", "end_to_end"),
+    )
     arch: str = _flag(
         "resnet50",
         "Encoder. 10, 18 and 34 are basic blocks, 14 and 26 shallow bottlenecks. v1, v2: resnet50; v3: also "
@@ -115,14 +133,29 @@ class Config:
         0.0, "Epochs of linear warm-up from 0, changed at each step. v1, v2: 0, v3: R50 10, ViT 40."
     )
     weight_decay: float = _flag(1e-4, "L2 coefficient, on what --optimizer says. v1, v2: 1e-4, v3: R50 1e-6, ViT 0.1.")
-    queue_size: int = _flag(65536, "K: keys kept as negatives. v1, v2: 65536.")
+    queue_size: int = _flag(65536, "K: keys in the queue, or drawn from the memory bank, as negatives. v1, v2: 65536.")
     momentum: float = _flag(0.999, "m of the key encoder. v1, v2: 0.999, v3: 0.99.")
     momentum_schedule: str = _flag(
         "constant",
         "cosine: --momentum rises to 1 over the run. v1, v2: constant, v3: cosine.",
         choices=("constant", "cosine"),
     )
-    temperature: float = _flag(0.2, "T of the loss. v1: 0.07, v2: 0.2, v3: R50 1.0, ViT 0.2.")
+    bank_momentum: float = _flag(
+        0.5, "With memory_bank: share of a record's key that stays when the record is seen. Its paper: 0.5."
+    )
+    shared: str = _flag(
+        "encoder",
+        "With end_to_end, what queries and keys share: encoder, they have one; trunk, each has a head of its own; "
+        "none, two encoders. v1's paper allows all; SimCLR: encoder.",
+        choices=("encoder", "trunk", "none"),
+    )
+    loss: str = _flag(
+        "infonce",
+        "infonce: a softmax over key and negatives. nce, with memory_bank: noise-contrastive estimation, as its paper "
+        "has it. nt_xent, with end_to_end: each view among all others, SimCLR's.",
+        choices=("infonce", "nce", "nt_xent"),
+    )
+    temperature: float = _flag(0.2, "T of the loss. v1: 0.07, v2: 0.2, v3: R50 1.0, ViT 0.2, SimCLR 0.1.")
     dim: int = _flag(128, "Length of the embedding. v1, v2: 128, v3: 256.")
     head: str = _flag("mlp", "Projection head: linear (v1) or mlp (v2).", choices=("linear", "mlp"))
     hidden_dim: int = _flag(
@@ -184,6 +217,11 @@ class Config:
         command.require(self, self.seed < 2**31, "seed", "is less than 2^31")
         command.require(self, self.checkpoint_every > 0, "checkpoint_every", "is at least 1 step")
         command.require(self, 0 <= self.momentum <= 1, "momentum", "lies between 0 and 1")
+        command.require(self, 0 <= self.bank_momentum <= 1, "bank_momentum", "lies between 0 and 1")
+        if self.loss not in LOSSES[self.method]:
+            raise ConfigError(
+                f"--loss is one of {', '.join(LOSSES[self.method])} with --method={self.method}; got {self.loss}"
+            )
         command.require(self, 0 <= self.max_bad_fraction <= 1, "max_bad_fraction", "lies between 0 and 1")
         command.require(self, 0 <= self.crop_min <= 1, "crop_min", "lies between 0 and 1")
         command.require(self, self.batch_size >= 2, "batch_size", "is at least 2")
@@ -219,14 +257,16 @@ class Config:
 
     def uses(self, name):
         """Whether a flag has a meaning with this run's method and encoder."""
-        if name in NOT_IN_V3 and self.method == "moco_v3":
-            return False
-        return name not in (OF_RESNETS if self.is_vit else OF_VITS)
+        return name not in (*NOT_IN[self.method], *(OF_RESNETS if self.is_vit else OF_VITS))
 
     @property
     def base_rate(self):
         """The learning rate that the schedule shapes."""
         return self.lr * self.batch_size / 256 if self.lr_scaling == "linear" else self.lr
+
+    def bank_bytes(self, size):
+        """What the memory bank of `size` images takes, in each replica."""
+        return size * self.dim * 4
 
     def on_replicas(self, replicas, recorded=None):
         """This config with `bn_groups` resolved for a number of replicas, going on from the `recorded` config if any.

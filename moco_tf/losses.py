@@ -35,6 +35,42 @@ def info_nce(queries, keys, dictionary, temperature):
     return InfoNCE(loss, positives, negatives)
 
 
+def nce(queries, keys, noise, temperature, log_z, records):
+    """Noise-contrastive estimation (Wu et al. 2018, arXiv:1805.01978, section 3.2): tells the own key from noise.
+
+        h(x) = p(x) / (p(x) + K / R),  p(x) = exp(q_i . x / T) / Z
+        loss_i = -log h(k_i) - sum_j log(1 - h(d_j))
+
+    A softmax over all R records costs as much as there are records. p stands for it with a constant Z, and K keys
+    drawn from all R alike, the noise, for its sum. With more noise the gradient nears that of the softmax.
+
+    Args:
+      queries, keys: (N, C), of unit length; keys[i] is the positive of queries[i].
+      noise: (K, C), of unit length: keys drawn uniformly, with replacement, from all records.
+      temperature: T; 0.07 in the source.
+      log_z: log Z, see `log_normalizer`.
+      records: R.
+
+    Returns:
+      An `InfoNCE`; its negatives are the noise.
+    """
+    positives = tf.einsum("nc,nc->n", queries, keys)
+    negatives = tf.matmul(queries, noise, transpose_b=True)
+    count = tf.cast(tf.shape(noise)[0], positives.dtype)
+    shift = log_z + tf.math.log(count / records)
+    # With x = log(p R / K), h is the logistic function of x, and -log h = softplus(-x), -log(1 - h) = softplus(x).
+    loss = tf.nn.softplus(shift - positives / temperature)
+    loss += tf.reduce_sum(tf.nn.softplus(negatives / temperature - shift), axis=1)
+    return InfoNCE(loss, positives, negatives)
+
+
+def log_normalizer(queries, noise, temperature, records):
+    """log Z of `nce`, estimated as in its source: Z ~ R / (N K) sum_ij exp(q_i . d_j / T)."""
+    logits = tf.matmul(queries, noise, transpose_b=True) / temperature
+    count = tf.cast(tf.size(logits), logits.dtype)
+    return tf.reduce_logsumexp(logits) - tf.math.log(count) + tf.math.log(tf.cast(records, logits.dtype))
+
+
 class InBatch(NamedTuple):
     loss: tf.Tensor  # n
     positives: tf.Tensor  # n, cosine of each query with its key
@@ -53,15 +89,36 @@ def in_batch(queries, keys, labels, temperature):
       labels: (n,) integers: the row of `keys` that belongs to each query.
       temperature: T; 1 for ResNet-50, 0.2 for ViTs. The factor 2T keeps gradients of one size for any T.
     """
+    contrast = batch_info_nce(queries, keys, labels, temperature)
+    return contrast._replace(loss=2 * temperature * contrast.loss)
+
+
+def batch_info_nce(queries, keys, labels, temperature, itself=None):
+    """InfoNCE with the negatives of the batch (MoCo, section 3.2, "end-to-end"); NT-Xent (SimCLR) with `itself`.
+
+        loss_i = -log( exp(q_i . k_label(i) / T) / sum_j exp(q_i . k_j / T) ),  j != itself(i)
+
+    Args:
+      queries, keys, labels, temperature: as for `in_batch`.
+      itself: (n,) integers: the row of `keys` that is the query, and so no candidate. SimCLR (arXiv:2002.05709,
+        equation 1) has the 2N views of N images look for their partners among one another.
+    """
+
+    def rows(places):
+        return tf.one_hot(places, tf.shape(keys)[0], on_value=True, off_value=False, dtype=tf.bool)  # n x N
+
     similarities = tf.matmul(queries, keys, transpose_b=True)  # n x N
-    loss = 2 * temperature * tf.nn.sparse_softmax_cross_entropy_with_logits(labels, similarities / temperature)
+    excluded = rows(labels)
+    logits = similarities / temperature
+    if itself is not None:
+        logits = tf.where(rows(itself), logits.dtype.min, logits)
+        excluded |= rows(itself)
+    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     positives = tf.gather(similarities, labels, batch_dims=1)
-    own = tf.one_hot(labels, tf.shape(keys)[0], on_value=True, off_value=False, dtype=tf.bool)
-    hardest = tf.reduce_max(
-        tf.where(own, -tf.ones_like(similarities), similarities), axis=1
-    )  # no cosine is less than -1
-    others = tf.cast(tf.shape(keys)[0] - 1, similarities.dtype)
-    return InBatch(loss, positives, hardest, (tf.reduce_sum(similarities, axis=1) - positives) / others)
+    hardest = tf.reduce_max(tf.where(excluded, -tf.ones_like(similarities), similarities), axis=1)  # cosines are >= -1
+    others = tf.where(excluded, tf.zeros_like(similarities), similarities)
+    count = tf.reduce_sum(tf.cast(~excluded, similarities.dtype), axis=1)
+    return InBatch(loss, positives, hardest, tf.reduce_sum(others, axis=1) / count)
 
 
 def unit_length(vectors):

@@ -7,6 +7,7 @@ checkpoints/  tensorboard/
 import csv
 import fcntl
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -28,6 +29,8 @@ METRICS = (
     "knn_top1",
 )
 
+log = logging.getLogger("moco_tf")
+
 
 def recorded(path):
     """The config of the run in a folder, None if there is none yet."""
@@ -42,6 +45,18 @@ def rows(path):
             return list(csv.DictReader(file))
     except FileNotFoundError:
         return []
+
+
+def images(path):
+    """The number of images that the run in a folder trains on, None if it has not begun."""
+    data = Path(path) / "data.json"
+    return json.loads(data.read_text())["images"] if data.exists() else None
+
+
+def baselines(path):
+    """What the accuracies of the run in a folder are compared with: a dict of percents, empty if none were kept."""
+    kept = Path(path) / "baselines.json"
+    return json.loads(kept.read_text()) if kept.exists() else {}
 
 
 class RunFolder:
@@ -73,16 +88,18 @@ class RunFolder:
         self._check(config)
         self.begun = self._recorded.exists()  # by an earlier start
 
-    def begin(self, config, images):
-        """Records the flags and the number of images; call it when nothing else is refused."""
-        data = self.path / "data.json"
-        before = json.loads(data.read_text())["images"] if data.exists() else images
-        if images != before:
+    def check_images(self, count):
+        """Refuses another number of images than the run began with."""
+        before = images(self.path)
+        if before not in (None, count):
             raise ConfigError(
-                f"a run goes on with the images that it began with; {self.path} had {before}, --dataset has {images}: "
+                f"a run goes on with the images that it began with; {self.path} had {before}, --dataset has {count}: "
                 "bring them back, or choose another --run_dir"
             )
-        write_aside(data, json.dumps({"images": images}) + "\n")
+
+    def begin(self, config, count):
+        """Records the flags and the number of images; call it when nothing is refused."""
+        write_aside(self.path / "data.json", json.dumps({"images": count}) + "\n")
         write_aside(self._recorded, config.flag_lines())
 
     def open_log(self):
@@ -133,9 +150,7 @@ class RunFolder:
         write_aside(self.path / "metrics.csv", "\n".join(lines) + "\n")
 
     def baselines(self):
-        """What the run's accuracies are compared with: a dict of percents, empty if none were kept."""
-        path = self.path / "baselines.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return baselines(self.path)
 
     def keep_baselines(self, accuracies):
         write_aside(self.path / "baselines.json", json.dumps(accuracies) + "\n")

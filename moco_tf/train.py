@@ -46,12 +46,14 @@ def train(config):
         run.open_log()
     manifest = Path(config.run_dir) / "train_images.csv"
     source = build.check(config, found, manifest, begun=recorded is not None, writes=chief)
+    if chief:
+        run.check_images(source.size)
     steps_per_epoch = build.steps_per_epoch(config, source.size)
     total = config.epochs * steps_per_epoch
     last = min(total, config.max_steps or total)
     task = build.task(config)
     with strategy.scope():
-        model = build.model(config, steps_per_epoch)
+        model = build.model(config, steps_per_epoch, source.size)
         checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints", model, writes=chief)
         restored = checkpoints.restore_last()
         step = restored or 0  # a converted checkpoint stands at step 0

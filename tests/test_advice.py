@@ -19,6 +19,26 @@ def test_sound_settings_get_the_words_on_the_loss_alone():
 
 
 @pytest.mark.parametrize(
+    "method, words",
+    [
+        ({"method": "memory_bank"}, ["10000 keys of 128 numbers, 5.1 MB", "ln(K + 1) = 8.32"]),
+        ({"method": "memory_bank", "loss": "nce"}, ["5.1 MB", "ln(K + 1) + 1 = 9.32"]),
+        ({"method": "end_to_end", "queue_size": 65536}, ["ln(128) = 4.85"]),
+        ({"method": "end_to_end", "queue_size": 65536, "loss": "nt_xent"}, ["ln(255) = 5.54"]),
+    ],
+)
+def test_each_method_has_its_words_on_the_loss(method, words):
+    sentences = before(replace(REFERENCE, **method))
+    assert len(sentences) == len(words)
+    assert all(word in sentence for word, sentence in zip(words, sentences, strict=True))
+
+
+def test_what_a_method_does_not_use_is_named():
+    sentences = before(replace(REFERENCE, method="end_to_end", shared="trunk", momentum=0.9))
+    assert sentences[-1] == "Not used by end_to_end with resnet50: --queue_size=4096, --momentum=0.9."
+
+
+@pytest.mark.parametrize(
     "changed, size, words",
     [
         ({}, 4000, "Consider --queue_size=2048"),

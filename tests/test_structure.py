@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"command"},
     {"config", "losses", "momentum", "schedules", "replicas", "optimizers", "startup", "torch_files"},
-    {"encoders", "data", "queue", "run_folder", "advice", "checkpoint"},
+    {"encoders", "data", "queue", "bank", "run_folder", "advice", "checkpoint"},
     {"methods", "torch_names"},
     {"build", "torch_models", "model_card", "warm_up"},
     {"saved_model"},

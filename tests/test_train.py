@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_tf import callbacks
+from moco_tf import build, callbacks
 from moco_tf.data import sources
 from moco_tf.run_folder import METRICS
 from moco_tf.train import main
@@ -223,6 +223,49 @@ def test_a_row_whose_checkpoint_was_not_written_is_written_once(tmp_path):
     shutil.rmtree(tmp_path / "checkpoints")  # killed between the epoch's row and its checkpoint
     assert main([*TINY, f"--run_dir={tmp_path}", f"--max_steps={STEPS}"]) == 0
     assert [(r["epoch"], r["step"]) for r in rows(tmp_path)] == [("1", str(STEPS))]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--method=memory_bank", "--loss=nce"],
+        ["--method=end_to_end", "--shared=none", "--virtual_replicas=2"],
+    ],
+    ids=lambda flags: " ".join(flags),
+)
+def test_other_methods_go_on_bit_for_bit_too(tmp_path, flags):
+    arguments = [*TINY, *flags, "--epochs=1"]
+    assert main([*arguments, f"--run_dir={tmp_path / 'whole'}", "--max_steps=4"]) == 0
+    for steps in (2, 4):
+        assert main([*arguments, f"--run_dir={tmp_path / 'halves'}", f"--max_steps={steps}"]) == 0
+    x, y = tensors(tmp_path / "whole"), tensors(tmp_path / "halves")
+    assert x.keys() == y.keys() and len(x) > 40
+    assert not [name for name in x if not np.array_equal(x[name], y[name])]
+    assert rows(tmp_path / "whole")[0]["loss"] == rows(tmp_path / "halves")[0]["loss"]
+    assert not rows(tmp_path / "whole")[0]["momentum"]
+    assert build.trained(tmp_path / "halves").steps_done == 4  # a bank of as many records as the run had
+
+
+def test_a_bank_is_refused_where_it_does_not_fit(tmp_path, capsys, monkeypatch):
+    arguments = [*TINY, "--method=memory_bank", f"--run_dir={tmp_path}"]
+    assert main([*arguments, "--queue_size=9501"]) == 2
+    assert "at most 9500 of 10000 with --batch_size=500; got 9501" in capsys.readouterr().err
+    monkeypatch.setattr(os, "sysconf", lambda name: 1000 if name == "SC_PHYS_PAGES" else 4096)
+    assert main([*arguments, "--dim=128"]) == 2
+    error = capsys.readouterr().err
+    assert "128 numbers for each of 10000 images, 0.00512 GB, and this machine has 0.0041 GB" in error
+    assert error.count("\n") == 1 and not (tmp_path / "config.flags").exists()
+
+
+def test_a_bank_goes_on_with_the_images_that_it_began_with(tmp_path, capsys):
+    shades(tmp_path / "data", 12)
+    arguments = folder_run(tmp_path, "--method=memory_bank", "--queue_size=4", "--epochs=9")
+    assert main([*arguments, "--max_steps=1"]) == 0
+    shades(tmp_path / "data", 16)  # left out
+    assert main([*arguments, "--max_steps=2"]) == 0
+    (tmp_path / "run/data.json").write_text('{"images": 13}')
+    assert main([*arguments, "--max_steps=3"]) == 2
+    assert "had 13, --dataset has 12" in capsys.readouterr().err
 
 
 def test_a_folder_of_images_trains_with_knn_where_it_has_labels(tmp_path, capsys):

@@ -6,8 +6,10 @@
 import tensorflow as tf
 
 
-def pairs(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1)):
+def pairs(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), ids=False):
     """Endless batches of (query, key), float32 (N, S, S, 3) each, from batch number `step` on.
+
+    With `ids` they are (query, id): int64 (N,), the records' ids in place of the second view.
 
     With several `replicas`, the batches are N / replicas long: the shares, in turn, of the replicas of this `worker`
     (its number, the number of workers). Together they are the batches that one replica would see.
@@ -26,7 +28,8 @@ def pairs(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1)):
     records = source.shuffled(seed, step * batch_size, per_epoch, share=(number * here, here, batch_size))
 
     def view(epoch, record):
-        return task(record, tf.stack([seed * 2**32 + epoch, record["id"]]))
+        query, key = task(record, tf.stack([seed * 2**32 + epoch, record["id"]]))
+        return query, record["id"] if ids else key  # TensorFlow leaves out the work on a key that nobody takes
 
     return _batches(records.map(view, num_parallel_calls=tf.data.AUTOTUNE), batch_size // replicas)
 

@@ -181,6 +181,16 @@ def running_statistics(encoder):
     return [v for layer in norm_layers(encoder) for v in (layer.moving_mean, layer.moving_variance)]
 
 
+def groups_here(bn_groups):
+    """How many of the global batch's BN groups this replica has; None: one each."""
+    if bn_groups and bn_groups % replicas.count():
+        raise ValueError(
+            f"bn_groups counts groups of the global batch, a multiple of the {replicas.count()} replicas; "
+            f"got {bn_groups}"
+        )
+    return (bn_groups or replicas.count()) // replicas.count()
+
+
 def set_bn_groups(encoder, groups):
     """Lets each BatchNorm of this replica normalise `groups` equal parts of its batch apart."""
     for layer in norm_layers(encoder):

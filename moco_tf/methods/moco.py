@@ -71,11 +71,6 @@ class MoCo(contrastive.ContrastiveModel):
                 "MoCo needs queue_size > 0, temperature > 0 and 0 <= momentum <= 1, not "
                 f"queue_size={queue_size}, temperature={temperature}, momentum={momentum}"
             )
-        if bn_groups and bn_groups % replicas.count():
-            raise ValueError(
-                f"bn_groups counts groups of the global batch, a multiple of the {replicas.count()} replicas; "
-                f"got {bn_groups}"
-            )
         image_shape = contrastive.image_shape(backbone, preprocessing)
         super().__init__(preprocessing or Preprocessing(image_size=image_shape[0] or 224), **kwargs)
         self.dim = dim
@@ -86,7 +81,7 @@ class MoCo(contrastive.ContrastiveModel):
         self.temperature = temperature
         self.shuffle_bn = shuffle_bn
         self.bn_groups = bn_groups
-        self.groups_here = (bn_groups or replicas.count()) // replicas.count()  # of this replica's batch
+        self.groups_here = contrastive.groups_here(bn_groups)
         self.seed = seed
 
         self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)

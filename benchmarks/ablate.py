@@ -1,0 +1,394 @@
+"""The papers' ablations, each a table of runs of `moco_tf.train` on the embedded images, at a laptop's scale.
+
+    python -m benchmarks.ablate --study=mechanism --seeds=0,1 --jobs=2
+
+Each point of a study is a run in a folder of its own under --runs, named after the flags in which it differs from
+configs/ablate.flags. Interrupted, it goes on; finished points, also those of other studies and those that stand in a
+CSV of --output, are not run again. A study ends with <study>.csv, <study>.png and a sentence on the papers' orderings.
+"""
+
+import concurrent.futures
+import csv
+import dataclasses
+import math
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from moco_tf import command, run_folder
+
+REPOSITORY = Path(__file__).parent.parent
+COLUMNS = (
+    "series", "x", "flags", "epochs", "seed", "knn_top1", "untrained_knn_top1", "loss", "contrast_top1", "feature_std",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A run of a study: the curve it belongs to, its place on it, its flags, and the paper's figure if it has one."""
+
+    series: str
+    x: str
+    flags: dict
+    paper: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    axis: str  # what x is
+    points: tuple
+    orderings: tuple  # ((series, x), (series, x)): by the paper, the first is better than the second
+    source: str  # of the paper's figures, and what they are
+
+
+SIZES = ("128", "512", "1024", "4096")
+RATE = 0.03  # of a batch of 128; the linear rule gives other batches theirs
+
+
+def _end_to_end(batch):
+    """K is the batch less one; the rate follows the batch."""
+    if batch == "128":
+        return {"method": "end_to_end"}
+    return {"method": "end_to_end", "batch_size": batch, "lr": f"{RATE * int(batch) / 128:g}"}
+
+
+def _queue(size):
+    return {} if size == "4096" else {"queue_size": size}
+
+
+def _ladder(head, augmentation, cosine):
+    flags = {} if head else {"head": "linear", "temperature": "0.07"}
+    flags |= {"augment": "v2" if augmentation else "v1"} | ({} if cosine else {"lr_schedule": "step"})
+    return flags | ({"temperature": "0.2"} if head else {})
+
+
+MECHANISM = {  # by series: the flags at K, and the paper's figures
+    "queue (MoCo)": (_queue, {"4096": "59.0"}),
+    "memory bank": (lambda size: {"method": "memory_bank"} | _queue(size), {}),
+    "end-to-end": (_end_to_end, {}),
+}
+
+STUDIES = {
+    "mechanism": Study(
+        axis="K (end-to-end: batch, K + 1)",
+        points=(
+            *(
+                Point(series, size, flags(size), paper.get(size, ""))
+                for series, (flags, paper) in MECHANISM.items()
+                for size in SIZES
+            ),
+            Point("memory bank, NCE", "4096", {"method": "memory_bank", "loss": "nce"}),
+        ),
+        orderings=tuple((("queue (MoCo)", size), ("memory bank", size)) for size in SIZES)
+        + tuple(
+            ((series, large), (series, small))
+            for series in MECHANISM
+            for large, small in zip(SIZES[1:], SIZES[:-1], strict=True)
+        ),
+        source="MoCo, figure 3: linear probe on ImageNet, m 0.999; at K 65536 the queue has 60.6 and the bank 58.0",
+    ),
+    "momentum": Study(
+        axis="m",
+        points=(
+            Point("queue (MoCo)", "0", {"momentum": "0"}, "fails"),
+            Point("queue (MoCo)", "0.9", {"momentum": "0.9"}, "55.2"),
+            Point("queue (MoCo)", "0.99", {}, "57.8"),
+            Point("queue (MoCo)", "0.999", {"momentum": "0.999"}, "59.0"),
+            Point("queue (MoCo)", "0.9999", {"momentum": "0.9999"}, "58.9"),
+        ),
+        orderings=tuple(
+            (("queue (MoCo)", better), ("queue (MoCo)", worse))
+            for better, worse in (("0.9", "0"), ("0.99", "0.9"), ("0.999", "0.99"))
+        ),
+        source="MoCo, section 4.1: linear probe on ImageNet, K 4096; m 0 fails",
+    ),
+    "queue_size": Study(
+        axis="K",
+        points=tuple(
+            Point("queue (MoCo)", size, _queue(size), "59.0" if size == "4096" else "") for size in (*SIZES, "8192")
+        ),
+        orderings=tuple(
+            (("queue (MoCo)", large), ("queue (MoCo)", small))
+            for large, small in zip((*SIZES[1:], "8192"), SIZES, strict=True)
+        ),
+        source="MoCo, figure 3: linear probe on ImageNet, m 0.999; 60.6 at K 65536",
+    ),
+    "recipe": Study(
+        axis="what of v2 is added to v1",
+        points=(
+            Point("v1 to v2", "nothing", _ladder(False, False, False), "60.6"),
+            Point("v1 to v2", "head", _ladder(True, False, False), "66.2"),
+            Point("v1 to v2", "aug", _ladder(False, True, False), "63.4"),
+            Point("v1 to v2", "cosine", _ladder(False, False, True)),
+            Point("v1 to v2", "head, aug", _ladder(True, True, False), "67.3"),
+            Point("v1 to v2", "all", _ladder(True, True, True), "67.5"),
+        ),
+        orderings=tuple(
+            (("v1 to v2", better), ("v1 to v2", worse))
+            for better, worse in (
+                ("head", "nothing"),
+                ("aug", "nothing"),
+                ("head", "aug"),
+                ("head, aug", "head"),
+                ("all", "head, aug"),
+            )
+        ),
+        source="MoCo v2, table 1: linear probe on ImageNet, 200 epochs; the head comes with T 0.2, as there",
+    ),
+    "temperature": Study(
+        axis="T",
+        points=tuple(
+            Point("queue (MoCo)", value, {} if value == "0.1" else {"temperature": value}, paper)
+            for value, paper in (("0.05", ""), ("0.07", "62.9"), ("0.1", ""), ("0.2", "66.2"), ("0.5", ""))
+        ),
+        orderings=((("queue (MoCo)", "0.2"), ("queue (MoCo)", "0.07")),),
+        source="MoCo v2, section 3: linear probe on ImageNet with the MLP head, T 0.2 the best",
+    ),
+    "shuffle_bn": Study(
+        axis="BatchNorm of the 128 images",
+        points=(
+            Point("queue (MoCo)", "together", {}),
+            Point("queue (MoCo)", "8 groups, shuffled", {"bn_groups": "8", "shuffle_bn": "true"}),
+            Point("queue (MoCo)", "8 groups", {"bn_groups": "8"}),
+        ),
+        orderings=((("queue (MoCo)", "8 groups, shuffled"), ("queue (MoCo)", "8 groups")),),
+        source="MoCo, section 3.3 and appendix: without shuffling, pretext accuracy above 99.9 % while kNN falls",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    study: str = command.flag("mechanism", "Which ablation.", choices=tuple(STUDIES))
+    seeds: tuple[int, ...] = command.flag((0, 1), "Each point is run with each of these seeds, in their order.")
+    epochs: int = command.flag(4, "Passes over the 10,000 images in each run.")
+    jobs: int = command.flag(1, "Runs side by side, each on its share of the cores.")
+    runs: str = command.flag("runs/ablate", "Folder of the runs.")
+    output: str = command.flag("docs/results/ablations", "Folder of the CSV files and plots.")
+
+    def __post_init__(self):
+        command.check_values(self)
+        for name in ("epochs", "jobs"):
+            command.require(self, getattr(self, name) > 0, name, "is more than 0")
+        command.require(self, self.seeds and min(self.seeds) >= 0, "seeds", "lists numbers from 0 up")
+
+
+def main(arguments):
+    """Runs the command; returns the process's exit status."""
+    return command.run("benchmarks.ablate", __doc__, lambda given: ablate(_parse(given)), arguments)
+
+
+def _parse(arguments):
+    return command.parse(Settings, "benchmarks.ablate", arguments)
+
+
+def ablate(settings):
+    """Runs what of a study is missing, then writes its files; returns the process's exit status."""
+    study, file = STUDIES[settings.study], Path(settings.output, f"{settings.study}.csv")
+    known = recorded(Path(settings.output))
+    missing = [(seed, flags) for seed in settings.seeds for flags in _distinct(study)]
+    missing = [(seed, flags) for seed, flags in missing if (flags, settings.epochs, seed) not in known]
+    print(f"{settings.study}: {len(missing)} runs to do of {len(_distinct(study)) * len(settings.seeds)}", flush=True)
+    slots = queue.SimpleQueue()
+    cores = sorted(os.sched_getaffinity(0))
+    for slot in range(settings.jobs):
+        slots.put({core for i, core in enumerate(cores) if i % settings.jobs == slot % len(cores)})
+
+    def work(seed, flags):
+        mine = slots.get()
+        try:
+            return run(settings, seed, flags, mine)
+        finally:
+            slots.put(mine)
+
+    failures = 0
+    with concurrent.futures.ThreadPoolExecutor(settings.jobs) as pool:
+        futures = {pool.submit(work, *point): point for point in missing}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                seed, flags = futures[future]
+                result, text = future.result()
+                print(f"  {flags or 'as it is'}, seed {seed}: {text}", flush=True)
+                if result is None:
+                    failures += 1
+                    continue
+                known[flags, settings.epochs, seed] = result
+                write(file, study, known)
+        except KeyboardInterrupt:  # the runs have got the signal too, and save
+            pool.shutdown(cancel_futures=True)
+            raise
+    if write(file, study, known):
+        means = summary(study, known, settings.epochs)
+        plot(settings.study, study, means, file.with_suffix(".png"))
+        print(f"{file}\n{file.with_suffix('.png')}")
+        print(f"{table(study, means)}\nThe paper's figures: {study.source}.\n{verdict(study, means)}")
+    return 1 if failures else 0
+
+
+def name(flags):
+    """A point's flags as one text: what they add to configs/ablate.flags."""
+    return " ".join(f"--{flag}={value}" for flag, value in flags.items())
+
+
+def _distinct(study):
+    return list(dict.fromkeys(name(point.flags) for point in study.points))
+
+
+def run(settings, seed, flags, cores):
+    """Trains a point on some cores; returns (its figures, or None if it failed, what to say of it)."""
+    folder = Path(settings.runs, f"{flags.replace('--', '').replace(' ', ',') or 'base'},{settings.epochs},{seed}")
+    drops = f"{round(0.6 * settings.epochs)},{round(0.8 * settings.epochs)}"  # as v1's 120 and 160 of 200
+    arguments = [f"--flagfile={REPOSITORY / 'configs/ablate.flags'}", f"--epochs={settings.epochs}", f"--seed={seed}"]
+    arguments += [f"--knn_every={settings.epochs}", f"--lr_drops={drops}", *flags.split(), f"--run_dir={folder}"]
+    begun = time.monotonic()
+    if figures(folder, settings.epochs) is None:
+        done = subprocess.run(
+            [sys.executable, "-m", "moco_tf.train", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),  # TensorFlow has a thread for each core it may use
+        )
+        if done.returncode:
+            return None, f"failed: {(done.stdout.splitlines() or ['without a word'])[-1]}"
+    found = figures(folder, settings.epochs)
+    return found, f"kNN {float(found['knn_top1']):.1f} %, {time.monotonic() - begun:.0f} s"
+
+
+def figures(folder, epochs):
+    """A finished run's last row, as columns of the CSV; None if it is not finished."""
+    try:
+        with open(folder / "metrics.csv", newline="") as file:
+            row = list(csv.DictReader(file))[-1]
+        baselines = run_folder.baselines(folder)
+    except (FileNotFoundError, IndexError):
+        return None
+    if int(row["epoch"]) != epochs or not row["knn_top1"]:
+        return None
+    kept = {column: row[column] for column in ("knn_top1", "loss", "contrast_top1", "feature_std")}
+    return kept | {"untrained_knn_top1": repr(baselines["untrained"])}
+
+
+def recorded(output):
+    """(flags, epochs, seed) -> figures of all points in the CSV files of a folder."""
+    known = {}
+    for path in sorted(output.glob("*.csv")):
+        if path.stem not in STUDIES:
+            continue
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                key = row["flags"], int(row["epochs"]), int(row["seed"])
+                known[key] = {column: row[column] for column in COLUMNS[5:]}
+    return known
+
+
+def write(file, study, known):
+    """Writes a study's CSV, all epochs and seeds that are known; returns the number of rows."""
+    rows = [
+        {"series": point.series, "x": point.x, "flags": flags, "epochs": epochs, "seed": seed} | found
+        for point in study.points
+        for (flags, epochs, seed), found in sorted(known.items())
+        if flags == name(point.flags)
+    ]
+    if rows:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".writing")
+        with open(aside, "w", newline="") as text:
+            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(aside, file)
+    return len(rows)
+
+
+def summary(study, known, epochs):
+    """(series, x) -> kNN top-1 in percent of the seeds that there are."""
+    found = {
+        (point.series, point.x): [
+            float(known[key]["knn_top1"]) for key in sorted(known) if key[:2] == (name(point.flags), epochs)
+        ]
+        for point in study.points
+    }
+    return {place: values for place, values in found.items() if values}
+
+
+def table(study, values):
+    """Lines of Markdown: each point's kNN top-1, mean and seeds, beside the paper's figure."""
+    lines = [f"| | {study.axis} | kNN top-1, % | seeds | paper |", "|---|---|---|---|---|"]
+    for point in study.points:
+        if seeds := values.get((point.series, point.x)):
+            each = ", ".join(f"{value:.1f}" for value in seeds)
+            lines.append(f"| {point.series} | {point.x} | {statistics.mean(seeds):.1f} | {each} | {point.paper} |")
+    return "\n".join(lines)
+
+
+def verdict(study, values):
+    """A sentence on which of the paper's orderings held: by more than twice the standard error of the difference.
+
+    The spread of seeds is taken to be that of all points together: two seeds say little of one point's.
+    """
+    squares = sum(statistics.variance(v) * (len(v) - 1) for v in values.values() if len(v) > 1)
+    freedom = sum(len(v) - 1 for v in values.values())
+    if not freedom:
+        return "One seed does not tell the paper's orderings from chance."
+    spread = math.sqrt(squares / freedom)
+    said = {"held": [], "reversed": [], "not told apart": []}
+    for better, worse in study.orderings:
+        if better in values and worse in values:
+            difference = statistics.mean(values[better]) - statistics.mean(values[worse])
+            error = spread * math.sqrt(1 / len(values[better]) + 1 / len(values[worse]))
+            kind = "not told apart" if abs(difference) <= 2 * error else "held" if difference > 0 else "reversed"
+            series = f"{better[0]} " if better[0] != worse[0] or len({p.series for p in study.points}) > 1 else ""
+            other = f"{worse[0]} " if better[0] != worse[0] else ""
+            said[kind].append(f"{series}{better[1]} over {other}{worse[1]} ({difference:+.1f})")
+    total = sum(map(len, said.values()))
+    parts = [f"{kind}: {'; '.join(cases)}" for kind, cases in said.items() if cases]
+    return (
+        f"Of the paper's {total} orderings {len(said['held'])} held (seeds spread by {spread:.2f} points, standard "
+        f"deviation). {'. '.join(part[0].upper() + part[1:] for part in parts)}."
+    )
+
+
+def plot(title, study, values, path):
+    """Draws kNN against x: the mean of the seeds, with bars from the lowest to the highest."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("No plot: matplotlib is missing (pip install -e '.[docs]').")
+        return
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    places = list(dict.fromkeys(point.x for point in study.points))
+    figure, axes = plt.subplots(figsize=(7, 4), constrained_layout=True)
+    series = list(dict.fromkeys(point.series for point in study.points))
+    for number, one in enumerate(series):
+        drawn = [(places.index(x), v) for (s, x), v in values.items() if s == one]
+        if not drawn:
+            continue
+        xs, seeds = zip(*drawn, strict=True)
+        means = [statistics.mean(v) for v in seeds]
+        bars = [
+            [m - min(v) for m, v in zip(means, seeds, strict=True)],
+            [max(v) - m for m, v in zip(means, seeds, strict=True)],
+        ]
+        shifted = [x + 0.06 * (number - (len(series) - 1) / 2) for x in xs]
+        axes.errorbar(shifted, means, bars, marker="o", capsize=4, label=one, linestyle="-" if len(xs) > 1 else "")
+    axes.set_xticks(range(len(places)), places)
+    axes.set(
+        xlabel=study.axis, ylabel="kNN top-1, %", title=f"{title}: mean of the seeds, bars from lowest to highest"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(series) > 1:
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,63 @@
+"""The dictionary as a memory bank (Wu et al. 2018, arXiv:1805.01978, section 3.1): a key for each record of the data.
+
+Axes: R records, C features, N batch, K negatives.
+"""
+
+import keras
+import tensorflow as tf
+
+from moco_tf.losses import unit_length
+
+
+class Bank(keras.layers.Layer):
+    """A key of length `dim` for each of `records` records; saved with the model, never trained.
+
+    Starts with random unit vectors. Numbers of records are int64, 0 to R - 1. What is drawn is a function of a seed,
+    two integers.
+    """
+
+    def __init__(self, records, dim, seed=0, **kwargs):
+        super().__init__(**kwargs)
+        self.records = records
+        dtype = "float64" if self.variable_dtype == "float64" else "float32"  # never coarser
+        self.keys = self.add_weight(
+            name="keys",
+            shape=(records, dim),
+            initializer=lambda shape, dtype: unit_length(
+                tf.random.stateless_normal(shape, seed=(seed, 0), dtype=dtype)
+            ),
+            dtype=dtype,
+            trainable=False,
+            autocast=False,
+        )
+        self.built = True
+
+    def look_up(self, numbers):
+        """The keys (N, C) of records (N,)."""
+        return tf.gather(self.keys.value, numbers)
+
+    def draw(self, count, seed):
+        """Numbers (count,) drawn from all records alike, with replacement."""
+        return tf.random.stateless_uniform((count,), seed, maxval=self.records, dtype=tf.int64)
+
+    def draw_others(self, count, numbers, seed):
+        """Numbers (count,) of different records, none of them among `numbers` (N,); count <= R - N.
+
+        The first places of a random order of all records, without making that order: the cost is O(count N).
+        """
+        many = count + tf.shape(numbers)[0]
+        key = tf.stack([seed[0] + 2**32, tf.cast(seed[1], tf.int64)])  # another order than that of the data
+        drawn = tf.random.experimental.index_shuffle(tf.range(tf.cast(many, tf.int64)), key, self.records - 1)
+        taken = tf.reduce_any(drawn[:, None] == numbers[None, :], axis=1)
+        return tf.ensure_shape(tf.boolean_mask(drawn, ~taken)[:count], (count,))
+
+    def update(self, numbers, features, momentum):
+        """key <- momentum * key + (1 - momentum) * feature, scaled to length 1, for records (N,); features: (N, C).
+
+        A record that comes twice takes its first feature. The cost is O(N), as long as nothing else holds the bank's
+        buffer: order this after the last use of `self.keys` in the step.
+        """
+        first = tf.argmax(numbers[:, None] == numbers[None, :], axis=1)  # equal values in an unknown order are equal
+        features = tf.gather(tf.cast(features, self.keys.dtype), first)
+        moved = unit_length(momentum * self.look_up(numbers) + (1 - momentum) * features)
+        self.keys.value.scatter_update(tf.IndexedSlices(moved, numbers))

@@ -1,0 +1,157 @@
+"""End-to-end contrast, the first of the mechanisms that MoCo is compared with: keys come from the batch.
+
+He et al. 2020 (arXiv:1911.05722), section 3.2 and figure 2a: back-propagation goes into the encoder of the queries and
+into that of the keys, which may be the same. As many negatives as the batch has other images: a large dictionary needs
+a large batch. With one encoder, an MLP head and the loss "nt_xent" it is SimCLR (Chen et al. 2020, arXiv:2002.05709).
+
+Axes: n images of this replica, N of the global batch, H W image, C length of the projection.
+"""
+
+import keras
+import tensorflow as tf
+
+from moco_tf import replicas
+from moco_tf.data.preprocessing import Preprocessing
+from moco_tf.encoders import heads
+from moco_tf.losses import batch_info_nce, unit_length
+from moco_tf.methods import contrastive
+from moco_tf.momentum import copy_weights
+
+SHARED = ("encoder", "trunk", "none")
+LOSSES = ("infonce", "nt_xent")
+
+
+@keras.saving.register_keras_serializable("moco_tf")
+class EndToEnd(contrastive.ContrastiveModel):
+    """Learns an image encoder from pairs of views: `fit` takes a dataset of (query, key) image batches.
+
+    Args:
+      backbone, dim, head, hidden_dim, preprocessing: as in `MoCo`.
+      shared: what the encoders of queries and keys have in common. "encoder": they are one; "trunk": each has a head
+        of its own; "none": two encoders that begin with equal weights (section 3.2 allows all three).
+      loss: "infonce", queries among the keys, N - 1 negatives; or "nt_xent", each of the 2N views among all others,
+        2N - 2 negatives.
+      temperature: T of the loss; 0.07 in MoCo v1, 0.1 in SimCLR.
+      shuffle_bn: encode keys in another order than queries, so that BatchNorm does not leak which belong together
+        (section 3.3). Gradients find their way back through the shuffle. Has an effect with `bn_groups` > 1.
+      bn_groups: equal parts of the global batch that BatchNorm normalises apart, as in `MoCo`.
+      seed: of the shuffles.
+
+    Attributes:
+      query_encoder, key_encoder: models of normalised images -> {"features", "projection"}.
+    """
+
+    def __init__(
+        self,
+        backbone,
+        dim=128,
+        head="linear",
+        hidden_dim=None,
+        shared="encoder",
+        loss="infonce",
+        temperature=0.07,
+        shuffle_bn=True,
+        bn_groups=None,
+        preprocessing=None,
+        seed=0,
+        **kwargs,
+    ):
+        if shared not in SHARED or loss not in LOSSES or not temperature > 0:
+            raise ValueError(
+                f"EndToEnd needs shared of {', '.join(SHARED)}, loss of {', '.join(LOSSES)} and temperature > 0, not "
+                f"shared={shared!r}, loss={loss!r}, temperature={temperature}"
+            )
+        image_shape = contrastive.image_shape(backbone, preprocessing)
+        super().__init__(preprocessing or Preprocessing(image_size=image_shape[0] or 224), **kwargs)
+        self.dim = dim
+        self.head = head
+        self.hidden_dim = hidden_dim
+        self.shared = shared
+        self.loss_kind = loss
+        self.temperature = temperature
+        self.shuffle_bn = shuffle_bn
+        self.bn_groups = bn_groups
+        self.groups_here = contrastive.groups_here(bn_groups)
+        self.seed = seed
+
+        self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)
+        if shared == "encoder":
+            self.key_encoder = self.query_encoder
+        else:
+            trunk = backbone if shared == "trunk" else contrastive.clone(backbone)
+            self.key_encoder = heads.encoder(trunk, image_shape, head, dim, hidden_dim)
+            copy_weights(self.query_encoder, self.key_encoder)
+        for encoder in self._normed():
+            contrastive.set_bn_groups(encoder, self.groups_here)
+
+    def train_step(self, data):
+        query_images, key_images = contrastive.unpack(data)  # each n x H x W x 3, this replica's
+        query_images = contrastive.check_bn_groups(query_images, self.groups_here)
+        key_images = contrastive.check_bn_groups(key_images, self.groups_here)
+
+        rate = {"learning_rate": self.optimizer.learning_rate}
+        variables = self.trainable_variables
+        shuffled, permutation = self._shuffle(key_images)
+        with tf.GradientTape() as tape:
+            queries = unit_length(self.query_encoder(query_images, training=True)["projection"])  # n x C
+            keys = unit_length(self.key_encoder(shuffled, training=True)["projection"])  # n x C, in shuffled order
+            queries, contrast = self._contrast(queries, keys, permutation)
+            loss = tf.reduce_mean(contrast.loss) / replicas.count()  # the optimizer adds gradients up
+            scaled_loss = self.optimizer.scale_loss(loss)  # for float16; else the loss itself
+        gradients = tape.gradient(scaled_loss, variables)
+        self.optimizer.apply(gradients, variables)
+
+        self.step.assign_add(1)
+        return self.track(queries, *contrast, encoders=self._normed()) | self.shape_logs(rate)
+
+    def test_step(self, data):
+        """Loss and diagnostics in inference mode; changes no weights."""
+        query_images, key_images = contrastive.unpack(data)
+        queries = unit_length(self.query_encoder(query_images, training=False)["projection"])
+        keys = unit_length(self.key_encoder(key_images, training=False)["projection"])
+        queries, contrast = self._contrast(queries, keys)
+        return self.track(queries, *contrast)
+
+    def _shuffle(self, images):
+        """This replica's share of all images (n, ...) in another order, and the permutation; None: as they were."""
+        if not self.shuffle_bn or self.groups_here * replicas.count() == 1:  # one group: any order is the same
+            return images, None
+        return replicas.shuffle(images, seed=(self.seed, self.step.value))
+
+    def _contrast(self, queries, keys, permutation=None):
+        """(queries, their `InBatch`), with NT-Xent a query of each view; one gather brings all replicas' embeddings.
+
+        queries: (n, C) in the order of the images; keys: (n, C) in that of the permutation.
+        """
+        symmetric = self.loss_kind == "nt_xent"
+        everything = replicas.gather(tf.concat([queries, keys], axis=1) if symmetric else keys)
+        all_keys = everything[:, -self.dim :]  # N x C
+        if permutation is not None:
+            all_keys = tf.gather(all_keys, tf.math.invert_permutation(permutation))
+        count = tf.shape(all_keys)[0]
+        rows = replicas.own(tf.range(count))  # n: replica r's images are rows r * n to (r + 1) * n
+        if not symmetric:
+            return queries, batch_info_nce(queries, all_keys, rows, self.temperature)
+        views = tf.concat([everything[:, : self.dim], all_keys], axis=0)
+        views = tf.ensure_shape(views, (None, self.dim))  # 2N x C; the gather forgets C
+        partners = tf.concat([rows + count, rows], axis=0)
+        rows = tf.concat([rows, rows + count], axis=0)
+        queries = tf.gather(views, rows)  # 2n x C
+        return queries, batch_info_nce(queries, views, partners, self.temperature, itself=rows)
+
+    def _normed(self):
+        """The encoders whose BatchNorm layers are not those of another."""
+        return [self.query_encoder, self.key_encoder] if self.shared == "none" else [self.query_encoder]
+
+    def get_config(self):
+        return super().get_config() | {
+            "dim": self.dim,
+            "head": self.head,
+            "hidden_dim": self.hidden_dim,
+            "shared": self.shared,
+            "loss": self.loss_kind,
+            "temperature": self.temperature,
+            "shuffle_bn": self.shuffle_bn,
+            "bn_groups": self.bn_groups,
+            "seed": self.seed,
+        }

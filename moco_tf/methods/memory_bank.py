@@ -1,0 +1,194 @@
+"""The memory bank, the second of the mechanisms that MoCo is compared with: keys are kept for each record of the data.
+
+Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (arXiv:1805.01978), as He et
+al. 2020 (arXiv:1911.05722) describe it in section 3.2 and figure 2b. A query's key is what the bank has of its record;
+negatives are drawn from the bank. Keys come from the query encoder as it was when it last saw their records, up to an
+epoch ago: there is no momentum encoder, but a momentum of each key.
+
+Departs from instance discrimination in one thing: the batch shares its K negatives, as MoCo's mini-batches share a
+dictionary. That costs K C numbers, and not N K C; each query still has K.
+
+Axes: n images of this replica, N of the global batch, H W image, C length of the projection, K negatives, R records.
+"""
+
+import keras
+import tensorflow as tf
+
+from moco_tf import replicas
+from moco_tf.bank import Bank
+from moco_tf.data.preprocessing import Preprocessing
+from moco_tf.encoders import heads
+from moco_tf.losses import info_nce, log_normalizer, nce, unit_length
+from moco_tf.methods import contrastive
+
+LOSSES = ("infonce", "nce")
+
+
+@keras.saving.register_keras_serializable("moco_tf")
+class MemoryBank(contrastive.ContrastiveModel):
+    """Learns an image encoder from numbered images: `fit` takes a dataset of (images, numbers) batches.
+
+    Images are views, float32 (N, H, W, 3), normalised as the backbone expects; numbers are int64 (N,), 0 to R - 1,
+    the same for a record in every epoch. `moco_tf.data.views.pairs(..., ids=True)` makes such batches. `evaluate`
+    takes (query, key) pairs as well, also of other images: the key's embedding then stands for the bank's.
+
+    Args:
+      backbone, dim, head, hidden_dim, preprocessing: as in `MoCo`.
+      records: R, the number of images in the data.
+      queue_size: K, the negatives of a step.
+      bank_momentum: how much of a record's key stays when the record is seen; 0.5 in instance discrimination.
+      loss: "infonce", whose negatives are K different records outside the batch; or "nce", whose K are noise, drawn
+        from all records with replacement, and whose normaliser is estimated on the first batch (section 3.2).
+      temperature: T of the loss; 0.07 in both papers.
+      bn_groups: equal parts of the global batch that BatchNorm normalises apart, as in `MoCo`.
+      seed: of the bank's first keys and of the negatives.
+
+    Attributes:
+      query_encoder: a model of normalised images -> {"features", "projection"}.
+      bank: the `Bank`, the same on all replicas.
+    """
+
+    def __init__(
+        self,
+        backbone,
+        records,
+        dim=128,
+        head="linear",
+        hidden_dim=None,
+        queue_size=65536,
+        bank_momentum=0.5,
+        loss="infonce",
+        temperature=0.07,
+        bn_groups=None,
+        preprocessing=None,
+        seed=0,
+        **kwargs,
+    ):
+        if not (records > 0 and queue_size > 0 and temperature > 0 and 0 <= bank_momentum <= 1 and loss in LOSSES):
+            raise ValueError(
+                "MemoryBank needs records, queue_size and temperature > 0, 0 <= bank_momentum <= 1 and loss of "
+                f"{', '.join(LOSSES)}, not records={records}, queue_size={queue_size}, temperature={temperature}, "
+                f"bank_momentum={bank_momentum}, loss={loss!r}"
+            )
+        image_shape = contrastive.image_shape(backbone, preprocessing)
+        super().__init__(preprocessing or Preprocessing(image_size=image_shape[0] or 224), **kwargs)
+        self.dim = dim
+        self.head = head
+        self.hidden_dim = hidden_dim
+        self.queue_size = queue_size
+        self.bank_momentum = bank_momentum
+        self.loss_kind = loss
+        self.temperature = temperature
+        self.bn_groups = bn_groups
+        self.groups_here = contrastive.groups_here(bn_groups)
+        self.seed = seed
+
+        self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)
+        contrastive.set_bn_groups(self.query_encoder, self.groups_here)
+        self.bank = Bank(records, dim, seed=seed, name="bank")
+        if loss == "nce":
+            self.log_z = self.add_weight(
+                name="log_z",
+                shape=(),
+                initializer="zeros",
+                dtype=self.bank.keys.dtype,
+                trainable=False,
+                autocast=False,
+            )
+
+    def train_step(self, data):
+        images, numbers = self._unpack(data)  # n x H x W x 3 and n, this replica's
+        images = contrastive.check_bn_groups(images, self.groups_here)
+
+        rate = {"learning_rate": self.optimizer.learning_rate}
+        everyone = replicas.gather(numbers)  # N
+        keys = self.bank.look_up(numbers)  # n x C, no gradient
+        negatives = self._draw(everyone)  # K x C, no gradient
+        variables = self.query_encoder.trainable_variables
+        with tf.GradientTape() as tape:
+            queries = unit_length(self.query_encoder(images, training=True)["projection"])  # n x C
+            features = tf.stop_gradient(replicas.gather(queries))  # N x C
+            self._estimate_normalizer(features, negatives)
+            contrast = self._contrast(queries, keys, negatives)
+            loss = tf.reduce_mean(contrast.loss) / replicas.count()  # the optimizer adds gradients up
+            scaled_loss = self.optimizer.scale_loss(loss)  # for float16; else the loss itself
+        gradients = tape.gradient(scaled_loss, variables)
+        self.optimizer.apply(gradients, variables)
+
+        # The loss used the old keys. Updated earlier, TensorFlow would have to copy the whole bank.
+        with tf.control_dependencies([keys, negatives, *(g for g in gradients if g is not None)]):
+            self.bank.update(everyone, features, self.bank_momentum)
+        self.step.assign_add(1)
+        return self._track(queries, contrast, encoders=[self.query_encoder]) | self.shape_logs(rate)
+
+    def test_step(self, data):
+        """Loss and diagnostics in inference mode; changes neither bank nor encoder."""
+        images, others, _ = keras.utils.unpack_x_y_sample_weight(data)
+        queries = unit_length(self.query_encoder(images, training=False)["projection"])
+        if others is not None and len(others.shape) == 4:  # pairs of views, with no place in the bank
+            keys = unit_length(self.query_encoder(others, training=False)["projection"])
+            everyone = tf.zeros((0,), tf.int64)
+        else:
+            _, numbers = self._unpack(data)
+            keys, everyone = self.bank.look_up(numbers), replicas.gather(numbers)
+        return self._track(queries, self._contrast(queries, keys, self._draw(everyone)))
+
+    def _unpack(self, data):
+        """Images (n, H, W, 3) and the numbers (n,) of their records."""
+        images, numbers, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if numbers is None or len(numbers.shape) != 1 or not numbers.dtype.is_integer:
+            got = "images alone" if numbers is None else f"{numbers.dtype.name} {numbers.shape} beside the images"
+            raise ValueError(
+                "a memory bank trains on (images, numbers): with each image the number of its record, an integer from "
+                f"0 to {self.bank.records - 1}, which is its place in the bank; got {got}. "
+                "moco_tf.data.views.pairs(..., ids=True) makes them"
+            )
+        return images, tf.cast(numbers, tf.int64)
+
+    def _draw(self, numbers):
+        """The step's negatives (K, C), the same on all replicas; numbers: (N,), the records of the global batch."""
+        count, seed = self.queue_size, (self.seed, self.step.value)
+        if self.loss_kind == "nce":
+            return self.bank.look_up(self.bank.draw(count, seed))
+        most = self.bank.records - (numbers.shape[0] or 1)
+        if count > most:
+            raise ValueError(
+                f"the negatives of a batch are other records' keys: queue_size is at most {most} with "
+                f"{self.bank.records} records and {numbers.shape[0] or 1} images a batch; got {count}"
+            )
+        return self.bank.look_up(self.bank.draw_others(count, numbers, seed))
+
+    def _contrast(self, queries, keys, negatives):
+        if self.loss_kind == "nce":
+            return nce(queries, keys, negatives, self.temperature, self.log_z.value, self.bank.records)
+        return info_nce(queries, keys, negatives, self.temperature)
+
+    def _estimate_normalizer(self, queries, noise):
+        """Sets log Z of NCE in the first step, from the queries (N, C) of all replicas; it stays from then on."""
+        if self.loss_kind != "nce":
+            return
+        estimate = tf.cond(
+            self.step.value == 0,
+            lambda: log_normalizer(queries, noise, self.temperature, self.bank.records),
+            lambda: tf.identity(self.log_z.value),
+        )
+        self.log_z.assign(estimate)
+
+    def _track(self, queries, contrast, encoders=()):
+        hardest = tf.reduce_max(contrast.negatives, axis=1)
+        mean = tf.reduce_mean(contrast.negatives, axis=1)
+        return self.track(queries, contrast.loss, contrast.positives, hardest, mean, encoders)
+
+    def get_config(self):
+        return super().get_config() | {
+            "records": self.bank.records,
+            "dim": self.dim,
+            "head": self.head,
+            "hidden_dim": self.hidden_dim,
+            "queue_size": self.queue_size,
+            "bank_momentum": self.bank_momentum,
+            "loss": self.loss_kind,
+            "temperature": self.temperature,
+            "bn_groups": self.bn_groups,
+            "seed": self.seed,
+        }

@@ -1,0 +1,96 @@
+"""The ablations: what is run, what is skipped, what is said."""
+
+import csv
+
+import pytest
+
+from benchmarks import ablate
+from moco_tf import config as config_lib
+
+
+def known(values, epochs=4):
+    return {
+        (flags, epochs, seed): dict.fromkeys(ablate.COLUMNS[5:], "0.1") | {"knn_top1": str(value)}
+        for flags, seeds in values.items()
+        for seed, value in enumerate(seeds)
+    }
+
+
+def test_each_point_is_a_sound_run_that_begins_with_the_file_it_varies():
+    flags = {ablate.name(point.flags) for study in ablate.STUDIES.values() for point in study.points}
+    base = f"--flagfile={ablate.REPOSITORY}/configs/ablate.flags"
+    configs = {text: config_lib.parse([base, *text.split()]) for text in flags}
+    for text, config in configs.items():
+        changed = {line.partition("=")[0] for line in text.split()}
+        assert {f"--{name}" for name in config.differences(configs[""])} == changed, (
+            text
+        )  # none says what is so anyway
+    assert config_lib.parse([base]).epochs == ablate.Settings.epochs
+
+
+def test_every_ordering_is_about_points_of_its_study():
+    for study in ablate.STUDIES.values():
+        places = {(point.series, point.x) for point in study.points}
+        assert len(places) == len(study.points)
+        assert all(better in places and worse in places for better, worse in study.orderings)
+
+
+def test_points_that_stand_in_any_studys_csv_are_not_run_again(tmp_path, monkeypatch, capsys):
+    momentum = ablate.STUDIES["momentum"]
+    values = known({ablate.name(point.flags): [40.0 + i, 41.0] for i, point in enumerate(momentum.points)})
+    ablate.write(tmp_path / "momentum.csv", momentum, values)
+    assert ablate.recorded(tmp_path) == values
+    asked = []
+
+    def run(settings, seed, flags, cores):
+        asked.append((seed, flags))
+        return values["", 4, 0], "done"
+
+    monkeypatch.setattr(ablate, "run", run)
+    arguments = [f"--output={tmp_path}", "--study=queue_size", "--seeds=0", "--jobs=2"]
+    assert ablate.main(arguments) == 0
+    assert set(asked) == {(0, f"--queue_size={size}") for size in (128, 512, 1024, 8192)}
+    with open(tmp_path / "queue_size.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6 and {row["seed"] for row in rows if row["x"] == "4096"} == {"0", "1"}
+    assert (tmp_path / "queue_size.png").exists()
+    asked.clear()
+    assert ablate.main(arguments) == 0 and not asked
+    assert "0 runs to do of 5" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path, monkeypatch, capsys):
+    good = known({"": [40.0]})["", 4, 0]
+    monkeypatch.setattr(
+        ablate, "run", lambda s, seed, flags, cores: (None, "failed: x") if flags.endswith("=0.9") else (good, "fine")
+    )
+    assert ablate.main([f"--output={tmp_path}", "--study=momentum", "--seeds=3"]) == 1
+    assert "--momentum=0.9, seed 3: failed: x" in capsys.readouterr().out
+    assert len((tmp_path / "momentum.csv").read_text().splitlines()) == 1 + 4
+
+
+def test_the_sentence_counts_what_is_beyond_twice_the_standard_error():
+    study = ablate.STUDIES["momentum"]
+    series = "queue (MoCo)"
+    values = {  # a spread of 0.5 ** 0.5 in each: an error of 0.71 in differences of two seeds
+        (series, x): [mean - 0.5, mean + 0.5]
+        for x, mean in (("0", 30.0), ("0.9", 40.0), ("0.99", 40.5), ("0.999", 35.0))
+    }
+    said = ablate.verdict(study, values)
+    assert "Of the paper's 3 orderings 1 held (seeds spread by 0.71 points" in said
+    assert "Held: 0.9 over 0 (+10.0). Reversed: 0.999 over 0.99 (-5.5). Not told apart: 0.99 over 0.9 (+0.5)." in said
+    assert "One seed" in ablate.verdict(study, {place: v[:1] for place, v in values.items()})
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--study=heads"], "--study=heads: value should be one of <mechanism|"),
+        (["--jobs=0"], "--jobs is more than 0; got 0"),
+        (["--seeds=-1"], "--seeds lists numbers from 0 up"),
+    ],
+)
+def test_wrong_flags_are_refused_in_one_line(capsys, arguments, message):
+    assert ablate.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
