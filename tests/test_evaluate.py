@@ -175,6 +175,7 @@ def test_features_of_another_encoder_or_data_set_are_not_mixed(run, tmp_path, ca
     assert "another split (there 'train', here 'test')" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_compare_prints_an_encoder_between_its_floor_and_its_ceiling(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(linear_probe, "RATES", (0.1, 1.0))
     assert compare.main([f"--encoder={run}", f"--output={tmp_path}", "--epochs=1"]) == 0
