@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from moco_tf import command
 from moco_tf import config as config_lib
 from moco_tf.command import ConfigError, HelpAsked
 from moco_tf.config import Config, parse
+from moco_tf.evaluate import linear_probe
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -76,10 +78,15 @@ def test_only_mathematics_must_be_equal_on_resume():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.flags")), ids=lambda path: path.stem)
 def test_each_recipe_parses_and_opens_with_a_lab_record(path):
-    parse([f"--flagfile={path}"])
+    probe = path.stem.startswith("linear_")
+    if probe:
+        command.parse(linear_probe.Settings, "moco_tf.evaluate.linear_probe", [f"--flagfile={path}", "--encoder=x"])
+    else:
+        parse([f"--flagfile={path}"])
     text = path.read_text()
     head = [line for line in text.splitlines() if line.startswith("#")]
-    assert any("Command: python -m moco_tf.train" in line for line in head)
+    name = "moco_tf.evaluate.linear_probe" if probe else "moco_tf.train"
+    assert any(f"Command: python -m {name}" in line for line in head)
     assert any("Expected" in line or "Measured" in line for line in head)
     assert not any(line.startswith("--flagfile") for line in text.splitlines())
 

@@ -41,6 +41,7 @@ def test_without_matplotlib_one_line_says_how_to_get_pictures(tmp_path, monkeypa
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     monkeypatch.delattr(plots.pyplot, "said", raising=False)
     monkeypatch.setattr(plots.log, "propagate", True)
+    monkeypatch.setattr(plots.log, "handlers", [])  # an earlier test's would show the line once more
     with caplog.at_level("INFO", "moco_tf"):
         for _ in range(2):
             plots.curves(tmp_path / "x.png", [{"k": 1, "top1": 2.0}], "k", "top1")

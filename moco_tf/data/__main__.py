@@ -67,11 +67,10 @@ def look(config):
             query, key = next(iter(pairs(source, task, min(SHOWN, found.size), config.seed)))
         except tf.errors.OpError as error:  # a stream with more bad records than a run accepts
             raise ConfigError(check.reason(error)) from None
-        picture = Path(config.run_dir) / "data.png"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        image = picture(query, key, task.preprocessing)
-        tf.io.write_file(str(picture), tf.io.encode_png(image))
-        print(f"Views of --augment={config.augment}, queries above, their keys below: {picture}")
+        file = Path(config.run_dir) / "data.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tf.io.write_file(str(file), tf.io.encode_png(picture(query, key, task.preprocessing)))
+        print(f"Views of --augment={config.augment}, queries above, their keys below: {file}")
     refusal = folder.too_many_bad(bad, found.size, config.max_bad_fraction)
     if refusal or not good:
         raise ConfigError(refusal or "none of the images can be decoded")
