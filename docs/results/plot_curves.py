@@ -26,7 +26,7 @@ PICTURES = {
     ),
     "moco_v3": (
         ("loss", "knn_top1"),
-        (("moco_v3/resnet10.csv", "tab:blue", "resnet10"), ("moco_v3/vit_tiny.csv", "tab:green", "vit_tiny")),
+        (("moco_v3/resnet10.csv", "tab:blue", "resnet10, one seed"),),
     ),
 }
 
