@@ -229,7 +229,7 @@ def test_a_row_whose_checkpoint_was_not_written_is_written_once(tmp_path):
     "flags",
     [
         ["--method=memory_bank", "--loss=nce"],
-        ["--method=end_to_end", "--shared=none", "--virtual_replicas=2"],
+        ["--method=end_to_end", "--shared=none"],
     ],
     ids=lambda flags: " ".join(flags),
 )
