@@ -193,9 +193,8 @@ def check_bank(config, size):
     if 3 * needed > there:  # its first keys are drawn, then scaled to unit length, before they are its own
         raise ConfigError(
             f"the memory bank has --dim={config.dim} numbers for each of {size} images, "
-            f"{needed / 1e9:.3g} GB, three times that as it is made, and this machine has {there / 1e9:.3g} GB: choose "
-            "a smaller --dim, or "
-            "--method=moco, whose queue does not grow with the data"
+            f"{needed / 1e9:.3g} GB, three times that as it is made, and this machine has {there / 1e9:.3g} GB: "
+            "choose a smaller --dim, or --method=moco, whose queue does not grow with the data"
         )
 
 
