@@ -56,7 +56,7 @@ def measure(arguments):
     replicas = arguments.one
     strategy = tf.distribute.get_strategy()
     if replicas > 1:
-        strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+        strategy = moco_tf.replicas.on_one_cpu(replicas)
     with strategy.scope():
         backbone = getattr(moco_tf.encoders.resnet, arguments.arch)(image_size=arguments.image_size)
         model = moco_tf.MoCo(backbone, head="mlp", queue_size=65536, temperature=0.2)

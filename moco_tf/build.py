@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from moco_tf import run_folder, schedules
+from moco_tf import replicas, run_folder, schedules
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.command import ConfigError
 from moco_tf.data import augment, folder, sources, tfds
@@ -49,7 +49,7 @@ def strategy(config):
         return tf.distribute.get_strategy()
     if not config.virtual_replicas:
         return tf.distribute.MirroredStrategy()
-    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(config.virtual_replicas)])
+    return replicas.on_one_cpu(config.virtual_replicas)
 
 
 def is_chief(strategy):
@@ -62,9 +62,9 @@ def is_chief(strategy):
 
 def batches(config, strategy, source, task, step):
     """Endless batches of what the method trains on, from training step `step` on: each replica's own share."""
-    replicas = strategy.num_replicas_in_sync
+    number = strategy.num_replicas_in_sync
     ids = config.method == "memory_bank"
-    if replicas == 1:
+    if number == 1:
         return pairs(source, task, config.batch_size, config.seed, step, ids=ids)
     return strategy.distribute_datasets_from_function(
         lambda worker: pairs(
@@ -73,7 +73,7 @@ def batches(config, strategy, source, task, step):
             config.batch_size,
             config.seed,
             step,
-            replicas=replicas,
+            replicas=number,
             worker=(worker.input_pipeline_id, worker.num_input_pipelines),
             ids=ids,
         )

@@ -19,7 +19,10 @@ def move_weights(source, target, momentum):
     """
     for a, b in zip(source.weights, target.weights, strict=True):
         if a.trainable:
-            b.assign_sub((b.value - a.value) * tf.cast(1.0 - momentum, b.dtype))
+            # One pass over b in place of three; it is b -= (1 - momentum) * (b - a).
+            tf.raw_ops.ResourceApplyGradientDescent(
+                var=b.value.handle, alpha=tf.cast(1.0 - momentum, b.dtype), delta=b.value - a.value
+            )
 
 
 def cosine_momentum(base, step, steps):

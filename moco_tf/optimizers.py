@@ -1,6 +1,7 @@
 """Optimizers as the papers' code defines them, where Keras' own differ."""
 
 import keras
+import tensorflow as tf
 
 
 @keras.saving.register_keras_serializable("moco_tf")
@@ -34,9 +35,14 @@ class SGD(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         learning_rate = keras.ops.cast(learning_rate, variable.dtype)
         velocity = self.velocities[self._get_variable_index(variable)]
-        gradient = gradient + self.coupled_weight_decay * variable
-        self.assign(velocity, self.momentum * velocity + gradient)
-        self.assign_sub(variable, learning_rate * velocity)
+        # One pass over the weights in place of four: this kernel is the two lines above, the rate outside.
+        tf.raw_ops.ResourceApplyMomentum(
+            var=variable.handle,
+            accum=velocity.value.handle,
+            lr=learning_rate,
+            grad=gradient + self.coupled_weight_decay * variable,
+            momentum=tf.constant(self.momentum, variable.dtype),
+        )
 
     def get_config(self):
         config = {"momentum": self.momentum, "weight_decay": self.coupled_weight_decay}

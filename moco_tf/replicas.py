@@ -9,6 +9,15 @@ query could find its key by the company it keeps. Keys are therefore encoded in 
 import tensorflow as tf
 
 
+def on_one_cpu(number):
+    """A strategy of `number` logical CPU devices: a trial of replicas where there is one processor.
+
+    TensorFlow's own choice there, a ring, takes several times as long over a ResNet-50's gradients as one addition.
+    """
+    devices = [f"CPU:{index}" for index in range(number)]
+    return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
+
+
 def count():
     """The number of replicas of the strategy in force, a Python integer."""
     return tf.distribute.get_strategy().num_replicas_in_sync

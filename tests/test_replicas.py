@@ -1,13 +1,7 @@
-"""Several replicas: they hold the same bits, and together do what the paper says and what one device does.
-
-TensorFlow's collectives take one number of devices in a process: 2 here; the last test repeats the file with 4.
-"""
+"""Several replicas: they hold the same bits, and together do what the paper says and what one device does."""
 
 import collections
 import functools
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -16,18 +10,22 @@ import tensorflow as tf
 from keras import layers
 
 import moco_tf
+import moco_tf.replicas
 from moco_tf.data import augment, sources
 from moco_tf.data.views import pairs
 from moco_tf.encoders import BatchNorm
 
 SIZE, BATCH = 8, 16
-REPLICAS = int(os.environ.get("REPLICAS", "2"))
 
 
 @functools.cache
-def mirrored():
-    """One for the process: TensorFlow numbers the collectives of a second one as it did the first's."""
-    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(REPLICAS)])
+def mirrored(number=2):
+    return moco_tf.replicas.on_one_cpu(number)
+
+
+@pytest.fixture(params=[2, 4])
+def strategy(request):
+    return mirrored(request.param)
 
 
 def moco(**kwargs):
@@ -58,20 +56,20 @@ def train(strategy, steps, **kwargs):
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-def test_all_replicas_hold_the_same_bits_after_20_steps(precision):
+def test_all_replicas_hold_the_same_bits_after_20_steps(strategy, precision):
     keras.config.set_dtype_policy(precision)
-    model, _ = train(mirrored(), steps=20)
+    model, _ = train(strategy, steps=20)
     variables = [*model.variables, *model.optimizer.variables]
     assert {"queue/keys", "queue/pointer"} <= {v.path for v in variables}
     for variable in variables:
         first, *others = (part.numpy() for part in variable.value.values)
-        assert len(others) == REPLICAS - 1
+        assert len(others) == strategy.num_replicas_in_sync - 1
         assert all(first.tobytes() == other.tobytes() for other in others), variable.path
     assert model.queue.pointer.numpy() == 20 * BATCH % 40
 
 
-def test_the_keys_are_those_of_a_plain_simulation_of_the_papers_shuffle():
-    with mirrored().scope():
+def test_the_keys_are_those_of_a_plain_simulation_of_the_papers_shuffle(strategy):
+    with strategy.scope():
         model = moco()
     kernel, weight, bias = (v.numpy() for v in model.key_encoder.weights if v.name in ("kernel", "bias"))
     ((_, key),) = views(1)
@@ -85,15 +83,16 @@ def test_the_keys_are_those_of_a_plain_simulation_of_the_papers_shuffle():
 
     order = tf.random.experimental.stateless_shuffle(tf.range(BATCH), (3, 0)).numpy()
     assert (order != np.arange(BATCH)).any()
+    parts = strategy.num_replicas_in_sync
     expected = np.empty((BATCH, 4))
-    expected[order] = np.concatenate([encode(part) for part in np.split(key[order], REPLICAS)])
+    expected[order] = np.concatenate([encode(part) for part in np.split(key[order], parts)])
     model.fit(views(1), verbose=0)
     np.testing.assert_allclose(model.queue.keys.numpy()[:BATCH], expected, atol=1e-5)
-    assert np.abs(expected - np.concatenate([encode(part) for part in np.split(key, REPLICAS)])).max() > 1e-3
+    assert np.abs(expected - np.concatenate([encode(part) for part in np.split(key, parts)])).max() > 1e-3
 
 
-def test_no_gradient_reaches_the_key_encoder():
-    with mirrored().scope():
+def test_no_gradient_reaches_the_key_encoder(strategy):
+    with strategy.scope():
         model = moco(momentum=1.0)  # the momentum update moves nothing, so only a gradient could
     before = [v.numpy() for v in model.key_encoder.weights if "moving" not in v.name]
     model.fit(views(3), verbose=0)
@@ -102,17 +101,17 @@ def test_no_gradient_reaches_the_key_encoder():
 
 
 @pytest.mark.parametrize("shuffle_bn", [True, False])
-def test_replicas_do_what_as_many_bn_groups_do_on_one_device(shuffle_bn):
+def test_replicas_do_what_as_many_bn_groups_do_on_one_device(strategy, shuffle_bn):
     settings = {"bn_groups": 4, "shuffle_bn": shuffle_bn}
     one, one_losses = train(tf.distribute.get_strategy(), 12, **settings)
-    several, losses = train(mirrored(), 12, **settings)
+    several, losses = train(strategy, 12, **settings)
     assert abs(losses[0] - one_losses[0]) < 1e-5
     assert np.abs(losses - one_losses).max() < 1e-3
     for a, b in zip(one.weights, several.weights, strict=True):  # statistics and diagnostics as well
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-3, atol=1e-3, err_msg=a.path)
 
 
-def test_a_step_gathers_images_and_keys_and_reduces_statistics_and_gradients_once_each(monkeypatch):
+def test_a_step_gathers_images_and_keys_and_reduces_statistics_and_gradients_once_each(strategy, monkeypatch):
     calls = []
 
     def counted(name):
@@ -125,10 +124,11 @@ def test_a_step_gathers_images_and_keys_and_reduces_statistics_and_gradients_onc
         monkeypatch.setattr(tf.distribute.ReplicaContext, name, call)
 
     counted("all_gather"), counted("all_reduce")
-    with mirrored().scope():
+    with strategy.scope():
         model = moco()
     model.fit(views(1), verbose=0)
-    assert collections.Counter(calls) == {"all_gather": 2 * REPLICAS, "all_reduce": 2 * REPLICAS}
+    number = strategy.num_replicas_in_sync
+    assert collections.Counter(calls) == {"all_gather": 2 * number, "all_reduce": 2 * number}
 
 
 def test_the_global_batch_does_not_depend_on_replicas_or_workers():
@@ -146,13 +146,14 @@ def test_the_global_batch_does_not_depend_on_replicas_or_workers():
                 np.testing.assert_array_equal(np.concatenate([part[view] for part in parts]), expected[view])
 
 
-def test_groups_that_the_replicas_cannot_share_are_refused():
-    with mirrored().scope(), pytest.raises(ValueError, match=f"multiple of the {REPLICAS} replicas; got 3"):
+def test_groups_that_the_replicas_cannot_share_are_refused(strategy):
+    rule = f"multiple of the {strategy.num_replicas_in_sync} replicas; got 3"
+    with strategy.scope(), pytest.raises(ValueError, match=rule):
         moco(bn_groups=3)
 
 
-def test_evaluate_and_predict_work_under_a_strategy():
-    with mirrored().scope():
+def test_evaluate_and_predict_work_under_a_strategy(strategy):
+    with strategy.scope():
         model = moco()
     alone = moco()
     for metric, value in model.evaluate(views(2), return_dict=True, verbose=0).items():
@@ -160,10 +161,3 @@ def test_evaluate_and_predict_work_under_a_strategy():
     images = np.random.default_rng(0).integers(0, 256, (2 * BATCH, 11, 9, 3), "uint8")
     expected = alone.predict(images, batch_size=BATCH, verbose=0)
     np.testing.assert_allclose(model.predict(images, batch_size=BATCH, verbose=0), expected, atol=1e-5)
-
-
-@pytest.mark.skipif("REPLICAS" in os.environ, reason="this is the repetition")
-def test_all_of_this_holds_on_4_replicas():
-    command = [sys.executable, "-m", "pytest", "-q", __file__]
-    done = subprocess.run(command, env=os.environ | {"REPLICAS": "4"}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout

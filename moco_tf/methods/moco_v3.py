@@ -163,7 +163,8 @@ def end_blocks(backbone):
     """
     layers = [layer for layer in backbone._flatten_layers(include_self=False) if layer.trainable_variables]
     layers = [layer for layer in layers if not isinstance(layer, keras.Model)]
-    named = [(match.group(1) if (match := BLOCK.match(layer.name)) else None, layer) for layer in layers]
+    matches = [BLOCK.match(layer.name) for layer in layers]
+    named = [(match.group(1) if match else None, layer) for match, layer in zip(matches, layers, strict=True)]
     blocks = list(dict.fromkeys(name for name, _ in named if name))
     if not blocks:
         return [list(layers[0].trainable_variables), list(layers[-1].trainable_variables)]
