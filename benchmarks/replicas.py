@@ -52,11 +52,10 @@ def measure(arguments):
     import tensorflow as tf
 
     import moco_tf
+    from moco_tf import replicas
 
-    replicas = arguments.one
-    strategy = tf.distribute.get_strategy()
-    if replicas > 1:
-        strategy = moco_tf.replicas.on_one_cpu(replicas)
+    number = arguments.one
+    strategy = replicas.on_one_cpu(number) if number > 1 else tf.distribute.get_strategy()
     with strategy.scope():
         backbone = getattr(moco_tf.encoders.resnet, arguments.arch)(image_size=arguments.image_size)
         model = moco_tf.MoCo(backbone, head="mlp", queue_size=65536, temperature=0.2)
@@ -75,16 +74,16 @@ def measure(arguments):
     step = tf.function(lambda: strategy.run(model.train_step, (data,)))
     alone = tf.function(lambda: strategy.run(passes, (data,)))
     times = []
-    for _ in range(arguments.repeats + 1):  # the first traces
-        pair = []
-        for function in (step, alone):
+    for repeat in range(arguments.repeats + 1):  # the first traces
+        pair = {}
+        for function in (step, alone) if repeat % 2 else (alone, step):  # each as often first
             begin = time.perf_counter()
             tf.nest.map_structure(lambda x: x.numpy(), strategy.experimental_local_results(function())[0])
-            pair.append(time.perf_counter() - begin)
-        times.append(pair)
+            pair[function] = time.perf_counter() - begin
+        times.append([pair[step], pair[alone]])
     step_s, passes_s = np.array(times[1:]).T
     return {
-        "replicas": replicas,
+        "replicas": number,
         "step_s": float(np.median(step_s)),
         "passes_s": float(np.median(passes_s)),
         "rest_share_quartiles": [float(q) for q in np.quantile(1 - passes_s / step_s, (0.25, 0.5, 0.75))],
