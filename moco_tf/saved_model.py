@@ -26,6 +26,7 @@ import tensorflow as tf
 
 from moco_tf import build, model_card, warm_up
 from moco_tf.command import ConfigError
+from moco_tf.data import encoded
 from moco_tf.data.preprocessing import IMAGENET, Preprocessing
 from moco_tf.losses import unit_length
 from moco_tf.methods.contrastive import ContrastiveModel, image_shape
@@ -313,8 +314,8 @@ def signatures(encoder, on_bad_image="error"):
         views, valid = decoded(images, preprocessing)
         if on_bad_image == "error":
             with tf.control_dependencies([_all_valid(valid)]):
-                return encoder.encode(tf.identity(views))
-        found = {name: _keep(valid, value) for name, value in encoder.encode(views).items()}
+                return _encode(encoder, tf.identity(views))
+        found = {name: _keep(valid, value) for name, value in _encode(encoder, views).items()}
         return found | {"valid": valid}
 
     return {
@@ -333,21 +334,48 @@ def decoded(images, preprocessing):
     Returns:
       Normalised float32 (N, S, S, 3), zeros where an image cannot be decoded; bool (N,), whether it can.
     """
-    number = tf.shape(images)[0]
+    number = tf.shape(images, tf.int64)[0]
     shape = (preprocessing.image_size, preprocessing.image_size, 3)
+    # TensorFlow prepares what a dataset maps anew at each request. For all formats that is tenths of a second,
+    # for one little.
+    indices, pixels = tf.cond(
+        tf.reduce_all(tf.io.is_jpeg(images)),
+        lambda: _decodable(images, encoded.decode_jpeg_safely),
+        lambda: _decodable(images, encoded.decode_safely),
+    )
+
+    def view(one):
+        return preprocessing(tf.ensure_shape(tf.io.parse_tensor(one, tf.uint8), (None, None, 3))[tf.newaxis])[0]
+
+    views = tf.map_fn(view, pixels, fn_output_signature=tf.TensorSpec(shape, tf.float32))
+    indices = indices[:, tf.newaxis]
+    valid = tf.scatter_nd(indices, tf.ones_like(indices[:, 0], tf.int32), [number]) > 0
+    return tf.scatter_nd(indices, views, tf.stack([number, *shape])), valid
+
+
+def _decodable(images, decode):
+    """Places int64 (n,) of the images (N,) that `decode` decodes, and their pixels as serialised tensors (n,)."""
     # An op that fails, fails the whole graph; only tf.data can pass over its error.
-    views = (
+    options = tf.data.Options()  # to study the dataset would take longer than to run it
+    options.experimental_optimization.apply_default_optimizations = False
+    options.autotune.enabled = False
+    pixels = (
         tf.data.Dataset.from_tensor_slices(images)
         .enumerate()
-        .map(lambda index, image: (index, preprocessing.of_encoded(image)), num_parallel_calls=tf.data.AUTOTUNE)
+        .map(lambda index, image: (index, tf.io.serialize_tensor(decode(image))), num_parallel_calls=tf.data.AUTOTUNE)
         .ignore_errors()
-        .batch(tf.cast(tf.maximum(number, 1), tf.int64))
+        .batch(tf.maximum(tf.shape(images, tf.int64)[0], 1))
+        .with_options(options)
     )
-    none = tf.zeros((0,), tf.int64), tf.zeros((0, *shape))
-    indices, views = views.reduce(none, lambda _, batch: batch)  # the one batch, or none of it
-    indices = indices[:, tf.newaxis]
-    valid = tf.scatter_nd(indices, tf.ones_like(indices[:, 0], tf.int32), [tf.cast(number, tf.int64)]) > 0
-    return tf.scatter_nd(indices, tf.ensure_shape(views, (None, *shape)), tf.cast([number, *shape], tf.int64)), valid
+    none = tf.zeros((0,), tf.int64), tf.constant([], tf.string)
+    return pixels.reduce(none, lambda _, batch: batch)  # the one batch, or none of it
+
+
+def _encode(encoder, views):
+    """`encoder.encode`, also of no view at all, to which oneDNN's convolutions give a wrong shape: one is added."""
+    number = tf.shape(views)[0]
+    missing = tf.zeros([tf.cast(number == 0, tf.int32), *views.shape[1:]])
+    return {name: value[:number] for name, value in encoder.encode(tf.concat([views, missing], axis=0)).items()}
 
 
 def _all_valid(valid):

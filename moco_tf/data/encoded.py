@@ -23,6 +23,12 @@ def decode_safely(encoded):
     return decode(_require(height * width <= MAX_PIXELS, _TOO_LARGE, encoded))
 
 
+def decode_jpeg_safely(encoded):
+    """`decode_safely` of a JPEG."""
+    fits = tf.reduce_prod(_jpeg_header(encoded)[1:]) <= MAX_PIXELS
+    return _decode_jpeg(_require(fits, _TOO_LARGE, encoded))
+
+
 def decode_other(encoded):
     """`decode` of what is no JPEG."""
     kind, _, _ = header(encoded)

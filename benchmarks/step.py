@@ -1,0 +1,107 @@
+"""A training step of moco_tf beside the same step in PyTorch, in its fastest of four ways.
+
+    python -m benchmarks.step --arch=resnet50 --image_size=224 --batch_size=16
+    python -m benchmarks.step --arch=vit_small --method=moco_v3 --image_size=224 --batch_size=16
+
+All take turns, a step each, in processes of their own with all cores. Prints medians, and how many times as long
+PyTorch took (median and quartiles of the rounds). Needs the extra `torch`. Writes docs/results/bench/step.json, a row
+a setting.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from pathlib import Path
+
+from benchmarks import turns
+
+OUTPUT = Path(__file__).parent.parent / "docs/results/bench/step.json"
+WAYS = "eager,compiled,channels_last,compiled+channels_last"  # of PyTorch
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", default="moco", choices=("moco", "moco_v3"))
+    parser.add_argument("--arch", default="resnet50")
+    parser.add_argument("--image_size", type=int, default=224, help="pixels; below 64 ResNets get a CIFAR stem")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--ways", default=WAYS, help="of PyTorch")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # serve this way, in this process
+    arguments = parser.parse_args()
+    if arguments.one:
+        turns.serve(ours(arguments) if arguments.one == "moco_tf" else peer(arguments))
+        return
+    setting = {name: getattr(arguments, name) for name in ("method", "arch", "image_size", "batch_size", "precision")}
+    flags = [f"--{name}={value}" for name, value in setting.items()]
+    commands = {
+        name: ["-m", "benchmarks.step", *flags, f"--one={name}"] for name in ("moco_tf", *arguments.ways.split(","))
+    }
+    seconds, first = turns.take(commands, arguments.rounds)
+
+    print(f"{setting}, {len(os.sched_getaffinity(0))} cores, {arguments.rounds} rounds")
+    row = setting | {"rounds": arguments.rounds, "ways": {}}
+    for name, times in seconds.items():
+        found = {"step_s": round(statistics.median(times), 4), "first_s": round(first[name], 1)}
+        found["images_per_second"] = round(arguments.batch_size / found["step_s"], 2)
+        found["times_ours"] = turns.ratio(times, seconds["moco_tf"])
+        row["ways"][name] = found
+        low, high = found["times_ours"]["quartiles"]
+        print(
+            f"{name:24} {found['step_s']:8.3f} s a step {found['images_per_second']:8.2f} images/s, "
+            f"{found['times_ours']['median']:.2f} ({low:.2f} to {high:.2f}) times moco_tf's time"
+        )
+    rows = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    rows = [other for other in rows if any(other[name] != value for name, value in setting.items())]
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps([*rows, row], indent=1) + "\n")
+
+
+def ours(arguments):
+    from moco_tf.startup import load_tensorflow
+
+    load_tensorflow()
+    import keras
+    import tensorflow as tf
+
+    import moco_tf
+    from moco_tf.build import POLICIES
+
+    keras.config.set_dtype_policy(POLICIES[arguments.precision])
+    if arguments.method == "moco":
+        stem = "cifar" if arguments.image_size < 64 else "imagenet"
+        build = getattr(moco_tf.encoders.resnet, arguments.arch)
+        model = moco_tf.MoCo(build(image_size=arguments.image_size, stem=stem), head="mlp", temperature=0.2)
+        model.compile(moco_tf.SGD(0.03, momentum=0.9, weight_decay=1e-4))
+    else:
+        backbone = getattr(moco_tf.encoders.vit, arguments.arch)(image_size=arguments.image_size)
+        model = moco_tf.MoCoV3(backbone, head="vit", temperature=0.2)
+        model.compile(moco_tf.AdamW(1.5e-4, weight_decay=0.1))
+    shape = (arguments.batch_size, arguments.image_size, arguments.image_size, 3)
+    views = tuple(tf.random.stateless_normal(shape, (0, view)) for view in (0, 1))
+    step = tf.function(model.train_step)
+    return lambda: float(step(views)["loss"])
+
+
+def peer(arguments):
+    import torch
+
+    from benchmarks import torch_peer
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    make = torch_peer.moco_step if arguments.method == "moco" else torch_peer.moco_v3_step
+    return make(
+        arguments.arch,
+        arguments.image_size,
+        arguments.batch_size,
+        compiled="compiled" in arguments.one,
+        channels_last="channels_last" in arguments.one,
+        bfloat16=arguments.precision == "bfloat16",
+    )
+
+
+if __name__ == "__main__":
+    main()
