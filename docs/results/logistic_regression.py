@@ -1,8 +1,8 @@
 """scikit-learn's logistic regression on the features of a run, to hold the linear probe against (evaluation.md).
 
-    python -m moco_tf.evaluate.features --encoder=RUN --split=train --output=features/train
-    python -m moco_tf.evaluate.features --encoder=RUN --split=test --output=features/test
-    python docs/results/logistic_regression.py features/train features/test
+python -m moco_tf.evaluate.features --encoder=RUN --split=train --output=features/train
+python -m moco_tf.evaluate.features --encoder=RUN --split=test --output=features/test
+python docs/results/logistic_regression.py features/train features/test
 """
 
 import sys
