@@ -4,12 +4,7 @@ The public names. They load on first use, so that `python -m moco_tf.train --hel
 before TensorFlow has started.
 """
 
-import os
 from importlib import import_module
-
-# TensorFlow uses oneDNN by itself only on processors with VNNI, though others gain as much from it: on AVX2 alone a
-# ResNet-50 step takes 0.7 of the time. Read when TensorFlow loads: import moco_tf before it.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 _MODULES = {"encoders": "moco_tf.encoders", "augment": "moco_tf.data.augment"}
 _OBJECTS = {

@@ -2,7 +2,6 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import moco_tf  # noqa: F401, I001 - before TensorFlow, whose kernels it chooses
 import keras
 import pytest
 import tensorflow as tf
