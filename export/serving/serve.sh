@@ -17,7 +17,6 @@ fi
 models=$(cd "$1" && pwd)
 shift
 grpc=${GRPC_PORT:-8500} rest=${REST_PORT:-8501}
-export TF_ENABLE_ONEDNN_OPTS=${TF_ENABLE_ONEDNN_OPTS:-1} # TensorFlow leaves its fast kernels off on CPUs without VNNI
 
 for name in models.config batching.config; do
     if [[ ! -e $models/$name ]]; then
@@ -39,7 +38,7 @@ if command -v tensorflow_model_server >/dev/null; then
     exec tensorflow_model_server --port="$grpc" --rest_api_port="$rest" "${flags[@]}" "$@"
 elif command -v docker >/dev/null; then
     # At the same path inside as outside, so that the same models.config serves both.
-    exec docker run --rm -e TF_ENABLE_ONEDNN_OPTS -p "$grpc:8500" -p "$rest:8501" -v "$models:$models:ro" \
+    exec docker run --rm -p "$grpc:8500" -p "$rest:8501" -v "$models:$models:ro" \
         --entrypoint tensorflow_model_server tensorflow/serving \
         --port=8500 --rest_api_port=8501 "${flags[@]}" "$@"
 fi

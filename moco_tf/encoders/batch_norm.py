@@ -57,12 +57,11 @@ class BatchNorm(keras.layers.Layer):
         self.moving_variance = weight("moving_variance", "ones", trainable=False)
 
     def call(self, inputs, training=False):
+        normalize = _normalize_plain if inputs.dtype == tf.float64 else _normalize_fused
         gamma, beta = self._gain_and_offset()
         if not training:
-            return _normalize_running(
-                inputs, gamma, beta, self.epsilon, self.moving_mean.value, self.moving_variance.value
-            )
-        normalize = _normalize_plain if inputs.dtype == tf.float64 else _normalize_fused
+            statistics = self.moving_mean.value, self.moving_variance.value
+            return normalize(inputs, gamma, beta, self.epsilon, statistics)[0]
         if self.synchronized and replicas.count() > 1:
             outputs, mean, variance = _normalize_together(inputs, gamma, beta, self.epsilon, self.moving_mean.value)
             self._move(self.moving_mean, mean)
@@ -98,33 +97,24 @@ class BatchNorm(keras.layers.Layer):
         }
 
 
-def _normalize_running(inputs, gamma, beta, epsilon, mean, variance):
-    """By given statistics: in full precision a multiplication and an addition.
-
-    TensorFlow would join its own kernel for this with the convolution before it, and oneDNN 3.7 has no fast code for
-    the two together on CPUs without AVX-512: an image alone takes a ResNet-50 15 times as long.
-    """
-    if inputs.dtype != gamma.dtype:
-        return _fused(inputs, gamma, beta, epsilon, mean, variance, is_training=False)[0]
-    scale = gamma * tf.math.rsqrt(variance + epsilon)
-    return inputs * scale + (beta - mean * scale)
-
-
-def _normalize_fused(inputs, gamma, beta, epsilon):
+def _normalize_fused(inputs, gamma, beta, epsilon, statistics=None):
     """One kernel, which also gives the mean and the unbiased variance; it takes no float64 and only 4-D."""
-    return _fused(inputs, gamma, beta, epsilon, mean=[], variance=[], is_training=True)
-
-
-def _fused(inputs, gamma, beta, epsilon, mean, variance, is_training):
     x = inputs if inputs.shape.rank == 4 else inputs[:, None, None, :]
     outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=x, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=epsilon, is_training=is_training
+        x=x,
+        scale=gamma,
+        offset=beta,
+        mean=statistics[0] if statistics else [],
+        variance=statistics[1] if statistics else [],
+        epsilon=epsilon,
+        is_training=statistics is None,
     )
     return tf.reshape(outputs, tf.shape(inputs)) if x is not inputs else outputs, mean, variance
 
 
-def _normalize_plain(inputs, gamma, beta, epsilon):
-    mean, variance = tf.nn.moments(inputs, list(range(inputs.shape.rank - 1)))
+def _normalize_plain(inputs, gamma, beta, epsilon, statistics=None):
+    axes = list(range(inputs.shape.rank - 1))
+    mean, variance = statistics or tf.nn.moments(inputs, axes)
     outputs = (inputs - mean) * tf.math.rsqrt(variance + epsilon) * gamma + beta
     count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), inputs.dtype)
     return outputs, mean, variance * count / (count - 1.0)
