@@ -19,7 +19,7 @@ def move_weights(source, target, momentum):
     """
     for a, b in zip(source.weights, target.weights, strict=True):
         if a.trainable:
-            # One pass over b in place of three; it is b -= (1 - momentum) * (b - a).
+            # b -= (1 - momentum) * (b - a), without a tensor for the product.
             tf.raw_ops.ResourceApplyGradientDescent(
                 var=b.value.handle, alpha=tf.cast(1.0 - momentum, b.dtype), delta=b.value - a.value
             )

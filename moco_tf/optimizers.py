@@ -35,7 +35,7 @@ class SGD(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         learning_rate = keras.ops.cast(learning_rate, variable.dtype)
         velocity = self.velocities[self._get_variable_index(variable)]
-        # One pass over the weights in place of four: this kernel is the two lines above, the rate outside.
+        # Both formulas of the class in one kernel, the rate outside the buffer.
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle,
             accum=velocity.value.handle,
