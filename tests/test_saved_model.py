@@ -276,6 +276,9 @@ def test_an_image_that_cannot_be_decoded_is_named_by_its_index(exported):
     signature = tf.saved_model.load(str(exported["own"][1])).signatures["encoded_images"]
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"in the batch of 6: \[1 3 4 5\]"):
         signature(images=tf.constant(images))
+    jpeg = tf.io.encode_jpeg(photographs(1, 30, 20)[0]).numpy()  # JPEGs alone go a way of their own
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"in the batch of 2: \[1\]"):
+        signature(images=tf.constant([jpeg, jpeg[: len(jpeg) // 2]]))
     assert signature(images=tf.constant([images[0]]))["features"].shape == (1, 8)
     assert signature(images=tf.constant([], tf.string))["features"].shape == (0, 8)
 
