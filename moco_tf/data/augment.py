@@ -80,6 +80,7 @@ class Labelled:
         return random_views(record, seed, (view,), self.preprocessing)[0]
 
 
+@tf.autograph.experimental.do_not_convert  # tracing takes half as long
 def random_views(record, seed, views, preprocessing):
     """A list of a normalised view, float32 (S, S, 3), for each `View`; seed: int64 (2,)."""
     size = preprocessing.image_size

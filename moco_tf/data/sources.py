@@ -70,6 +70,7 @@ class Source:
     def cost_of_entering(self, place):
         """What beginning at a place of an epoch costs, as a sentence: nothing here, any record can be had."""
 
+    @tf.autograph.experimental.do_not_convert  # tracing takes half as long
     def record(self, index):
         """The record of this number, as graph operations."""
         index = tf.cast(index, tf.int64)
@@ -108,6 +109,7 @@ class Source:
         """
         order = Permutation(self.size, seed, per_epoch, self.name)
 
+        @tf.autograph.experimental.do_not_convert
         def at(position):
             epoch, number = order(position)
             return epoch, self.record(number)
@@ -133,10 +135,10 @@ def embedded(split):
 @functools.cache
 def _read_embedded(split):
     file = EMBEDDED / f"{split}.tfrecord.gz"
-    examples = list(tf.data.TFRecordDataset(str(file), compression_type="GZIP").as_numpy_iterator())
     with tf.device("CPU:0"):
+        examples = tf.data.TFRecordDataset(str(file), compression_type="GZIP").batch(10_000).get_single_element()
         parsed = tf.io.parse_example(
-            np.array(examples, object),
+            examples,
             {"image": tf.io.FixedLenFeature((), tf.string), "label": tf.io.FixedLenFeature((), tf.int64)},
         )
         return tf.identity(parsed["image"]), tf.identity(parsed["label"])
