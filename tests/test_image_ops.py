@@ -10,6 +10,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from test_preprocessing import photograph
 
 from moco_tf.data import image_ops
+from moco_tf.data.resize import resize
 
 IMAGE = photograph(57, 71, seed=1)
 PIXELS = tf.cast(IMAGE, tf.float32)
@@ -55,6 +56,19 @@ def test_blur_is_pillows_three_boxes_up_to_the_edges(sigma):
     assert_close(actual, expected, mean=1.0)
     assert np.abs(actual - expected)[[0, -1]].mean() < 1.0
     assert np.abs(actual - expected)[:, [0, -1]].mean() < 1.0
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 1.99])
+def test_blur_in_blocks_leaves_out_nothing(sigma):
+    image = tf.random.stateless_uniform((64, 224, 3), (0, 1), maxval=255.0)
+    expected = image_ops.gaussian_blur(image, sigma)
+    np.testing.assert_allclose(image_ops.gaussian_blur(image, sigma, largest=2.0), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [17, 64, 150])
+def test_views_are_resized_as_images_to_judge_are(size):
+    expected = resize(IMAGE, (size, size))
+    np.testing.assert_allclose(image_ops.resized(tf.constant(IMAGE), size), expected, atol=2e-3)
 
 
 def test_blur_keeps_a_constant_image():

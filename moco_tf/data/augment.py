@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from moco_tf.data import image_ops
 from moco_tf.data.preprocessing import CIFAR10, IMAGENET, Preprocessing
-from moco_tf.data.resize import resize
 
 CROP_TRIES = 10
 CROP_ASPECT = (3 / 4, 4 / 3)  # width / height
@@ -45,7 +44,7 @@ class View:
                 low, high = self.blur_sigma
                 sigma = low + (high - low) * draws.sigma
                 drawn = draws.blur < self.blur_probability
-                image = _if(drawn, lambda x, sigma=sigma: image_ops.gaussian_blur(x, sigma), image)
+                image = _if(drawn, lambda x, sigma=sigma: image_ops.gaussian_blur(x, sigma, high), image)
             elif step == "solarize":
                 image = _if(draws.solarize < self.solarize_probability, image_ops.solarize, image)
             elif step == "flip":
@@ -92,7 +91,7 @@ def random_views(record, seed, views, preprocessing):
             for view, of_view in zip(views, draws, strict=True)
         ]
 
-    crops = [resize(crop, (size, size)) for crop in image_ops.crops(record["image"], boxes)]
+    crops = [image_ops.resized(crop, size) for crop in image_ops.crops(record["image"], boxes)]
     return [
         preprocessing.normalize(view.distort(crop, of_view))
         for view, crop, of_view in zip(views, crops, draws, strict=True)

@@ -4,13 +4,16 @@ Images are float32 (H, W, 3) with values 0..255 unless said otherwise; parameter
 the parameters. Pillow rounds to 8 bits after each operation, these do not.
 """
 
+import math
+
 import numpy as np
 import tensorflow as tf
 
 from moco_tf.data.encoded import decode, decode_other  # noqa: F401 - decode belongs to this module's names
-from moco_tf.data.resize import resize, sizes
+from moco_tf.data.resize import sizes
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, Pillow's "L"
+BLOCK = 32  # rows that are blurred at once
 
 
 def crops(image, choose_boxes):
@@ -47,7 +50,15 @@ def crops(image, choose_boxes):
 def resized_crop(image, top, left, height, width, size):
     """A part of an image (encoded or pixels) -> float32 (size, size, 3)."""
     (part,) = crops(image, lambda *_: [(top, left, height, width)])
-    return resize(part, (size, size))
+    return resized(part, size)
+
+
+def resized(image, size):
+    """Antialiased bilinear: `resize.resize` within 1e-3, and several times as fast on a CPU. -> float32 (size, size, 3).
+
+    `preprocessing` keeps the other one, which also converters understand.
+    """
+    return tf.image.resize(image, (size, size), antialias=True)
 
 
 def brightness(image, factor):
@@ -77,15 +88,13 @@ def grayscale(image):
     return _mix_channels(image, _TO_GREY)
 
 
-def gaussian_blur(image, sigma):
-    """Three extended box blurs along each axis, edges repeated: what Pillow calls a Gaussian blur."""
-    height, width, _ = sizes(image)
-    rows = _blur_weights(height, sigma)
-    columns = rows if height is width else _blur_weights(width, sigma)
-    image = tf.reshape(tf.matmul(rows, tf.reshape(image, (height, -1))), (height, width, 3))
-    image = tf.transpose(image, (1, 0, 2))
-    image = tf.reshape(tf.matmul(columns, tf.reshape(image, (width, -1))), (width, height, 3))
-    return tf.transpose(image, (1, 0, 2))
+def gaussian_blur(image, sigma, largest=None):
+    """Three extended box blurs along each axis, edges repeated: what Pillow calls a Gaussian blur.
+
+    largest: a Python number that sigma is never above, if known: far pixels are then left out of the sums.
+    """
+    image = tf.transpose(_blur_columns(image, sigma, largest), (1, 0, 2))
+    return tf.transpose(_blur_columns(image, sigma, largest), (1, 0, 2))
 
 
 def solarize(image, threshold=128):
@@ -107,6 +116,25 @@ def _mix_channels(image, matrix):
 
 def _clip(image):
     return tf.clip_by_value(image, 0.0, 255.0)
+
+
+def _blur_columns(image, sigma, largest):
+    height, width, _ = sizes(image)
+    lines = tf.reshape(image, (height, -1))
+    # Three boxes see this far; only where no edge is in sight is one row's rule the next one's.
+    reach = 3 * (int((math.sqrt(4 * largest**2 + 1) - 1) / 2) + 1) if largest else height
+    if isinstance(height, int) and height % BLOCK == 0 and 2 * reach <= BLOCK < height:
+        # Rows in blocks, each from its surroundings alone: the first, the last, and all between with one matrix,
+        # which are parts of the matrix of two blocks.
+        weights = _blur_weights(2 * BLOCK, sigma)
+        half, wide, blocks = BLOCK // 2, BLOCK + 2 * reach, height // BLOCK
+        between = weights[half : half + BLOCK, half - reach : half + BLOCK + reach]
+        weights = tf.stack([weights[:BLOCK, :wide], *[between] * (blocks - 2), weights[BLOCK:, -wide:]])
+        starts = [min(max(block * BLOCK - reach, 0), height - wide) for block in range(blocks)]
+        lines = tf.matmul(weights, tf.stack([lines[start : start + wide] for start in starts]))
+    else:
+        lines = tf.matmul(_blur_weights(height, sigma), lines)
+    return tf.reshape(lines, (height, width, 3))
 
 
 def _blur_weights(length, sigma):

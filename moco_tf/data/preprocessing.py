@@ -53,7 +53,12 @@ class Preprocessing:
         """0-255 of any type -> float32 of about zero mean and unit variance."""
         scale = 1 / (255 * np.array(self.std, np.float32))
         shift = np.array(self.mean, np.float32) / np.array(self.std, np.float32)
-        return tf.cast(images, tf.float32) * scale - shift
+        images = tf.cast(images, tf.float32)
+        width = images.shape[-2]
+        if width is None:
+            return images * scale - shift
+        lines = tf.reshape(images, [*sizes(images)[:-2], 3 * width])  # a long last axis is what vectorises
+        return tf.reshape(lines * np.tile(scale, width) - np.tile(shift, width), tf.shape(images))
 
     def denormalize(self, images):
         """The way back to 0-255, float32, neither rounded nor clipped."""
