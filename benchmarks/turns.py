@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 
+REST = 1  # seconds, in which what the way before had begun ahead comes to its end
+
 
 def take(commands, rounds):
     """Runs each command's function in turn, `rounds` times, after a first time each that is reported apart.
@@ -36,6 +38,7 @@ def take(commands, rounds):
 
 
 def _turn(process, name):
+    time.sleep(REST)
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write("\n")
     for line in process.stdout:  # libraries may print, too

@@ -14,7 +14,7 @@ _TOO_LARGE = f"more than {MAX_PIXELS} pixels"
 
 def decode(encoded):
     """Bytes of any of `FORMATS` -> uint8 (H, W, 3). Alpha is dropped, the first frame taken, EXIF left alone."""
-    return tf.cond(tf.io.is_jpeg(encoded), lambda: _decode_jpeg(encoded), lambda: decode_other(encoded))
+    return tf.cond(tf.io.is_jpeg(encoded), lambda: decode_jpeg(encoded), lambda: decode_other(encoded))
 
 
 def decode_safely(encoded):
@@ -26,7 +26,7 @@ def decode_safely(encoded):
 def decode_jpeg_safely(encoded):
     """`decode_safely` of a JPEG."""
     fits = tf.reduce_prod(_jpeg_header(encoded)[1:]) <= MAX_PIXELS
-    return _decode_jpeg(_require(fits, _TOO_LARGE, encoded))
+    return decode_jpeg(_require(fits, _TOO_LARGE, encoded))
 
 
 def decode_other(encoded):
@@ -118,7 +118,8 @@ def _other_header(encoded):
     return answer
 
 
-def _decode_jpeg(encoded):
+def decode_jpeg(encoded):
+    """`decode` of a JPEG."""
     return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
 
 

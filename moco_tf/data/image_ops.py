@@ -9,7 +9,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data.encoded import decode, decode_other  # noqa: F401 - decode belongs to this module's names
+from moco_tf.data.encoded import decode, decode_jpeg, decode_other  # noqa: F401 - decode belongs to this module's names
 from moco_tf.data.resize import sizes
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, Pillow's "L"
@@ -17,30 +17,30 @@ BLOCK = 32  # rows that are blurred at once
 
 
 def crops(image, choose_boxes):
-    """Parts of one image, as a list. Of a JPEG only these parts are decoded.
+    """Parts of one image, as a list. Of a JPEG from which one part is cut only that is decoded.
 
     image: encoded bytes (string, scalar) or pixels (H, W, 3). choose_boxes: (height, width) -> a list of boxes
     (top, left, height, width).
     """
 
-    def cut(pixels):
-        height, width = sizes(pixels)[:2]
+    def cut(pixels, boxes=None):
         return [
             tf.slice(pixels, (top, left, 0), (rows, columns, 3))
-            for top, left, rows, columns in choose_boxes(height, width)
+            for top, left, rows, columns in boxes or choose_boxes(*sizes(pixels)[:2])
         ]
 
     def cut_jpeg():
         height, width, _ = tf.unstack(tf.image.extract_jpeg_shape(image))
-        parts = []
-        for top, left, rows, columns in choose_boxes(height, width):
-            # The colour of a pixel is interpolated from its neighbours: without one column more on either side, the
-            # columns at the edges differ from those of the decoded image.
-            start, end = tf.maximum(left - 1, 0), tf.minimum(left + columns + 1, width)
-            window = tf.stack([top, start, rows, end - start])
-            wide = tf.image.decode_and_crop_jpeg(image, window, channels=3, dct_method="INTEGER_ACCURATE")
-            parts.append(wide[:, left - start : left - start + columns])
-        return parts
+        boxes = choose_boxes(height, width)
+        if len(boxes) > 1:  # its bits would be read anew for each part, which is most of the work
+            return cut(decode_jpeg(image), boxes)
+        ((top, left, rows, columns),) = boxes
+        # The colour of a pixel is interpolated from its neighbours: without one column more on either side, the
+        # columns at the edges differ from those of the decoded image.
+        start, end = tf.maximum(left - 1, 0), tf.minimum(left + columns + 1, width)
+        window = tf.stack([top, start, rows, end - start])
+        wide = tf.image.decode_and_crop_jpeg(image, window, channels=3, dct_method="INTEGER_ACCURATE")
+        return [wide[:, left - start : left - start + columns]]
 
     if image.dtype != tf.string:
         return cut(image)

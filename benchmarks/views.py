@@ -1,0 +1,133 @@
+"""Pairs of v2 views from JPEG files, beside torchvision's transforms on Pillow images in PyTorch's DataLoader.
+
+    python -m benchmarks.views
+
+Both read the same 256 files of 500x375 pixels and make batches of 16 pairs at 224 pixels, with as many workers or
+threads as there are cores, in processes of their own that take turns. Needs the extra `torch`. Writes
+docs/results/bench/views.json.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+
+from benchmarks import turns
+
+OUTPUT = Path(__file__).parent.parent / "docs/results/bench/views.json"
+FILES, BATCH = 256, 16
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=1024, help="of each round")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # serve this way, of this folder, in this process
+    arguments = parser.parse_args()
+    if arguments.one:
+        way, folder = arguments.one
+        make = ours if way == "moco_tf" else torchvision
+        turns.serve(batches(make(Path(folder), len(os.sched_getaffinity(0))), arguments.images // BATCH))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_jpegs(Path(folder))
+        commands = {
+            way: ["-m", "benchmarks.views", f"--images={arguments.images}", "--one", way, folder]
+            for way in ("moco_tf", "torchvision")
+        }
+        seconds, _ = turns.take(commands, arguments.rounds)
+    rates = {way: round(arguments.images / statistics.median(times), 1) for way, times in seconds.items()}
+    times_ours = turns.ratio(seconds["torchvision"], seconds["moco_tf"])
+    cores = len(os.sched_getaffinity(0))
+    low, high = times_ours["quartiles"]
+    print(f"pairs of v2 views at 224 px from 500x375 JPEGs, {cores} cores, {arguments.rounds} rounds")
+    for way, rate in rates.items():
+        print(f"{way:12} {rate:8.1f} source images/s")
+    print(f"moco_tf's are {times_ours['median']:.2f} ({low:.2f} to {high:.2f}) times as many")
+    found = {"cores": cores, "rounds": arguments.rounds, "images_per_second": rates, "times_ours": times_ours}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def write_jpegs(folder):
+    """Files of smooth noise, which take a JPEG decoder about as long as photographs of this size."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    for number in range(FILES):
+        pixels = random.integers(0, 256, (24, 32, 3), np.uint8)
+        Image.fromarray(pixels).resize((500, 375), Image.BICUBIC).save(folder / f"images/{number:03}.jpg", quality=90)
+
+
+def batches(endless, count):
+    """A function that takes so many batches of an endless iterator."""
+
+    def take():
+        for _ in range(count):
+            next(endless)
+
+    return take
+
+
+def ours(folder, _):
+    """moco_tf's own: what the trainer reads a folder with."""
+    from moco_tf.startup import load_tensorflow
+
+    load_tensorflow()
+    from moco_tf.data import augment, views
+    from moco_tf.data.folder import check, scan
+
+    source = check(scan(folder)).source()
+    return iter(views.pairs(source, augment.v2(224), BATCH, seed=0))
+
+
+def torchvision(folder, cores):
+    """The authors' transforms, on the library that they used, with a worker process a core."""
+    import random
+    import sys
+    import types
+
+    import torch
+    from PIL import Image, ImageFilter
+    from torch.utils.data import DataLoader, Dataset
+
+    # torchvision without compiled operators cannot register their shapes; no transform uses one.
+    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
+    from torchvision import transforms
+
+    def blur(image):
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+
+    view = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(224, scale=(0.2, 1.0)),
+            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            transforms.RandomGrayscale(p=0.2),
+            transforms.RandomApply([blur], p=0.5),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    files = sorted(folder.glob("images/*.jpg"))
+
+    class Pairs(Dataset):
+        def __len__(self):
+            return 2**40
+
+        def __getitem__(self, number):
+            with open(files[number % len(files)], "rb") as file:
+                image = Image.open(file).convert("RGB")
+            return view(image), view(image)
+
+    torch.set_num_threads(1)
+    return iter(DataLoader(Pairs(), BATCH, num_workers=cores))
+
+
+if __name__ == "__main__":
+    main()
