@@ -9,10 +9,14 @@ from typing import NamedTuple
 import tensorflow as tf
 
 
-class InfoNCE(NamedTuple):
-    loss: tf.Tensor  # N
-    positives: tf.Tensor  # N, cosine of each query with its key
-    negatives: tf.Tensor  # N x K, cosines of each query with the dictionary
+BLOCK = 4096  # keys of the dictionary at a time: the similarities held are N x BLOCK, never N x K
+
+
+class Contrast(NamedTuple):
+    loss: tf.Tensor  # n
+    positives: tf.Tensor  # n, cosine of each query with its key
+    hardest: tf.Tensor  # n, cosine with the nearest negative
+    negatives: tf.Tensor  # n, mean cosine with the negatives
 
 
 def info_nce(queries, keys, dictionary, temperature):
@@ -22,17 +26,55 @@ def info_nce(queries, keys, dictionary, temperature):
 
     Args:
       queries, keys: (N, C), of unit length; keys[i] is the positive of queries[i].
-      dictionary: (K, C), of unit length: the negatives, the same for each query.
+      dictionary: (K, C), of unit length: the negatives, the same for each query. No gradient reaches them.
       temperature: T; 0.07 in MoCo v1, 0.2 in v2.
 
     With random embeddings the loss is near ln(K + 1).
     """
     positives = tf.einsum("nc,nc->n", queries, keys)
-    negatives = tf.matmul(queries, dictionary, transpose_b=True)
-    logits = tf.concat([positives[:, None], negatives], axis=1) / temperature  # N x (1 + K)
-    first = tf.zeros_like(positives, tf.int32)  # the positive is class 0
-    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=first, logits=logits)
-    return InfoNCE(loss, positives, negatives)
+    log_sum, hardest = _log_sum_exp(queries, dictionary, temperature)
+    loss = tf.nn.softplus(log_sum - positives / temperature)
+    negatives = tf.linalg.matvec(queries, tf.reduce_mean(dictionary, axis=0))
+    return Contrast(loss, positives, hardest, negatives)
+
+
+def _log_sum_exp(queries, dictionary, temperature):
+    """log sum_j exp(q_i . d_j / T), and the largest q_i . d_j, (N,) each, in one pass over the dictionary.
+
+    That pass also sums up the gradient, sum_j softmax_ij d_j / T, so that nothing of size K is kept for it or computed
+    twice. Sums are relative to the largest similarity so far, as in online softmax (arXiv:1805.02867).
+    """
+
+    def look_at(block, hardest, total, weighted):
+        similarities = tf.matmul(queries, block, transpose_b=True)  # N x BLOCK
+        largest = tf.maximum(hardest, tf.reduce_max(similarities, axis=1))
+        before = tf.exp((hardest - largest) / temperature)
+        weights = tf.exp((similarities - largest[:, None]) / temperature)
+        total = total * before + tf.reduce_sum(weights, axis=1)
+        return largest, total, weighted * before[:, None] + tf.matmul(weights, block)
+
+    @tf.custom_gradient
+    def scan(queries):
+        nothing = tf.zeros_like(queries[:, 0])
+        found = nothing - 2, nothing, tf.zeros_like(queries)  # cosines are >= -1
+        size, width = dictionary.shape
+        whole = (size or 0) // BLOCK  # a dictionary of unknown size is taken at once
+
+        def look_at_block(number, *found):
+            return number + 1, *look_at(tf.slice(dictionary, (number * BLOCK, 0), (BLOCK, width)), *found)
+
+        if whole:
+            _, *found = tf.while_loop(lambda i, *_: i < whole, look_at_block, (0, *found), parallel_iterations=1)
+        if size != whole * BLOCK:
+            found = look_at(dictionary[whole * BLOCK :], *found)
+        hardest, total, weighted = found
+
+        def gradient(of_log_sum, _):
+            return (of_log_sum / (temperature * total))[:, None] * weighted
+
+        return (hardest / temperature + tf.math.log(total), hardest), gradient
+
+    return scan(queries)
 
 
 def nce(queries, keys, noise, temperature, log_z, records):
@@ -52,7 +94,7 @@ def nce(queries, keys, noise, temperature, log_z, records):
       records: R.
 
     Returns:
-      An `InfoNCE`; its negatives are the noise.
+      A `Contrast`; its negatives are the noise.
     """
     positives = tf.einsum("nc,nc->n", queries, keys)
     negatives = tf.matmul(queries, noise, transpose_b=True)
@@ -61,7 +103,7 @@ def nce(queries, keys, noise, temperature, log_z, records):
     # With x = log(p R / K), h is the logistic function of x, and -log h = softplus(-x), -log(1 - h) = softplus(x).
     loss = tf.nn.softplus(shift - positives / temperature)
     loss += tf.reduce_sum(tf.nn.softplus(negatives / temperature - shift), axis=1)
-    return InfoNCE(loss, positives, negatives)
+    return Contrast(loss, positives, tf.reduce_max(negatives, axis=1), tf.reduce_mean(negatives, axis=1))
 
 
 def log_normalizer(queries, noise, temperature, records):
@@ -69,13 +111,6 @@ def log_normalizer(queries, noise, temperature, records):
     logits = tf.matmul(queries, noise, transpose_b=True) / temperature
     count = tf.cast(tf.size(logits), logits.dtype)
     return tf.reduce_logsumexp(logits) - tf.math.log(count) + tf.math.log(tf.cast(records, logits.dtype))
-
-
-class InBatch(NamedTuple):
-    loss: tf.Tensor  # n
-    positives: tf.Tensor  # n, cosine of each query with its key
-    hardest: tf.Tensor  # n, cosine with the nearest other key
-    negatives: tf.Tensor  # n, mean cosine with the other keys
 
 
 def in_batch(queries, keys, labels, temperature):
@@ -118,7 +153,7 @@ def batch_info_nce(queries, keys, labels, temperature, itself=None):
     hardest = tf.reduce_max(tf.where(excluded, -tf.ones_like(similarities), similarities), axis=1)  # cosines are >= -1
     others = tf.where(excluded, tf.zeros_like(similarities), similarities)
     count = tf.reduce_sum(tf.cast(~excluded, similarities.dtype), axis=1)
-    return InBatch(loss, positives, hardest, tf.reduce_sum(others, axis=1) / count)
+    return Contrast(loss, positives, hardest, tf.reduce_sum(others, axis=1) / count)
 
 
 def unit_length(vectors):

@@ -20,7 +20,30 @@ def test_info_nce_equals_a_naive_loop():
         negatives = sum(math.exp(queries[i] @ d / t) for d in dictionary)
         assert float(result.loss[i]) == pytest.approx(-math.log(positive / (positive + negatives)), rel=1e-12)
     np.testing.assert_allclose(result.positives, (queries * keys).sum(1), rtol=1e-12)
-    np.testing.assert_allclose(result.negatives, queries @ dictionary.T, rtol=1e-12)
+    np.testing.assert_allclose(result.hardest, (queries @ dictionary.T).max(1), rtol=1e-12)
+    np.testing.assert_allclose(result.negatives, (queries @ dictionary.T).mean(1), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("size", [1, 4096, 4097, 10_000])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_info_nce_in_blocks_has_the_softmaxs_loss_and_gradient(size, jit_compile):
+    queries, keys, dictionary = (tf.constant(_unit(n, 8, seed=n)) for n in (6, 6, size))
+    weights = tf.linspace(0.1, 2.0, 6)  # each query's own, as another loss might have
+    weights = tf.cast(weights, tf.float64)
+
+    @tf.function(jit_compile=jit_compile)
+    def found():
+        with tf.GradientTape() as tape:
+            tape.watch([queries, keys])
+            loss = info_nce(queries, keys, dictionary, 0.05).loss
+        return loss, *tape.gradient(loss, [queries, keys], weights)
+
+    with tf.GradientTape() as tape:
+        tape.watch([queries, keys])
+        logits = tf.concat([tf.reduce_sum(queries * keys, 1, True), queries @ tf.transpose(dictionary)], 1) / 0.05
+        expected = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.zeros(6, tf.int32), logits)
+    for ours, theirs in zip(found(), [expected, *tape.gradient(expected, [queries, keys], weights)], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-13)
 
 
 def test_identical_features_give_log_k_plus_one():
@@ -67,7 +90,8 @@ def test_nce_and_its_normaliser_equal_naive_loops():
     for i in range(5):
         expected = -math.log(h(queries[i], keys[i])) - sum(math.log(1 - h(queries[i], d)) for d in noise)
         assert float(result.loss[i]) == pytest.approx(expected, rel=1e-12)
-    np.testing.assert_allclose(result.negatives, queries @ noise.T, rtol=1e-12)
+    np.testing.assert_allclose(result.hardest, (queries @ noise.T).max(1), rtol=1e-12)
+    np.testing.assert_allclose(result.negatives, (queries @ noise.T).mean(1), rtol=1e-12)
     z = records * np.mean([math.exp(q @ d / t) for q in queries for d in noise])
     found = log_normalizer(tf.constant(queries), tf.constant(noise), t, records)
     assert float(found) == pytest.approx(math.log(z), rel=1e-12)

@@ -119,7 +119,7 @@ class EndToEnd(contrastive.ContrastiveModel):
         return replicas.shuffle(images, seed=(self.seed, self.step.value))
 
     def _contrast(self, queries, keys, permutation=None):
-        """(queries, their `InBatch`), with NT-Xent a query of each view; one gather brings all replicas' embeddings.
+        """(queries, their `Contrast`), with NT-Xent a query of each view; one gather brings all replicas' embeddings.
 
         queries: (n, C) in the order of the images; keys: (n, C) in that of the permutation.
         """

@@ -119,7 +119,7 @@ class MemoryBank(contrastive.ContrastiveModel):
         with tf.control_dependencies([keys, negatives, *(g for g in gradients if g is not None)]):
             self.bank.update(everyone, features, self.bank_momentum)
         self.step.assign_add(1)
-        return self._track(queries, contrast, encoders=[self.query_encoder]) | self.shape_logs(rate)
+        return self.track(queries, *contrast, encoders=[self.query_encoder]) | self.shape_logs(rate)
 
     def test_step(self, data):
         """Loss and diagnostics in inference mode; changes neither bank nor encoder."""
@@ -131,7 +131,7 @@ class MemoryBank(contrastive.ContrastiveModel):
         else:
             _, numbers = self._unpack(data)
             keys, everyone = self.bank.look_up(numbers), replicas.gather(numbers)
-        return self._track(queries, self._contrast(queries, keys, self._draw(everyone)))
+        return self.track(queries, *self._contrast(queries, keys, self._draw(everyone)))
 
     def _unpack(self, data):
         """Images (n, H, W, 3) and the numbers (n,) of their records."""
@@ -173,11 +173,6 @@ class MemoryBank(contrastive.ContrastiveModel):
             lambda: tf.identity(self.log_z.value),
         )
         self.log_z.assign(estimate)
-
-    def _track(self, queries, contrast, encoders=()):
-        hardest = tf.reduce_max(contrast.negatives, axis=1)
-        mean = tf.reduce_mean(contrast.negatives, axis=1)
-        return self.track(queries, contrast.loss, contrast.positives, hardest, mean, encoders)
 
     def get_config(self):
         return super().get_config() | {

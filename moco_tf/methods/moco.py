@@ -108,12 +108,11 @@ class MoCo(contrastive.ContrastiveModel):
         gradients = tape.gradient(scaled_loss, variables)
         self.optimizer.apply(gradients, variables)
 
-        # The logits used the old queue. Enqueued before the backward pass is through, TensorFlow would have
-        # to copy the whole queue, which that pass still reads.
-        with tf.control_dependencies([g for g in gradients if g is not None]):
+        # The loss used the old queue. Enqueued while that is still read, TensorFlow would have to copy all of it.
+        with tf.control_dependencies([*contrast, *(g for g in gradients if g is not None)]):
             self.queue.enqueue(keys)
         self.step.assign_add(1)
-        logs = self._track(queries, contrast, encoders=(self.query_encoder, self.key_encoder))
+        logs = self.track(queries, *contrast, encoders=(self.query_encoder, self.key_encoder))
         return logs | self.shape_logs(rates)
 
     def test_step(self, data):
@@ -121,7 +120,7 @@ class MoCo(contrastive.ContrastiveModel):
         query_images, key_images = contrastive.unpack(data)
         queries = unit_length(self.query_encoder(query_images, training=False)["projection"])
         keys = unit_length(self.key_encoder(key_images, training=False)["projection"])
-        return self._track(queries, info_nce(queries, keys, self.queue.keys.value, self.temperature))
+        return self.track(queries, *info_nce(queries, keys, self.queue.keys.value, self.temperature))
 
     def _encode_keys(self, images):
         shuffles = self.shuffle_bn and self.groups_here * replicas.count() > 1  # one group: any order is the same
@@ -130,11 +129,6 @@ class MoCo(contrastive.ContrastiveModel):
         shuffled, permutation = replicas.shuffle(images, seed=(self.seed, self.step.value))
         keys = unit_length(self.key_encoder(shuffled, training=True)["projection"])
         return replicas.unshuffle(keys, permutation)
-
-    def _track(self, queries, contrast, encoders=()):
-        hardest = tf.reduce_max(contrast.negatives, axis=1)
-        mean = tf.reduce_mean(contrast.negatives, axis=1)
-        return self.track(queries, contrast.loss, contrast.positives, hardest, mean, encoders)
 
     def get_config(self):
         return super().get_config() | {

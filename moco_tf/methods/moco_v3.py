@@ -122,7 +122,7 @@ class MoCoV3(contrastive.ContrastiveModel):
         return tf.split(tf.stop_gradient(replicas.gather(tf.concat(keys, axis=1))), 2, axis=1)
 
     def _contrast(self, queries, keys):
-        """The loss's two halves, `InBatch` each: queries of one view among the keys of the other."""
+        """The loss's two halves, `Contrast` each: queries of one view among the keys of the other."""
         labels = replicas.own(tf.range(tf.shape(keys[0])[0]))  # n: replica r's images are rows r * n to (r + 1) * n
         return [in_batch(q, k, labels, self.temperature) for q, k in zip(queries, keys[::-1], strict=True)]
 
