@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from moco_tf.losses import unit_length
+from moco_tf.queue import fill_with_random_unit_vectors
 
 
 class Bank(keras.layers.Layer):
@@ -23,13 +24,12 @@ class Bank(keras.layers.Layer):
         self.keys = self.add_weight(
             name="keys",
             shape=(records, dim),
-            initializer=lambda shape, dtype: unit_length(
-                tf.random.stateless_normal(shape, seed=(seed, 0), dtype=dtype)
-            ),
+            initializer="zeros",
             dtype=dtype,
             trainable=False,
             autocast=False,
         )
+        fill_with_random_unit_vectors(self.keys, seed)
         self.built = True
 
     def look_up(self, numbers):

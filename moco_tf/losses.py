@@ -26,53 +26,57 @@ def info_nce(queries, keys, dictionary, temperature):
 
     Args:
       queries, keys: (N, C), of unit length; keys[i] is the positive of queries[i].
-      dictionary: (K, C), of unit length: the negatives, the same for each query. No gradient reaches them.
+      dictionary: (K, C), of unit length: the negatives, the same for each query. No gradient reaches them. Of a
+        variable no copy is made.
       temperature: T; 0.07 in MoCo v1, 0.2 in v2.
 
     With random embeddings the loss is near ln(K + 1).
     """
     positives = tf.einsum("nc,nc->n", queries, keys)
-    log_sum, hardest = _log_sum_exp(queries, dictionary, temperature)
+    log_sum, hardest, negatives = _log_sum_exp(queries, dictionary, temperature)
     loss = tf.nn.softplus(log_sum - positives / temperature)
-    negatives = tf.linalg.matvec(queries, tf.reduce_mean(dictionary, axis=0))
     return Contrast(loss, positives, hardest, negatives)
 
 
 def _log_sum_exp(queries, dictionary, temperature):
-    """log sum_j exp(q_i . d_j / T), and the largest q_i . d_j, (N,) each, in one pass over the dictionary.
+    """log sum_j exp(q_i . d_j / T), and the largest and the mean of q_i . d_j, (N,) each, in one pass over the d_j.
 
     That pass also sums up the gradient, sum_j softmax_ij d_j / T, so that nothing of size K is kept for it or computed
     twice. Sums are relative to the largest similarity so far, as in online softmax (arXiv:1805.02867).
     """
 
-    def look_at(block, hardest, total, weighted):
+    size, width = dictionary.shape
+
+    def look_at(first, count, hardest, total, weighted, keys):
+        block = tf.ensure_shape(tf.gather(dictionary, first + tf.range(count)), (count, width))
         similarities = tf.matmul(queries, block, transpose_b=True)  # N x BLOCK
         largest = tf.maximum(hardest, tf.reduce_max(similarities, axis=1))
         before = tf.exp((hardest - largest) / temperature)
         weights = tf.exp((similarities - largest[:, None]) / temperature)
         total = total * before + tf.reduce_sum(weights, axis=1)
-        return largest, total, weighted * before[:, None] + tf.matmul(weights, block)
+        weighted = weighted * before[:, None] + tf.matmul(weights, block)
+        return largest, total, weighted, keys + tf.reduce_sum(block, axis=0)
 
     @tf.custom_gradient
     def scan(queries):
         nothing = tf.zeros_like(queries[:, 0])
-        found = nothing - 2, nothing, tf.zeros_like(queries)  # cosines are >= -1
-        size, width = dictionary.shape
-        whole = (size or 0) // BLOCK  # a dictionary of unknown size is taken at once
+        found = nothing - 2, nothing, tf.zeros_like(queries), tf.zeros(width, queries.dtype)  # cosines are >= -1
+        whole, rest = size // BLOCK, size % BLOCK
 
         def look_at_block(number, *found):
-            return number + 1, *look_at(tf.slice(dictionary, (number * BLOCK, 0), (BLOCK, width)), *found)
+            return number + 1, *look_at(number * BLOCK, BLOCK, *found)
 
         if whole:
             _, *found = tf.while_loop(lambda i, *_: i < whole, look_at_block, (0, *found), parallel_iterations=1)
-        if size != whole * BLOCK:
-            found = look_at(dictionary[whole * BLOCK :], *found)
-        hardest, total, weighted = found
+        if rest:
+            found = look_at(whole * BLOCK, rest, *found)
+        hardest, total, weighted, keys = found
 
-        def gradient(of_log_sum, _):
+        def gradient(of_log_sum, *_):
             return (of_log_sum / (temperature * total))[:, None] * weighted
 
-        return (hardest / temperature + tf.math.log(total), hardest), gradient
+        mean = tf.linalg.matvec(queries, keys / size)
+        return (hardest / temperature + tf.math.log(total), hardest, mean), gradient
 
     return scan(queries)
 

@@ -8,6 +8,19 @@ import tensorflow as tf
 
 from moco_tf.losses import unit_length
 
+BLOCK = 65_536  # rows that are drawn at a time
+
+
+def fill_with_random_unit_vectors(variable, seed):
+    """Of a variable (number, dim), on all replicas; beside it no more than a block is held."""
+    number, dim = variable.shape
+    for first in range(0, number, BLOCK):
+        last = min(first + BLOCK, number)
+        drawn = tf.random.stateless_normal((last - first, dim), (seed, first), dtype=variable.dtype)
+        block = tf.IndexedSlices(unit_length(drawn), tf.range(first, last))
+        for copy in getattr(variable.value, "values", [variable.value]):
+            copy.scatter_update(block)
+
 
 class Queue(keras.layers.Layer):
     """`size` keys of length `dim`, first in first out; saved with the model, never trained.
@@ -22,28 +35,25 @@ class Queue(keras.layers.Layer):
         self.keys = self.add_weight(
             name="keys",
             shape=(size, dim),
-            initializer=lambda shape, dtype: unit_length(
-                tf.random.stateless_normal(shape, seed=(seed, 0), dtype=dtype)
-            ),
+            initializer="zeros",
             dtype=dtype,
             trainable=False,
             autocast=False,
         )
+        fill_with_random_unit_vectors(self.keys, seed)
         self.pointer = self.add_weight(name="pointer", shape=(), initializer="zeros", dtype="int64", trainable=False)
         self.built = True
 
     def enqueue(self, keys):
         """Writes keys (N, C) where the pointer stands, around the end, and moves it by N; any N.
 
-        The cost is O(N). Each assignment is of a slice, which TensorFlow does in place as long as nothing else
-        holds the queue's buffer: order this after the last use of `self.keys` in the step.
+        The cost is O(N), as long as `self.keys` is only ever gathered from (`tf.gather`): once written in place,
+        TensorFlow copies all of a variable that is read as a tensor. Order this after its last use in the step.
         """
         count = tf.shape(keys, out_type=tf.int64)[0]
         surplus = tf.maximum(count - self.size, 0)  # only the last `size` keys would survive
         keys = tf.cast(keys[surplus:], self.keys.dtype)
         start = (self.pointer.value + surplus) % self.size
-        until_end = tf.minimum(self.size - start, count - surplus)
-        stored = self.keys.value
-        stored[start : start + until_end].assign(keys[:until_end])
-        stored[: count - surplus - until_end].assign(keys[until_end:])
+        places = (start + tf.range(count - surplus)) % self.size
+        self.keys.value.scatter_update(tf.IndexedSlices(keys, places))
         self.pointer.assign((self.pointer.value + count) % self.size)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from moco_tf.losses import info_nce, unit_length
 from moco_tf.queue import Queue
 
 
@@ -31,3 +32,20 @@ def test_it_is_never_coarser_than_float32_nor_trained():
     queue = Queue(4, 2, dtype="bfloat16")
     assert queue.keys.dtype == "float32"
     assert not queue.trainable_variables
+
+
+def test_neither_enqueuing_nor_the_loss_reads_the_queue_as_a_whole():
+    queue, batch = Queue(5000, 2), unit_length(tf.ones((3, 2)))
+
+    @tf.function
+    def step():
+        loss = info_nce(batch, batch, queue.keys.value, 0.2).loss
+        with tf.control_dependencies([loss]):
+            queue.enqueue(batch)
+        return loss
+
+    graph = step.get_concrete_function().graph
+    (keys,) = (inner for outer, inner in graph.captures if outer is queue.keys.value.handle)
+    users = {op.type for op in keys.consumers()}
+    assert {"ResourceGather", "ResourceScatterUpdate"} <= users
+    assert not users & {"ReadVariableOp", "AssignVariableOp"}
