@@ -35,14 +35,18 @@ def main():
     print(f"{'K':>9} {'loss and gradient, ms':>22} {'enqueue, ms':>12} {'queue, MB':>10} {'peak beyond it, MB':>19}")
     for size in map(int, arguments.sizes.split(",")):
         command = [sys.executable, "-m", "benchmarks.queue", f"--one={size}", f"--rounds={arguments.rounds}"]
-        row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+        row = json.loads(
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+        )
         print(
             f"{size:9} {row['loss_ms']:22.2f} {row['enqueue_ms']:12.2f} {row['queue_mb']:10.1f} "
             f"{row['peak_beyond_mb']:19.1f}"
         )
         rows.append(row)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({"batch": BATCH, "rounds": arguments.rounds, "rows": rows}, indent=1) + "\n")
+    arguments.output.write_text(
+        json.dumps({"batch": BATCH, "rounds": arguments.rounds, "rows": rows}, indent=1) + "\n"
+    )
 
 
 def measure(size, rounds):

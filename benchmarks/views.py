@@ -23,7 +23,7 @@ FILES, BATCH = 256, 16
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--images", type=int, default=1024, help="of each round")
+    parser.add_argument("--images", type=int, default=512, help="of each round")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # serve this way, of this folder, in this process
     arguments = parser.parse_args()

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-
 BLOCK = 4096  # keys of the dictionary at a time: the similarities held are N x BLOCK, never N x K
 
 

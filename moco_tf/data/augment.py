@@ -6,6 +6,7 @@ semantics are torchvision's, which the papers used.
 """
 
 import dataclasses
+import functools
 import typing
 
 import numpy as np
@@ -42,9 +43,8 @@ class View:
                 image = _if(draws.grayscale < self.grayscale_probability, image_ops.grayscale, image)
             elif step == "blur":
                 low, high = self.blur_sigma
-                sigma = low + (high - low) * draws.sigma
-                drawn = draws.blur < self.blur_probability
-                image = _if(drawn, lambda x, sigma=sigma: image_ops.gaussian_blur(x, sigma, high), image)
+                blur = functools.partial(image_ops.gaussian_blur, sigma=low + (high - low) * draws.sigma, largest=high)
+                image = _if(draws.blur < self.blur_probability, blur, image)
             elif step == "solarize":
                 image = _if(draws.solarize < self.solarize_probability, image_ops.solarize, image)
             elif step == "flip":

@@ -54,9 +54,9 @@ def resized_crop(image, top, left, height, width, size):
 
 
 def resized(image, size):
-    """Antialiased bilinear: `resize.resize` within 1e-3, and several times as fast on a CPU. -> float32 (size, size, 3).
+    """Antialiased bilinear -> float32 (size, size, 3): `resize.resize` within 2e-3, in a third of its time on a CPU.
 
-    `preprocessing` keeps the other one, which also converters understand.
+    `preprocessing` keeps that one, which also converters understand.
     """
     return tf.image.resize(image, (size, size), antialias=True)
 

@@ -1,0 +1,98 @@
+"""All comparisons of docs/performance.md, one after another, in some 20 minutes; then one page of plots.
+
+    pip install -e ".[bench]"
+    python -m benchmarks
+
+Let the machine do nothing else meanwhile. Each part can be run alone (`python -m benchmarks.views`); each writes its
+JSON file to docs/results/bench/. `--plot` only draws docs/results/bench/bench.png of what is there.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+FOLDER = Path(__file__).parent.parent / "docs/results/bench"
+PARTS = (
+    ("step", "--arch=resnet50", "--image_size=224", "--batch_size=16", "--ways=eager,compiled,channels_last"),
+    ("step", "--arch=resnet18", "--image_size=32", "--batch_size=128", "--ways=eager,compiled,channels_last"),
+    ("step", "--method=moco_v3", "--arch=vit_small", "--image_size=224", "--batch_size=8", "--ways=eager,compiled"),
+    ("views",),
+    ("queue", "--sizes=4096,65536,1048576"),
+    ("overhead",),
+    ("startup",),
+    ("checkpoint",),
+)
+
+
+def main():
+    begun = time.monotonic()
+    if sys.argv[1:] == []:
+        for part, *flags in PARTS:
+            print(f"\n# python -m benchmarks.{part} {' '.join(flags)}".rstrip(), flush=True)
+            subprocess.run([sys.executable, "-m", f"benchmarks.{part}", *flags], check=True)
+    elif sys.argv[1:] != ["--plot"]:
+        raise SystemExit(__doc__)
+    plot()
+    print(f"\n{FOLDER / 'bench.png'}, {(time.monotonic() - begun) / 60:.0f} minutes")
+
+
+def plot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(2, 3, figsize=(13, 6.5), constrained_layout=True)
+    steps, views, queue, overhead, startup = panels.flat[:5]
+    rows = read("step")
+    for place, row in enumerate(rows):
+        for number, (way, found) in enumerate(row["ways"].items()):
+            colour = "tab:blue" if way == "moco_tf" else f"C{number}"
+            ratio = found["times_ours"]
+            low, high = ratio["quartiles"]
+            errors = [[ratio["median"] - low], [high - ratio["median"]]]
+            label = None if place else way
+            steps.bar(place + 0.2 * number, ratio["median"], 0.18, color=colour, yerr=errors, label=label)
+    names = [f"{row['arch']}\n{row['image_size']} px, {row['batch_size']}" for row in rows]
+    steps.set_xticks([place + 0.3 for place in range(len(rows))], names)
+    steps.set(title="A step, times moco_tf's", ylabel="times as long")
+    steps.legend(frameon=False, fontsize=8)
+
+    rates = read("views")["images_per_second"]
+    views.bar(list(rates), list(rates.values()), 0.5, color=["tab:blue", "C1"])
+    views.set(title="Pairs of v2 views of JPEGs", ylabel="source images/s")
+
+    rows = read("queue")["rows"]
+    sizes = [row["K"] for row in rows]
+    queue.plot(sizes, [row["loss_ms"] for row in rows], "o-", label="loss and gradient, ms")
+    queue.plot(sizes, [row["enqueue_ms"] for row in rows], "o-", label="enqueuing, ms")
+    queue.plot(sizes, [row["peak_beyond_mb"] for row in rows], "o-", label="peak beyond the queue, MB")
+    queue.set(title="A longer queue, batch 256", xlabel="K", xscale="log", yscale="log")
+    queue.legend(frameon=False, fontsize=8)
+
+    found = read("overhead")
+    parts = found["parts_s"]
+    overhead.barh(list(parts), [100 * seconds / found["step_s"] for seconds in parts.values()], 0.5)
+    overhead.set(title=f"Beside the encoders, K {found['K']}", xlabel="% of a ResNet-50 step")
+    overhead.invert_yaxis()
+
+    seconds = read("startup")["seconds"]
+    startup.bar(list(seconds), list(seconds.values()), 0.4)
+    startup.set(title="From the command to step 1", ylabel="s")
+
+    found = read("checkpoint")
+    panels.flat[5].bar(list(found["seconds"]), list(found["seconds"].values()), 0.4)
+    panels.flat[5].set(title=f"Saving {found['megabytes']:.0f} MB", ylabel="s")
+    for axes in panels.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(FOLDER / "bench.png", dpi=110)
+
+
+def read(part):
+    return json.loads((FOLDER / f"{part}.json").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What MoCo costs a ResNet-50 step beside its encoders' passes: momentum, loss, diagnostics and queue, at K 65,536.
+
+    python -m benchmarks.overhead
+
+The whole step takes turns with those parts alone, on queries and keys that are given. Writes
+docs/results/bench/overhead.json. `benchmarks.replicas` has the same by difference, for several replicas.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+OUTPUT = Path(__file__).parent.parent / "docs/results/bench/overhead.json"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--queue_size", type=int, default=65536, help="K")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    from moco_tf.startup import load_tensorflow
+
+    load_tensorflow(training=True)
+    import tensorflow as tf
+
+    import moco_tf
+    from moco_tf.losses import info_nce, unit_length
+    from moco_tf.momentum import move_weights
+
+    model = moco_tf.MoCo(
+        moco_tf.encoders.resnet.resnet50(), head="mlp", queue_size=arguments.queue_size, temperature=0.2
+    )
+    model.compile(moco_tf.SGD(0.03, momentum=0.9, weight_decay=1e-4))
+    shape = (arguments.batch_size, 224, 224, 3)
+    views = tuple(tf.random.stateless_normal(shape, (0, view)) for view in (0, 1))
+    queries, keys = (unit_length(tf.random.stateless_normal((arguments.batch_size, 128), (1, i))) for i in (0, 1))
+
+    def momentum():
+        move_weights(model.query_encoder, model.key_encoder, model.current_momentum())
+
+    def loss():
+        with tf.GradientTape() as tape:
+            tape.watch(queries)
+            contrast = info_nce(queries, keys, model.queue.keys.value, model.temperature)
+        return tape.gradient(contrast.loss, queries), *contrast
+
+    def diagnostics():
+        return model.track(queries, *[queries[:, i] for i in range(4)], (model.query_encoder, model.key_encoder))
+
+    parts = {
+        "step": lambda: model.train_step(views),
+        "momentum encoder's weights": momentum,
+        "InfoNCE and its gradient": loss,
+        "diagnostics": diagnostics,
+        "enqueuing": lambda: model.queue.enqueue(keys),
+    }
+    functions = {name: tf.function(part) for name, part in parts.items()}
+    seconds = {name: [] for name in parts}
+    for _ in range(arguments.rounds + 1):  # the first traces
+        for name, function in functions.items():
+            begin = time.perf_counter()
+            for value in tf.nest.flatten(function()):
+                value is not None and value.numpy()
+            model.step.numpy()
+            seconds[name].append(time.perf_counter() - begin)
+    found = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    step = found.pop("step")
+    print(f"{len(os.sched_getaffinity(0))} cores; a step of {arguments.batch_size} images: {step:.3f} s, of that")
+    for name, time_of_part in found.items():
+        print(f"  {name:28} {1e3 * time_of_part:8.2f} ms {time_of_part / step:7.2%}")
+    share = sum(found.values()) / step
+    print(f"  {'together':28} {1e3 * sum(found.values()):8.2f} ms {share:7.2%}")
+    row = {"batch_size": arguments.batch_size, "K": arguments.queue_size, "rounds": arguments.rounds}
+    row |= {"step_s": step, "parts_s": found, "share": share}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(row, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
