@@ -6,8 +6,8 @@ Axes: R records, C features, N batch, K negatives.
 import keras
 import tensorflow as tf
 
+from moco_tf.dictionary import fill_with_random_unit_vectors
 from moco_tf.losses import unit_length
-from moco_tf.queue import fill_with_random_unit_vectors
 
 
 class Bank(keras.layers.Layer):

@@ -12,6 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"command"},
     {"config", "losses", "momentum", "schedules", "replicas", "optimizers", "startup", "torch_files"},
+    {"dictionary"},
     {"encoders", "data", "queue", "bank", "run_folder", "advice", "checkpoint"},
     {"methods", "torch_names"},
     {"build", "torch_models", "model_card", "warm_up"},
