@@ -26,7 +26,10 @@ PICTURES = {
     ),
     "moco_v3": (
         ("loss", "knn_top1"),
-        (("moco_v3/resnet10.csv", "tab:blue", "resnet10, one seed"),),
+        (
+            ("moco_v3/resnet10_adamw.csv", "tab:blue", "resnet10, AdamW, batch 64"),
+            ("moco_v3/resnet10.csv", "tab:gray", "resnet10, SGD, batch 128"),
+        ),
     ),
 }
 
