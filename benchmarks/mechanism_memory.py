@@ -10,8 +10,8 @@ and takes the peak of its resident memory beyond what the process had with Tenso
     end-to-end   2 (K + 1) A            what the backward pass needs of both views of K + 1 images: the outputs of
                                         convolutions (BatchNorm reads them) and of ReLUs (the next layer does)
 
-A step with the bank also holds the keys that it has drawn; beyond that all have the weights, and for queue and bank the
-activations of a batch of 128. Writes docs/results/bench/mechanism_memory.json.
+A step with the bank also holds the keys that it has drawn; beyond that all have the weights, and for queue and bank
+the activations of a batch of 128. Writes docs/results/bench/mechanism_memory.json.
 """
 
 import argparse

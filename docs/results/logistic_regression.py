@@ -20,7 +20,8 @@ def load(folder):
 (train, train_labels), (test, test_labels) = map(load, sys.argv[1:3])
 model = LogisticRegressionCV(Cs=(1e-3, 1e-2, 0.1, 1, 10), cv=5, max_iter=300)
 model.fit(train, train_labels)  # folds hold as many of each class
-print(f"C {np.ravel(model.C_)[0]:g}, the best on held-out training images: top-1 {100 * model.score(test, test_labels):.2f} %")
+best = np.ravel(model.C_)[0]
+print(f"C {best:g}, the best on held-out training images: top-1 {100 * model.score(test, test_labels):.2f} %")
 for penalty in (0.01, 0.1, 1, 10, 100, 1000):  # 1 is scikit-learn's own choice; the more, the less it is held back
     model = LogisticRegression(C=penalty, max_iter=300).fit(train, train_labels)
     print(f"C {penalty:g}: top-1 {100 * model.score(test, test_labels):.2f} % of {len(test)} test images")
