@@ -43,7 +43,6 @@ def _log_sum_exp(queries, dictionary, temperature):
     That pass also sums up the gradient, sum_j softmax_ij d_j / T, so that nothing of size K is kept for it or computed
     twice. Sums are relative to the largest similarity so far, as in online softmax (arXiv:1805.02867).
     """
-
     size, width = dictionary.shape
 
     def look_at(first, count, hardest, total, weighted, keys):

@@ -108,7 +108,7 @@ class MoCo(contrastive.ContrastiveModel):
         gradients = tape.gradient(scaled_loss, variables)
         self.optimizer.apply(gradients, variables)
 
-        # The loss used the old queue. Enqueued while that is still read, TensorFlow would have to copy all of it.
+        # The loss looks at the queue in place: the new keys come after it.
         with tf.control_dependencies([*contrast, *(g for g in gradients if g is not None)]):
             self.queue.enqueue(keys)
         self.step.assign_add(1)
