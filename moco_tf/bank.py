@@ -6,7 +6,7 @@ Axes: R records, C features, N batch, K negatives.
 import keras
 import tensorflow as tf
 
-from moco_tf.dictionary import fill_with_random_unit_vectors
+from moco_tf import dictionary
 from moco_tf.losses import unit_length
 
 
@@ -29,12 +29,12 @@ class Bank(keras.layers.Layer):
             trainable=False,
             autocast=False,
         )
-        fill_with_random_unit_vectors(self.keys, seed)
+        dictionary.fill_with_random_unit_vectors(self.keys, seed)
         self.built = True
 
     def look_up(self, numbers):
         """The keys (N, C) of records (N,)."""
-        return tf.gather(self.keys.value, numbers)
+        return dictionary.look_up(self.keys.value, numbers)
 
     def draw(self, count, seed):
         """Numbers (count,) drawn from all records alike, with replacement."""

@@ -1,18 +1,30 @@
-"""What a dictionary, queue or bank, begins with."""
+"""The rows of a dictionary, queue or bank: what they begin with, and how a few of many are read.
+
+Axes: K rows, C features, N of them read.
+"""
 
 import tensorflow as tf
-
-from moco_tf.losses import unit_length
 
 BLOCK = 65_536  # rows that are drawn at a time
 
 
 def fill_with_random_unit_vectors(variable, seed):
-    """Of a variable (number, dim), on all replicas; beside it no more than a block is held."""
-    number, dim = variable.shape
-    for first in range(0, number, BLOCK):
-        last = min(first + BLOCK, number)
-        drawn = tf.random.stateless_normal((last - first, dim), (seed, first), dtype=variable.dtype)
-        block = tf.IndexedSlices(unit_length(drawn), tf.range(first, last))
+    """Of a variable (K, C), on all replicas; beside it no more than a block is held."""
+    size, width = variable.shape
+    for first in range(0, size, BLOCK):
+        last = min(first + BLOCK, size)
+        drawn = tf.random.stateless_normal((last - first, width), (seed, first), dtype=variable.dtype)
+        block = tf.IndexedSlices(tf.math.l2_normalize(drawn, axis=1), tf.range(first, last))
         for copy in getattr(variable.value, "values", [variable.value]):
             copy.scatter_update(block)
+
+
+def look_up(dictionary, places):
+    """Rows (N, C) at places (N,) of a tensor or variable (K, C); in O(N), also of a variable that replicas mirror.
+
+    `tf.gather` copies a mirrored variable as a whole.
+    """
+    if not hasattr(dictionary, "handle"):
+        return tf.gather(dictionary, places)
+    rows = tf.raw_ops.ResourceGather(resource=dictionary.handle, indices=places, dtype=dictionary.dtype)
+    return tf.ensure_shape(rows, (*places.shape, *dictionary.shape[1:]))

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from moco_tf.dictionary import look_up
+
 BLOCK = 4096  # keys of the dictionary at a time: the similarities held are N x BLOCK, never N x K
 
 
@@ -46,7 +48,7 @@ def _log_sum_exp(queries, dictionary, temperature):
     size, width = dictionary.shape
 
     def look_at(first, count, hardest, total, weighted, keys):
-        block = tf.ensure_shape(tf.gather(dictionary, first + tf.range(count)), (count, width))
+        block = look_up(dictionary, first + tf.range(count))
         similarities = tf.matmul(queries, block, transpose_b=True)  # N x BLOCK
         largest = tf.maximum(hardest, tf.reduce_max(similarities, axis=1))
         before = tf.exp((hardest - largest) / temperature)

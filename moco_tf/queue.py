@@ -34,7 +34,7 @@ class Queue(keras.layers.Layer):
     def enqueue(self, keys):
         """Writes keys (N, C) where the pointer stands, around the end, and moves it by N; any N.
 
-        The cost is O(N), as long as `self.keys` is only ever gathered from (`tf.gather`): once written in place,
+        The cost is O(N), as long as `self.keys` is only ever read by `dictionary.look_up`: once written in place,
         TensorFlow copies all of a variable that is read as a tensor. Order this after its last use in the step.
         """
         count = tf.shape(keys, out_type=tf.int64)[0]

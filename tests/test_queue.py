@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from moco_tf import replicas
 from moco_tf.losses import info_nce, unit_length
 from moco_tf.queue import Queue
 
@@ -34,18 +35,21 @@ def test_it_is_never_coarser_than_float32_nor_trained():
     assert not queue.trainable_variables
 
 
-def test_neither_enqueuing_nor_the_loss_reads_the_queue_as_a_whole():
-    queue, batch = Queue(5000, 2), unit_length(tf.ones((3, 2)))
+@pytest.mark.parametrize("number", [1, 2])
+def test_neither_enqueuing_nor_the_loss_reads_the_queue_as_a_whole(number):
+    strategy = replicas.on_one_cpu(number) if number > 1 else tf.distribute.get_strategy()
+    with strategy.scope():
+        queue = Queue(9000, 2)  # two blocks of the loss, and a rest
+    batch = unit_length(tf.ones((3, 2)))
 
-    @tf.function
     def step():
         loss = info_nce(batch, batch, queue.keys.value, 0.2).loss
         with tf.control_dependencies([loss]):
             queue.enqueue(batch)
         return loss
 
-    graph = step.get_concrete_function().graph
-    (keys,) = (inner for outer, inner in graph.captures if outer is queue.keys.value.handle)
-    users = {op.type for op in keys.consumers()}
-    assert {"ResourceGather", "ResourceScatterUpdate"} <= users
-    assert not users & {"ReadVariableOp", "AssignVariableOp"}
+    graph = tf.function(lambda: strategy.run(step)).get_concrete_function().graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    uses = {node.op for node in nodes if node.attr["dtype"].type == tf.float32.as_datatype_enum}  # the queue's only
+    assert {"ResourceGather", "ResourceScatterUpdate"} <= uses
+    assert not uses & {"ReadVariableOp", "AssignVariableOp"}
