@@ -152,13 +152,13 @@ def _introduce(config, strategy, source, steps_per_epoch):
 def _look_before_training(config, source, task, model, run, recorder, monitor, begun):
     """Advice, a picture of view pairs, and the accuracies that those of training are compared with."""
     from moco_tf import advice
-    from moco_tf.data.views import pairs, picture
+    from moco_tf.data.views import first_pairs, picture
 
     for sentence in advice.before_training(config, source.size):
         log.info(f"- {sentence}")
     for callback in filter(None, (recorder, monitor)):
         callback.set_model(model)  # `fit` has not done so yet
-    query, key = next(iter(pairs(source, task, min(8, config.batch_size), config.seed)))
+    query, key = first_pairs(source, task, min(8, config.batch_size), config.seed)
     recorder.picture("views", picture(query, key, task.preprocessing))
     if monitor:
         run.keep_baselines({begun: monitor.evaluate(), "raw pixels": monitor.evaluate_pixels()})

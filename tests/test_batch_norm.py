@@ -40,14 +40,15 @@ def test_inference_mode_uses_the_running_statistics_and_moves_nothing():
     np.testing.assert_array_equal(layer.moving_mean, [1, 2, 3, 4])
 
 
-def test_gradients_of_the_fused_kernel_equal_the_plain_paths():
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_of_the_fused_kernel_equal_the_plain_paths(groups):
     gradients = []
     for dtype in ("float32", "float64"):
-        layer, x = BatchNorm(groups=2, dtype=dtype), tf.constant(X, dtype)
+        layer, x = BatchNorm(groups=groups, dtype=dtype), tf.constant(X, dtype)
         with tf.GradientTape() as tape:
             tape.watch(x)
             loss = tf.reduce_sum(layer(x, training=True) ** 3)
-        gradients.append(tape.gradient(loss, [x, layer.gamma.value]))
+        gradients.append(tape.gradient(loss, [x, layer.gamma.value, layer.beta.value]))
     for fused, plain in zip(*gradients, strict=True):
         np.testing.assert_allclose(fused, plain, rtol=2e-3, atol=2e-3)
 

@@ -63,6 +63,11 @@ def test_other_seeds_and_epochs_give_other_views(source):
     assert not set(map(bytes, one[0])) & set(map(bytes, one[1]))
 
 
+def test_the_first_pairs_are_the_first_batch(source):
+    (batch,) = first(views.pairs(source, TASK, 4, seed=2), 1)
+    assert_equal([batch], [tuple(view.numpy() for view in views.first_pairs(source, TASK, 4, seed=2))])
+
+
 def test_a_batch_larger_than_the_source_is_refused(source):
     with pytest.raises(ValueError, match=r"batch of 12 .* eleven has 11"):
         views.pairs(source, FLIPS, batch_size=12, seed=0)

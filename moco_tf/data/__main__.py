@@ -29,7 +29,7 @@ def look(config):
 
     from moco_tf import build
     from moco_tf.data import check, folder, tfds
-    from moco_tf.data.views import pairs, picture
+    from moco_tf.data.views import first_pairs, picture
 
     found = build.find(config, config.train_split)
     if isinstance(found, folder.Listing):
@@ -64,7 +64,7 @@ def look(config):
     if good:
         task = build.task(config)
         try:
-            query, key = next(iter(pairs(source, task, min(SHOWN, found.size), config.seed)))
+            query, key = first_pairs(source, task, min(SHOWN, found.size), config.seed)
         except tf.errors.OpError as error:  # a stream with more bad records than a run accepts
             raise ConfigError(check.reason(error)) from None
         file = Path(config.run_dir) / "data.png"

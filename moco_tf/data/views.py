@@ -28,10 +28,17 @@ def pairs(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), ids
     records = source.shuffled(seed, step * batch_size, per_epoch, share=(number * here, here, batch_size))
 
     def view(epoch, record):
-        query, key = task(record, tf.stack([seed * 2**32 + epoch, record["id"]]))
+        query, key = task(record, _seed(seed, epoch, record))
         return query, record["id"] if ids else key  # TensorFlow leaves out the work on a key that nobody takes
 
     return _batches(records.map(view, num_parallel_calls=tf.data.AUTOTUNE), batch_size // replicas)
+
+
+def first_pairs(source, task, number, seed):
+    """The first batch of `pairs(source, task, number, seed)`, view by view: a pipeline takes longer to begin."""
+    records = source.shuffled(seed, per_epoch=source.size // number * number).take(number)
+    queries, keys = zip(*(task(record, _seed(seed, epoch, record)) for epoch, record in records), strict=True)
+    return tf.stack(queries), tf.stack(keys)
 
 
 def labelled(source, task, batch_size, seed, epoch):
@@ -43,7 +50,7 @@ def labelled(source, task, batch_size, seed, epoch):
     records = source.shuffled(seed, epoch * source.size).take(source.size)
 
     def view(epoch, record):
-        return task(record, tf.stack([seed * 2**32 + epoch, record["id"]])), record["label"]
+        return task(record, _seed(seed, epoch, record)), record["label"]
 
     known = records.filter(lambda epoch, record: record["label"] >= 0)
     return _batches(known.map(view, num_parallel_calls=tf.data.AUTOTUNE), batch_size, drop_remainder=False)
@@ -73,6 +80,11 @@ def picture(query, key, preprocessing):
     image = tf.cast(tf.clip_by_value(tf.round(tf.concat(rows, axis=0)), 0, 255), tf.uint8)
     enlarged = max(1, 96 // preprocessing.image_size)
     return tf.repeat(tf.repeat(image, enlarged, axis=0), enlarged, axis=1)
+
+
+def _seed(seed, epoch, record):
+    """Of a view: int64 (2,), a function of (seed, epoch, record)."""
+    return tf.stack([seed * 2**32 + epoch, record["id"]])
 
 
 def _batches(examples, batch_size, drop_remainder=True):

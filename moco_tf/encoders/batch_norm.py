@@ -57,34 +57,26 @@ class BatchNorm(keras.layers.Layer):
         self.moving_variance = weight("moving_variance", "ones", trainable=False)
 
     def call(self, inputs, training=False):
-        normalize = _normalize_plain if inputs.dtype == tf.float64 else _normalize_fused
+        x = inputs if inputs.shape.rank == 4 else inputs[:, None, None, :]  # N x H x W x C
         gamma, beta = self._gain_and_offset()
+        fused = x.dtype != tf.float64  # TensorFlow's kernel takes no float64
         if not training:
-            statistics = self.moving_mean.value, self.moving_variance.value
-            return normalize(inputs, gamma, beta, self.epsilon, statistics)[0]
-        if self.synchronized and replicas.count() > 1:
-            outputs, mean, variance = _normalize_together(inputs, gamma, beta, self.epsilon, self.moving_mean.value)
-            self._move(self.moving_mean, mean)
-            self._move(self.moving_variance, variance)
-            return outputs
-        outputs, means, variances = zip(
-            *(
-                normalize(part, gamma, beta, self.epsilon)
-                for part in (tf.split(inputs, self.groups) if self.groups > 1 else [inputs])
-            ),
-            strict=True,
-        )
-        self._move(self.moving_mean, tf.add_n(means) / self.groups)
-        self._move(self.moving_variance, tf.add_n(variances) / self.groups)
-        return tf.concat(outputs, axis=0) if self.groups > 1 else outputs[0]
+            infer = _infer_fused if fused else _infer
+            outputs = infer(x, gamma, beta, self.epsilon, self.moving_mean.value, self.moving_variance.value)
+        else:
+            if self.synchronized and replicas.count() > 1:
+                outputs, mean, variance = _normalize_together(x, gamma, beta, self.epsilon, self.moving_mean.value)
+            else:
+                normalize = _normalize_fused if fused else _normalize
+                outputs, mean, variance = normalize(x, gamma, beta, self.epsilon, self.groups)
+            for running, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                running.assign(running.value * self.momentum + batch * (1.0 - self.momentum))
+        return outputs if x is inputs else tf.reshape(outputs, tf.shape(inputs))
 
     def _gain_and_offset(self):
         if self.affine:
-            return self.gamma.value, self.beta.value
+            return tf.convert_to_tensor(self.gamma.value), tf.convert_to_tensor(self.beta.value)
         return tf.ones_like(self.moving_mean.value), tf.zeros_like(self.moving_mean.value)
-
-    def _move(self, running, batch):
-        running.assign(running.value * self.momentum + batch * (1.0 - self.momentum))
 
     def get_config(self):
         return super().get_config() | {
@@ -97,27 +89,69 @@ class BatchNorm(keras.layers.Layer):
         }
 
 
-def _normalize_fused(inputs, gamma, beta, epsilon, statistics=None):
-    """One kernel, which also gives the mean and the unbiased variance; it takes no float64 and only 4-D."""
-    x = inputs if inputs.shape.rank == 4 else inputs[:, None, None, :]
-    outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=x,
-        scale=gamma,
-        offset=beta,
-        mean=statistics[0] if statistics else [],
-        variance=statistics[1] if statistics else [],
-        epsilon=epsilon,
-        is_training=statistics is None,
-    )
-    return tf.reshape(outputs, tf.shape(inputs)) if x is not inputs else outputs, mean, variance
+def _infer(x, gamma, beta, epsilon, mean, variance):
+    return (x - mean) * tf.math.rsqrt(variance + epsilon) * gamma + beta
 
 
-def _normalize_plain(inputs, gamma, beta, epsilon, statistics=None):
-    axes = list(range(inputs.shape.rank - 1))
-    mean, variance = statistics or tf.nn.moments(inputs, axes)
-    outputs = (inputs - mean) * tf.math.rsqrt(variance + epsilon) * gamma + beta
-    count = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), inputs.dtype)
-    return outputs, mean, variance * count / (count - 1.0)
+def _infer_fused(x, gamma, beta, epsilon, mean, variance):
+    return tf.raw_ops.FusedBatchNormV3(
+        x=x, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=epsilon, is_training=False
+    ).y
+
+
+def _normalize(x, gamma, beta, epsilon, groups):
+    """Normalises each of `groups` equal parts of x by its own mean and variance.
+
+    Returns:
+      The outputs, and the means over the parts of their mean and of their unbiased variance.
+    """
+    outputs, means, variances = [], [], []
+    for part in tf.split(x, groups):
+        mean, variance = tf.nn.moments(part, (0, 1, 2))
+        count = tf.cast(tf.size(part) / part.shape[-1], part.dtype)
+        outputs.append(_infer(part, gamma, beta, epsilon, mean, variance))
+        means.append(mean)
+        variances.append(variance * count / (count - 1.0))
+    return tf.concat(outputs, axis=0), tf.add_n(means) / groups, tf.add_n(variances) / groups
+
+
+def _normalize_fused(x, gamma, beta, epsilon, groups):
+    """As `_normalize`, by TensorFlow's kernel. With several groups, mean and variance have no gradient."""
+    nothing = tf.zeros(0)
+    settings = {"scale": gamma, "epsilon": epsilon, "is_training": True}
+
+    def kernel(part):
+        return tf.raw_ops.FusedBatchNormV3(x=part, offset=beta, mean=nothing, variance=nothing, **settings)
+
+    if groups == 1:  # TensorFlow makes one kernel of this and a ReLU behind it, which it does not in what follows
+        found = kernel(x)
+        return found.y, found.batch_mean, found.batch_variance
+
+    # TensorFlow's own gradient adds some ten operations a group. They take no time in a step, but in its tracing.
+    @tf.custom_gradient
+    def normalize(x, *_):
+        parts = tf.split(x, groups)
+        found = [kernel(part) for part in parts]
+
+        def gradient(of_outputs, *_):
+            gradients = [
+                tf.raw_ops.FusedBatchNormGradV3(
+                    y_backprop=of_output,
+                    x=part,
+                    reserve_space_1=each.reserve_space_1,
+                    reserve_space_2=each.reserve_space_2,
+                    reserve_space_3=each.reserve_space_3,
+                    **settings,
+                )
+                for of_output, part, each in zip(tf.split(of_outputs, groups), parts, found, strict=True)
+            ]
+            of_parts, of_gamma, of_beta, *_ = zip(*gradients, strict=True)
+            return tf.concat(of_parts, axis=0), tf.add_n(of_gamma), tf.add_n(of_beta)
+
+        outputs, means, variances, *_ = zip(*found, strict=True)
+        return (tf.concat(outputs, axis=0), tf.add_n(means) / groups, tf.add_n(variances) / groups), gradient
+
+    return normalize(x, gamma, beta)
 
 
 def _normalize_together(inputs, gamma, beta, epsilon, shift):
@@ -127,7 +161,7 @@ def _normalize_together(inputs, gamma, beta, epsilon, shift):
     large beside its spread.
     """
     x = tf.cast(inputs, gamma.dtype)
-    mean, variance = tf.nn.moments(x, list(range(x.shape.rank - 1)))
+    mean, variance = tf.nn.moments(x, (0, 1, 2))
     count = tf.cast(tf.reduce_prod(tf.shape(x)[:-1]), x.dtype)
     offset = mean - shift
     total, first, second = replicas.add_up([count, count * offset, count * (variance + offset**2)])
