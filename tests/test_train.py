@@ -84,22 +84,39 @@ def undisturbed(tmp_path_factory):
     return run_dir
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
-def test_a_killed_run_ends_with_the_same_bytes_as_an_undisturbed_one(undisturbed, tmp_path, kills):
+def run_and_kill(run_dir, kills, *flags):
+    """A run that is killed so many times, and then ended."""
     seed = os.environ.get("KILL_SEED", str(time.time_ns()))
     print(f"KILL_SEED={seed}")  # shown on failure: repeats the moments
     moments = random.Random(seed)
     for step in sorted(moments.sample(range(3, 2 * STEPS - 4), kills)):
-        process = start(tmp_path, "--checkpoint_every=3")
-        wait_for_step(process, tmp_path, step - step % 3)
+        process = start(run_dir, "--checkpoint_every=3", *flags)
+        wait_for_step(process, run_dir, step - step % 3)
         time.sleep(moments.uniform(0, 0.5))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    process = start(tmp_path, "--checkpoint_every=3")
+    process = start(run_dir, "--checkpoint_every=3", *flags)
     output = process.communicate()[0]
     assert process.returncode == 0, output
     assert "Going on from step" in output
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_killed_run_ends_with_the_same_bytes_as_an_undisturbed_one(undisturbed, tmp_path, kills):
+    run_and_kill(tmp_path, kills)
     assert_same_run(undisturbed, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [0, 2])
+@pytest.mark.parametrize("method", [["end_to_end", "--shared=none"], ["memory_bank", "--loss=nce"], ["moco_v3"]])
+def test_a_killed_run_of_another_method_does_too(tmp_path, method, replicas):
+    flags = [f"--method={method[0]}", *method[1:], f"--virtual_replicas={replicas}"]
+    process = start(tmp_path / "whole", "--checkpoint_every=7", *flags)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    run_and_kill(tmp_path / "killed", 1, *flags)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
