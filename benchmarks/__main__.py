@@ -4,7 +4,7 @@
     python -m benchmarks
 
 Let the machine do nothing else meanwhile. Each part can be run alone (`python -m benchmarks.views`); each writes its
-JSON file to docs/results/bench/. `--plot` only draws docs/results/bench/bench.png of what is there.
+JSON file to docs/results/bench/. Once all have run, `--plot` draws docs/results/bench/bench.png of them anew.
 """
 
 import json

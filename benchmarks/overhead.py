@@ -41,7 +41,7 @@ def main():
     queries, keys = (unit_length(tf.random.stateless_normal((arguments.batch_size, 128), (1, i))) for i in (0, 1))
 
     def momentum():
-        move_weights(model.query_encoder, model.key_encoder, model.current_momentum())
+        move_weights(model.query_encoder, model.key_encoder, model.momentum)
 
     def loss():
         with tf.GradientTape() as tape:

@@ -32,6 +32,8 @@ def main():
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--one", help=argparse.SUPPRESS)  # serve this way, in this process
     arguments = parser.parse_args()
+    if unknown := set(arguments.ways.split(",")) - set(WAYS.split(",")):
+        parser.error(f"--ways lists some of {WAYS}; got {', '.join(unknown)}")
     if arguments.one:
         turns.serve(ours(arguments) if arguments.one == "moco_tf" else peer(arguments))
         return

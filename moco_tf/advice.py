@@ -111,12 +111,19 @@ def after_epoch(config, logs, best_knn):
     """Sentences on the figures of an epoch; `best_knn` is the highest kNN top-1 so far, or None."""
     spread = 1 / math.sqrt(config.dim)
     if logs["feature_std"] < 0.1 * spread:
+        remedy = "A lower --lr, or a --momentum nearer to 1," if config.uses("momentum") else "A lower --lr"
         yield (
             f"The embeddings are collapsing: feature_std is {logs['feature_std']:.4f}, well spread ones have "
-            f"{spread:.3f}. A lower --lr, or a --momentum nearer to 1, usually helps."
+            f"{spread:.3f}. {remedy} usually helps."
         )
     knn = logs.get("knn_top1")
-    if logs["contrast_top1"] > 0.99 and knn is not None and best_knn is not None and knn < best_knn - 1:
+    if (
+        config.uses("shuffle_bn")
+        and logs["contrast_top1"] > 0.99
+        and knn is not None
+        and best_knn is not None
+        and knn < best_knn - 1
+    ):
         yield (
             f"contrast_top1 is {logs['contrast_top1']:.3f} while kNN fell from {best_knn:.1f} to {knn:.1f} %: "
             "BatchNorm is probably leaking which key belongs to which query. Use --shuffle_bn with --bn_groups=8."

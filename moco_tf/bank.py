@@ -46,7 +46,8 @@ class Bank(keras.layers.Layer):
         The first places of a random order of all records, without making that order: the cost is O(count N).
         """
         many = count + tf.shape(numbers)[0]
-        key = tf.stack([seed[0] + 2**32, tf.cast(seed[1], tf.int64)])  # another order than that of the data
+        # Another key than `sources.Permutation` has, or the negatives of a step were those images that come next.
+        key = tf.random.experimental.stateless_fold_in(tf.stack([seed[0], tf.cast(seed[1], tf.int64)]), 1)
         drawn = tf.random.experimental.index_shuffle(tf.range(tf.cast(many, tf.int64)), key, self.records - 1)
         taken = tf.reduce_any(drawn[:, None] == numbers[None, :], axis=1)
         return tf.ensure_shape(tf.boolean_mask(drawn, ~taken)[:count], (count,))
@@ -54,8 +55,8 @@ class Bank(keras.layers.Layer):
     def update(self, numbers, features, momentum):
         """key <- momentum * key + (1 - momentum) * feature, scaled to length 1, for records (N,); features: (N, C).
 
-        A record that comes twice takes its first feature. The cost is O(N), as long as nothing else holds the bank's
-        buffer: order this after the last use of `self.keys` in the step.
+        A record that comes twice takes its first feature. The cost is O(N). Order this after the last use of
+        `self.keys` in the step, which is of the keys of before.
         """
         first = tf.argmax(numbers[:, None] == numbers[None, :], axis=1)  # equal values in an unknown order are equal
         features = tf.gather(tf.cast(features, self.keys.dtype), first)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from moco_tf.command import ConfigError
+
 ASIDE = "aside-"  # what is being written or deleted
 
 
@@ -52,11 +54,22 @@ class Checkpoints:
         return target
 
     def restore_last(self):
-        """Brings the model to the newest checkpoint; returns its step, or None if there is none."""
+        """Brings the model to the newest checkpoint; returns its step, or None if there is none.
+
+        Raises:
+          ConfigError: its files are damaged.
+        """
         steps = self.steps()
         if not steps:
             return None
-        status = self._checkpoint.read(str(self.path(steps[-1]) / "state"))
+        newest = self.path(steps[-1])
+        try:
+            status = self._checkpoint.read(str(newest / "state"))
+        except tf.errors.OpError as error:
+            raise ConfigError(
+                f"{newest} cannot be read ({error.message.splitlines()[0]}): move it away, "
+                "and the checkpoint before it is taken"
+            ) from None
         status.assert_consumed()
         return steps[-1]
 

@@ -9,7 +9,7 @@ BLOCK = 65_536  # rows that are drawn at a time
 
 
 def fill_with_random_unit_vectors(variable, seed):
-    """Of a variable (K, C), on all replicas; beside it no more than a block is held."""
+    """Gives each row of a variable (K, C) a random direction, on all replicas; beside it only a block is held."""
     size, width = variable.shape
     for first in range(0, size, BLOCK):
         last = min(first + BLOCK, size)

@@ -157,7 +157,7 @@ def batch_info_nce(queries, keys, labels, temperature, itself=None):
     hardest = tf.reduce_max(tf.where(excluded, -tf.ones_like(similarities), similarities), axis=1)  # cosines are >= -1
     others = tf.where(excluded, tf.zeros_like(similarities), similarities)
     count = tf.reduce_sum(tf.cast(~excluded, similarities.dtype), axis=1)
-    return Contrast(loss, positives, hardest, tf.reduce_sum(others, axis=1) / count)
+    return Contrast(loss, positives, hardest, tf.math.divide_no_nan(tf.reduce_sum(others, axis=1), count))
 
 
 def unit_length(vectors):

@@ -26,6 +26,11 @@ def move_weights(source, target, momentum):
 
 
 def cosine_momentum(base, step, steps):
-    """Momentum at a step: from `base` up to 1 along a half cosine over `steps` (MoCo v3, section 4.1)."""
+    """Momentum at a step: from `base` up to 1 along a half cosine over `steps` (MoCo v3, section 4.1).
+
+    Without `steps` it stays `base`.
+    """
+    if steps is None:
+        return tf.constant(base, tf.float64)
     progress = tf.minimum(tf.cast(step, tf.float64) / steps, 1.0)
     return 1.0 - (1.0 - base) * (1.0 + tf.cos(math.pi * progress)) / 2.0

@@ -107,6 +107,8 @@ def train(config):
         lost = isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError))
         if lost or "ollective" in error.message:
             advised = "another machine no longer answers: start all again, they go on from the last checkpoint"
+        elif isinstance(error, tf.errors.ResourceExhaustedError):
+            advised = "memory or storage has run out: go on from the last checkpoint on a machine with more of it"
         else:
             advised = "the same command goes on from the last checkpoint; files that have changed are checked anew"
         log.error(f"Stopped at step {model.steps_done}: {cause}; {advised}.")

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.data import augment, image_ops
+from moco_tf.data.encoded import decode
 from moco_tf.data.preprocessing import Preprocessing
 
 # Mean absolute difference to Pillow's 8-bit result, of 255, that a record must stay within.
@@ -84,7 +85,7 @@ def apply(op, params, image, arrays):
     """One recorded operation on a uint8 image, by this project's functions."""
     pixels = tf.cast(image, tf.float32)
     if op == "decode_jpeg":
-        return image_ops.decode(tf.constant(arrays[params["bytes"]].tobytes()))
+        return decode(tf.constant(arrays[params["bytes"]].tobytes()))
     if op in ("brightness", "contrast", "saturation", "hue"):
         return getattr(image_ops, op)(pixels, params["factor"])
     if op == "grayscale":

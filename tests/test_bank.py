@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from moco_tf.bank import Bank
+from moco_tf.data import sources
 
 
 def test_an_update_moves_keys_as_a_naive_loop_does_and_a_records_first_feature_counts():
@@ -55,3 +56,11 @@ def test_a_batch_may_repeat_a_record_in_a_graph(records):
     numbers = tf.constant([0, 0, records - 1], tf.int64)
     tf.function(bank.update)(numbers, tf.constant([[3.0, 4.0], [0.0, 1.0], [3.0, 4.0]]), 0.0)
     np.testing.assert_allclose(bank.look_up(tf.constant([0], tf.int64)), [[0.6, 0.8]], rtol=1e-6)
+
+
+def test_others_come_in_another_order_than_the_images_of_any_epoch():
+    order, nobody = sources.Permutation(50, 3), tf.zeros((0,), tf.int64)
+    drawn = Bank(50, 2).draw_others(50, nobody, (3, tf.constant(2, tf.int64))).numpy()
+    for epoch in range(4):
+        of_epoch = [int(order(tf.constant(epoch * 50 + place, tf.int64))[1]) for place in range(50)]
+        assert sorted(of_epoch) == sorted(drawn) and of_epoch != list(drawn)

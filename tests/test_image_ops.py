@@ -10,6 +10,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from test_preprocessing import photograph
 
 from moco_tf.data import image_ops
+from moco_tf.data.encoded import decode
 from moco_tf.data.resize import resize
 
 IMAGE = photograph(57, 71, seed=1)
@@ -95,7 +96,7 @@ def test_flip_mirrors_left_and_right():
 
 def test_jpeg_decodes_to_pillows_pixels():
     encoded = encode(IMAGE, "JPEG", quality=80)
-    np.testing.assert_array_equal(image_ops.decode(encoded), Image.open(io.BytesIO(encoded.numpy())))
+    np.testing.assert_array_equal(decode(encoded), Image.open(io.BytesIO(encoded.numpy())))
 
 
 @pytest.mark.parametrize("suffix", ["PNG", "BMP", "GIF"])
@@ -107,14 +108,14 @@ def test_other_formats_decode_to_three_channels(suffix, mode):
     image = Image.fromarray(IMAGE).convert(mode)
     image.save(file, suffix)
     expected = Image.open(io.BytesIO(file.getvalue())).convert("RGB")
-    np.testing.assert_array_equal(image_ops.decode(tf.constant(file.getvalue())), expected)
+    np.testing.assert_array_equal(decode(tf.constant(file.getvalue())), expected)
 
 
 def test_the_first_frame_of_an_animation_is_the_image():
     file = io.BytesIO()
     frames = [Image.fromarray(np.full((8, 9, 3), value, np.uint8)) for value in (0, 255)]
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(image_ops.decode(tf.constant(file.getvalue())), np.zeros((8, 9, 3)))
+    np.testing.assert_array_equal(decode(tf.constant(file.getvalue())), np.zeros((8, 9, 3)))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_the_first_frame_of_an_animation_is_the_image():
 )
 def test_a_crop_of_encoded_bytes_is_a_crop_of_the_decoded_image(suffix, options):
     encoded = encode(IMAGE, suffix, **options)
-    decoded = image_ops.decode(encoded).numpy()
+    decoded = decode(encoded).numpy()
     for top, left, height, width in [(0, 0, 57, 71), (3, 5, 20, 31), (56, 70, 1, 1), (16, 16, 16, 16), (8, 17, 9, 15)]:
         (part,) = image_ops.crops(encoded, lambda *_, box=(top, left, height, width): [box])
         np.testing.assert_array_equal(part, decoded[top : top + height, left : left + width])

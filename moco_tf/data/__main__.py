@@ -31,6 +31,11 @@ def look(config):
     from moco_tf.data import check, folder, tfds
     from moco_tf.data.views import first_pairs, picture
 
+    file = Path(config.run_dir) / "data.png"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--run_dir names a folder for the picture; {file.parent}: {error.strerror}") from None
     found = build.find(config, config.train_split)
     if isinstance(found, folder.Listing):
         place = found.path
@@ -67,8 +72,6 @@ def look(config):
             query, key = first_pairs(source, task, min(SHOWN, found.size), config.seed)
         except tf.errors.OpError as error:  # a stream with more bad records than a run accepts
             raise ConfigError(check.reason(error)) from None
-        file = Path(config.run_dir) / "data.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
         tf.io.write_file(str(file), tf.io.encode_png(picture(query, key, task.preprocessing)))
         print(f"Views of --augment={config.augment}, queries above, their keys below: {file}")
     refusal = folder.too_many_bad(bad, found.size, config.max_bad_fraction)

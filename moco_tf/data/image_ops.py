@@ -9,7 +9,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data.encoded import decode, decode_jpeg, decode_other  # noqa: F401 - decode belongs to this module's names
+from moco_tf.data.encoded import decode_jpeg, decode_other
 from moco_tf.data.resize import sizes
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, Pillow's "L"
@@ -17,7 +17,7 @@ BLOCK = 32  # rows that are blurred at once
 
 
 def crops(image, choose_boxes):
-    """Parts of one image, as a list. Of a JPEG from which one part is cut only that is decoded.
+    """Parts of one image, as a list. If one part is cut out of a JPEG, only that part is decoded.
 
     image: encoded bytes (string, scalar) or pixels (H, W, 3). choose_boxes: (height, width) -> a list of boxes
     (top, left, height, width).

@@ -1,5 +1,5 @@
-"""Antialiased bilinear resizing as two matrix products: one function for the views on the host, for `predict`,
-for the served graph and for what converters make of it (`tf.image.resize(antialias=True)` becomes an op that ONNX
+"""Antialiased bilinear resizing as two matrix products: one function for `predict`, for the served graph
+and for what converters make of it (`tf.image.resize(antialias=True)` becomes an op that ONNX
 and OpenVINO do not know).
 
 Axes: N images, H rows, W columns, C channels; S of a size is what comes out.

@@ -1,6 +1,6 @@
-"""From images to batches of views: `pairs` for the trainer, `views` for a user's own tf.data, `labelled` to judge.
+"""From images to batches of views: `pairs` for the trainer, `views` for a user's own tf.data.
 
-`picture` shows a batch of pairs.
+`labelled` is for classifiers, `picture` shows pairs, say the `first_pairs`.
 """
 
 import tensorflow as tf
@@ -63,8 +63,9 @@ def views(dataset, task, batch_size, seed=0):
     images (string), or of batches of them, with labels or without: labels are ignored. The last partial batch is
     dropped. Two datasets made by equal calls give equal views.
     """
-    images = dataset.map(_image_of, num_parallel_calls=tf.data.AUTOTUNE)
-    images = _unbatched(images)
+    images = _unbatched(dataset.map(_image_of, num_parallel_calls=tf.data.AUTOTUNE))
+    if 0 <= (size := int(images.cardinality())) < batch_size:
+        raise ValueError(f"A batch of {batch_size} needs as many images, but the dataset has {size}.")
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
 
     def view(image, seed):

@@ -45,6 +45,9 @@ class BatchNorm(keras.layers.Layer):
         self.gamma_initializer = gamma_initializer
 
     def build(self, input_shape):
+        if len(input_shape) not in (2, 4):
+            raise ValueError(f"BatchNorm takes (N, C) or (N, H, W, C), not {tuple(input_shape)}")
+
         def weight(name, initializer, trainable):
             return self.add_weight(
                 name=name, shape=input_shape[-1:], initializer=initializer, trainable=trainable, autocast=False
@@ -116,20 +119,20 @@ def _normalize(x, gamma, beta, epsilon, groups):
 
 
 def _normalize_fused(x, gamma, beta, epsilon, groups):
-    """As `_normalize`, by TensorFlow's kernel. With several groups, mean and variance have no gradient."""
+    """As `_normalize`, by TensorFlow's kernel; mean and variance have no gradient."""
     nothing = tf.zeros(0)
     settings = {"scale": gamma, "epsilon": epsilon, "is_training": True}
 
     def kernel(part):
         return tf.raw_ops.FusedBatchNormV3(x=part, offset=beta, mean=nothing, variance=nothing, **settings)
 
-    if groups == 1:  # TensorFlow makes one kernel of this and a ReLU behind it, which it does not in what follows
+    if groups == 1:  # only here does TensorFlow fuse the kernel with the ReLU behind it
         found = kernel(x)
         return found.y, found.batch_mean, found.batch_variance
 
     # TensorFlow's own gradient adds some ten operations a group. They take no time in a step, but in its tracing.
     @tf.custom_gradient
-    def normalize(x, *_):
+    def normalize(x, *gain_and_offset):  # arguments, so that they get their gradients
         parts = tf.split(x, groups)
         found = [kernel(part) for part in parts]
 

@@ -88,7 +88,8 @@ def _encoders(settings, supervised):
     from moco_tf import build, run_folder, saved_model
 
     config = run_folder.recorded(settings.encoder)
-    yield "untrained", saved_model.of_model(build.model(config, steps_per_epoch=1))
+    size = run_folder.images(settings.encoder)
+    yield "untrained", saved_model.of_model(build.model(config, steps_per_epoch=1, size=size))
     model = build.trained(settings.encoder)
     yield "pre-trained", saved_model.of_model(model)
     classifier = keras.models.load_model(supervised / "model.keras", compile=False)

@@ -95,7 +95,7 @@ def _encoded(settings, encoder, source):
     import numpy as np
     import tensorflow as tf
 
-    from moco_tf.data import image_ops
+    from moco_tf.data.encoded import decode
     from moco_tf.data.preprocessing import Preprocessing
     from moco_tf.evaluate.extract import extract
 
@@ -103,7 +103,7 @@ def _encoded(settings, encoder, source):
     small = Preprocessing(settings.thumbnail, 1.0)
 
     def picture(record):
-        view = small.denormalize(small(image_ops.decode(record["image"])[None])[0])
+        view = small.denormalize(small(decode(record["image"])[None])[0])
         return tf.cast(tf.clip_by_value(tf.round(view), 0, 255), tf.uint8)
 
     pictures = source.in_order(settings.limit).map(picture, num_parallel_calls=tf.data.AUTOTUNE)

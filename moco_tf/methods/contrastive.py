@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from moco_tf import replicas
 from moco_tf.data.preprocessing import Preprocessing
-from moco_tf.encoders.batch_norm import BatchNorm
-from moco_tf.momentum import copy_weights, cosine_momentum
+from moco_tf.methods import normalization
+from moco_tf.momentum import copy_weights
 
 DIAGNOSTICS = (
     "loss",
@@ -52,12 +52,6 @@ class ContrastiveModel(keras.Model):
     def backbone(self):
         return self.query_encoder.layers[1]
 
-    def current_momentum(self):
-        """m of the key encoder at the current step, a scalar."""
-        if self.momentum_decay_steps is None:
-            return tf.constant(self.momentum, tf.float64)
-        return cosine_momentum(self.momentum, self.step.value, self.momentum_decay_steps)
-
     def compile(self, optimizer="rmsprop", jit_compile=False, **kwargs):
         """As `keras.Model.compile`, but without a loss, and with XLA only when asked for."""
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
@@ -93,7 +87,7 @@ class ContrastiveModel(keras.Model):
         values = [tf.reduce_sum(tf.cast(value, dtype)) for value in (loss, found, positives, negatives)]
         queries = tf.cast(queries, dtype)
         number = tf.cast(tf.shape(queries)[0], dtype)
-        running = [variable for encoder in encoders for variable in running_statistics(encoder)]
+        running = [variable for encoder in encoders for variable in normalization.running_statistics(encoder)]
         sums, first, second, *statistics = replicas.add_up(
             [
                 tf.stack([*values, number]),
@@ -147,6 +141,8 @@ def image_shape(backbone, preprocessing=None):
     """(H, W, 3) of the backbone's input, None for a free side."""
     shape = getattr(backbone, "input_shape", None)  # subclassed models have none
     if isinstance(shape, tuple) and len(shape) == 4:
+        if shape[1] != shape[2]:
+            raise ValueError(f"a backbone takes square images, or any size; this one takes {shape[1]} x {shape[2]}")
         return shape[1:]
     size = preprocessing.image_size if preprocessing else 224
     return (size, size, 3)
@@ -167,59 +163,3 @@ def start_key_encoder(query_encoder, key_encoder):
     # Per variable: `key_encoder.trainable = False` would put stock BatchNorm into inference mode.
     for variable in key_encoder.trainable_variables:
         variable.trainable = False
-
-
-def norm_layers(encoder):
-    """The BatchNorm layers of a model at any depth, this package's and Keras' own."""
-    return [
-        layer for layer in encoder._flatten_layers() if isinstance(layer, (BatchNorm, keras.layers.BatchNormalization))
-    ]
-
-
-def running_statistics(encoder):
-    """The variables in which BatchNorm keeps its running means and variances."""
-    return [v for layer in norm_layers(encoder) for v in (layer.moving_mean, layer.moving_variance)]
-
-
-def groups_here(bn_groups):
-    """How many of the global batch's BN groups this replica has; None: one each."""
-    if bn_groups and bn_groups % replicas.count():
-        raise ValueError(
-            f"bn_groups counts groups of the global batch, a multiple of the {replicas.count()} replicas; "
-            f"got {bn_groups}"
-        )
-    return (bn_groups or replicas.count()) // replicas.count()
-
-
-def set_bn_groups(encoder, groups):
-    """Lets each BatchNorm of this replica normalise `groups` equal parts of its batch apart."""
-    for layer in norm_layers(encoder):
-        if isinstance(layer, BatchNorm):
-            layer.groups = groups
-        elif groups > 1:
-            raise ValueError(
-                f"{groups} BN groups on one replica need BatchNorm layers that know groups; {layer.name!r} is Keras' "
-                "own: build the backbone with moco_tf.encoders.BatchNorm, or leave bn_groups out"
-            )
-
-
-def synchronize_bn(model):
-    """Lets each BatchNorm normalise the batches of all replicas together."""
-    for layer in norm_layers(model):
-        layer.synchronized = True
-
-
-def check_bn_groups(images, groups):
-    """A batch (n, ...) of this replica as it is; refused if it does not divide into `groups` of at least 2 images."""
-    if groups == 1:
-        return images
-    rule = f"each of the {groups} BN groups takes the same number of images, at least 2: change the batch size"
-    batch = images.shape[0]
-    if batch is None:  # a last partial batch, say: known only when it comes
-        batch = tf.shape(images)[0]
-        fits = tf.debugging.assert_equal((batch % groups == 0) & (batch >= 2 * groups), True, rule)
-        with tf.control_dependencies([fits]):  # before BatchNorm fails to divide it
-            return tf.identity(images)
-    if batch % groups or batch < 2 * groups:
-        raise ValueError(f"{rule}; got {batch}")
-    return images

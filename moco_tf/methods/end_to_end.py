@@ -14,7 +14,7 @@ from moco_tf import replicas
 from moco_tf.data.preprocessing import Preprocessing
 from moco_tf.encoders import heads
 from moco_tf.losses import batch_info_nce, unit_length
-from moco_tf.methods import contrastive
+from moco_tf.methods import contrastive, normalization
 from moco_tf.momentum import copy_weights
 
 SHARED = ("encoder", "trunk", "none")
@@ -71,7 +71,7 @@ class EndToEnd(contrastive.ContrastiveModel):
         self.temperature = temperature
         self.shuffle_bn = shuffle_bn
         self.bn_groups = bn_groups
-        self.groups_here = contrastive.groups_here(bn_groups)
+        self.groups_here = normalization.groups_here(bn_groups)
         self.seed = seed
 
         self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)
@@ -82,12 +82,12 @@ class EndToEnd(contrastive.ContrastiveModel):
             self.key_encoder = heads.encoder(trunk, image_shape, head, dim, hidden_dim)
             copy_weights(self.query_encoder, self.key_encoder)
         for encoder in self._normed():
-            contrastive.set_bn_groups(encoder, self.groups_here)
+            normalization.set_groups(encoder, self.groups_here)
 
     def train_step(self, data):
         query_images, key_images = contrastive.unpack(data)  # each n x H x W x 3, this replica's
-        query_images = contrastive.check_bn_groups(query_images, self.groups_here)
-        key_images = contrastive.check_bn_groups(key_images, self.groups_here)
+        query_images = normalization.check_groups(query_images, self.groups_here)
+        key_images = normalization.check_groups(key_images, self.groups_here)
 
         rate = {"learning_rate": self.optimizer.learning_rate}
         variables = self.trainable_variables

@@ -19,7 +19,7 @@ from moco_tf.bank import Bank
 from moco_tf.data.preprocessing import Preprocessing
 from moco_tf.encoders import heads
 from moco_tf.losses import info_nce, log_normalizer, nce, unit_length
-from moco_tf.methods import contrastive
+from moco_tf.methods import contrastive, normalization
 
 LOSSES = ("infonce", "nce")
 
@@ -80,11 +80,11 @@ class MemoryBank(contrastive.ContrastiveModel):
         self.loss_kind = loss
         self.temperature = temperature
         self.bn_groups = bn_groups
-        self.groups_here = contrastive.groups_here(bn_groups)
+        self.groups_here = normalization.groups_here(bn_groups)
         self.seed = seed
 
         self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)
-        contrastive.set_bn_groups(self.query_encoder, self.groups_here)
+        normalization.set_groups(self.query_encoder, self.groups_here)
         self.bank = Bank(records, dim, seed=seed, name="bank")
         if loss == "nce":
             self.log_z = self.add_weight(
@@ -98,7 +98,7 @@ class MemoryBank(contrastive.ContrastiveModel):
 
     def train_step(self, data):
         images, numbers = self._unpack(data)  # n x H x W x 3 and n, this replica's
-        images = contrastive.check_bn_groups(images, self.groups_here)
+        images = normalization.check_groups(images, self.groups_here)
 
         rate = {"learning_rate": self.optimizer.learning_rate}
         everyone = replicas.gather(numbers)  # N
@@ -115,7 +115,7 @@ class MemoryBank(contrastive.ContrastiveModel):
         gradients = tape.gradient(scaled_loss, variables)
         self.optimizer.apply(gradients, variables)
 
-        # The loss used the old keys. Updated earlier, TensorFlow would have to copy the whole bank.
+        # The loss looks at the old keys: the new ones come after it.
         with tf.control_dependencies([keys, negatives, *(g for g in gradients if g is not None)]):
             self.bank.update(everyone, features, self.bank_momentum)
         self.step.assign_add(1)

@@ -14,8 +14,8 @@ from moco_tf import replicas
 from moco_tf.data.preprocessing import Preprocessing
 from moco_tf.encoders import heads
 from moco_tf.losses import info_nce, unit_length
-from moco_tf.methods import contrastive
-from moco_tf.momentum import move_weights
+from moco_tf.methods import contrastive, normalization
+from moco_tf.momentum import cosine_momentum, move_weights
 from moco_tf.queue import Queue
 
 
@@ -81,23 +81,24 @@ class MoCo(contrastive.ContrastiveModel):
         self.temperature = temperature
         self.shuffle_bn = shuffle_bn
         self.bn_groups = bn_groups
-        self.groups_here = contrastive.groups_here(bn_groups)
+        self.groups_here = normalization.groups_here(bn_groups)
         self.seed = seed
 
         self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)
         self.key_encoder = heads.encoder(contrastive.clone(backbone), image_shape, head, dim, hidden_dim)
         for encoder in (self.query_encoder, self.key_encoder):
-            contrastive.set_bn_groups(encoder, self.groups_here)
+            normalization.set_groups(encoder, self.groups_here)
         contrastive.start_key_encoder(self.query_encoder, self.key_encoder)
         self.queue = Queue(queue_size, dim, seed=seed, name="queue")
 
     def train_step(self, data):
         query_images, key_images = contrastive.unpack(data)  # each n x H x W x 3, this replica's
-        query_images = contrastive.check_bn_groups(query_images, self.groups_here)
-        key_images = contrastive.check_bn_groups(key_images, self.groups_here)
+        query_images = normalization.check_groups(query_images, self.groups_here)
+        key_images = normalization.check_groups(key_images, self.groups_here)
 
-        rates = {"learning_rate": self.optimizer.learning_rate, "momentum": self.current_momentum()}
-        move_weights(self.query_encoder, self.key_encoder, rates["momentum"])
+        momentum = cosine_momentum(self.momentum, self.step.value, self.momentum_decay_steps)
+        rates = {"learning_rate": self.optimizer.learning_rate, "momentum": momentum}
+        move_weights(self.query_encoder, self.key_encoder, momentum)
         keys = self._encode_keys(key_images)  # N x C of the global batch, no gradient
         with tf.GradientTape() as tape:
             queries = unit_length(self.query_encoder(query_images, training=True)["projection"])  # n x C

@@ -15,10 +15,10 @@ from moco_tf import replicas
 from moco_tf.data.preprocessing import Preprocessing
 from moco_tf.encoders import heads
 from moco_tf.losses import in_batch, unit_length
-from moco_tf.methods import contrastive
-from moco_tf.momentum import move_weights
+from moco_tf.methods import contrastive, normalization
+from moco_tf.momentum import cosine_momentum, move_weights
 
-BLOCK = re.compile(r"(blocks\.\d+|layer\d+\.\d+)\.")  # how layers of ViTs' and ResNets' blocks are named
+BLOCK_NAME = re.compile(r"(blocks\.\d+|layer\d+\.\d+)\.")  # how layers of ViTs' and ResNets' blocks are named
 
 
 @keras.saving.register_keras_serializable("moco_tf")
@@ -82,13 +82,14 @@ class MoCoV3(contrastive.ContrastiveModel):
         self.predictor = heads.predictor(head, dim, hidden_dim)
         contrastive.start_key_encoder(self.query_encoder, self.key_encoder)
         for part in (self.query_encoder, self.key_encoder, self.predictor):
-            contrastive.synchronize_bn(part)
+            normalization.synchronize(part)
 
     def train_step(self, data):
         views = contrastive.unpack(data)  # two, each n x H x W x 3, this replica's
 
-        rates = {"learning_rate": self.optimizer.learning_rate, "momentum": self.current_momentum()}
-        move_weights(self.query_encoder, self.key_encoder, rates["momentum"])
+        momentum = cosine_momentum(self.momentum, self.step.value, self.momentum_decay_steps)
+        rates = {"learning_rate": self.optimizer.learning_rate, "momentum": momentum}
+        move_weights(self.query_encoder, self.key_encoder, momentum)
         keys = self._encode_keys(views, training=True)  # two, each N x C of the global batch, no gradient
         variables = self.query_encoder.trainable_variables + self.predictor.trainable_variables
         with tf.GradientTape() as tape:
@@ -163,7 +164,7 @@ def end_blocks(backbone):
     """
     layers = [layer for layer in backbone._flatten_layers(include_self=False) if layer.trainable_variables]
     layers = [layer for layer in layers if not isinstance(layer, keras.Model)]
-    matches = [BLOCK.match(layer.name) for layer in layers]
+    matches = [BLOCK_NAME.match(layer.name) for layer in layers]
     named = [(match.group(1) if match else None, layer) for match, layer in zip(matches, layers, strict=True)]
     blocks = list(dict.fromkeys(name for name, _ in named if name))
     if not blocks:

@@ -1,0 +1,66 @@
+"""How the encoders of a method normalise: in groups of the batch, or all replicas together.
+
+What `encoders/batch_norm.py` does in a layer, for all layers of a model.
+"""
+
+import keras
+import tensorflow as tf
+
+from moco_tf import replicas
+from moco_tf.encoders.batch_norm import BatchNorm
+
+
+def layers(encoder):
+    """The BatchNorm layers of a model at any depth, this package's and Keras' own."""
+    return [
+        layer for layer in encoder._flatten_layers() if isinstance(layer, (BatchNorm, keras.layers.BatchNormalization))
+    ]
+
+
+def running_statistics(encoder):
+    """The variables in which BatchNorm keeps its running means and variances."""
+    return [v for layer in layers(encoder) for v in (layer.moving_mean, layer.moving_variance)]
+
+
+def groups_here(bn_groups):
+    """How many of the global batch's BN groups this replica has; None: one each."""
+    if bn_groups and bn_groups % replicas.count():
+        raise ValueError(
+            f"bn_groups counts groups of the global batch, a multiple of the {replicas.count()} replicas; "
+            f"got {bn_groups}"
+        )
+    return (bn_groups or replicas.count()) // replicas.count()
+
+
+def set_groups(encoder, groups):
+    """Lets each BatchNorm of this replica normalise `groups` equal parts of its batch apart."""
+    for layer in layers(encoder):
+        if isinstance(layer, BatchNorm):
+            layer.groups = groups
+        elif groups > 1:
+            raise ValueError(
+                f"{groups} BN groups on one replica need BatchNorm layers that know groups; {layer.name!r} is Keras' "
+                "own: build the backbone with moco_tf.encoders.BatchNorm, or leave bn_groups out"
+            )
+
+
+def synchronize(model):
+    """Lets each BatchNorm normalise the batches of all replicas together."""
+    for layer in layers(model):
+        layer.synchronized = True
+
+
+def check_groups(images, groups):
+    """A batch (n, ...) of this replica as it is; refused if it does not divide into `groups` of at least 2 images."""
+    if groups == 1:
+        return images
+    rule = f"each of the {groups} BN groups takes the same number of images, at least 2: change the batch size"
+    batch = images.shape[0]
+    if batch is None:  # a last partial batch, say: known only when it comes
+        batch = tf.shape(images)[0]
+        fits = tf.debugging.assert_equal((batch % groups == 0) & (batch >= 2 * groups), True, rule)
+        with tf.control_dependencies([fits]):  # before BatchNorm fails to divide it
+            return tf.identity(images)
+    if batch % groups or batch < 2 * groups:
+        raise ValueError(f"{rule}; got {batch}")
+    return images
