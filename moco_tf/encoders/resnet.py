@@ -90,7 +90,11 @@ def _bottleneck(x, inner, channels, stride, cardinality, last_gain, name):
 def _shortcut(x, channels, stride, name):
     if stride == 1 and x.shape[-1] == channels:
         return x
-    x = _convolution(x, channels, 1, stride, name=f"{name}.downsample.0")
+    if stride > 1:
+        # Every other pixel. oneDNN's gradient of a strided 1x1 convolution writes past its buffer if there are few
+        # channels: it is wrong now and then (uxlfoundation/oneDNN issue 6035). This takes no longer.
+        x = layers.MaxPooling2D(1, strides=stride, name=f"{name}.downsample.pick")(x)
+    x = _convolution(x, channels, 1, name=f"{name}.downsample.0")
     return BatchNorm(name=f"{name}.downsample.1")(x)
 
 
