@@ -29,6 +29,8 @@ PICTURES = {
         (
             ("moco_v3/resnet10_adamw.csv", "tab:blue", "resnet10, AdamW, batch 64"),
             ("moco_v3/resnet10.csv", "tab:gray", "resnet10, SGD, batch 128"),
+            ("moco_v3/vit_tiny_16px.csv", "tab:orange", "ViT-Tiny, 16 px, batch 128"),
+            ("moco_v3/vit_tiny_32px.csv", "tab:red", "ViT-Tiny, 32 px, batch 256"),
         ),
     ),
 }
@@ -43,7 +45,7 @@ def column(path, name):
 
 def main():
     for picture, (metrics, lines) in PICTURES.items():
-        figure, panels = plt.subplots(1, len(metrics), figsize=(10, 3.6), constrained_layout=True)
+        figure, panels = plt.subplots(1, len(metrics), figsize=(12, 3.6), constrained_layout=True)
         for axes, metric in zip(panels, metrics, strict=True):
             for pattern, colour, name in lines:
                 for number, path in enumerate(sorted(HERE.glob(pattern))):
@@ -51,7 +53,7 @@ def main():
             axes.set(xlabel="epoch", ylabel=LABELS[metric])
             axes.spines[["top", "right"]].set_visible(False)
             axes.xaxis.get_major_locator().set_params(integer=True)
-        panels[-1].legend(frameon=False)
+        figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside right upper", frameon=False)
         figure.savefig(HERE / f"{picture}.png", dpi=120)
 
 
