@@ -36,6 +36,12 @@ def test_the_3x3_convolution_has_the_stride_and_pads_both_sides():
     assert model.get_layer("layer2.0.conv2.pad").padding == ((1, 1), (1, 1))
 
 
+def test_no_1x1_convolution_has_a_stride_whose_gradient_onednn_gets_wrong():
+    layers = resnet.resnet14(image_size=64, width=8).layers
+    convolutions = [layer for layer in layers if isinstance(layer, keras.layers.Conv2D)]
+    assert {layer.strides for layer in convolutions if layer.kernel_size == (1, 1)} == {(1, 1)}
+
+
 def test_a_model_survives_keras_file(tmp_path):
     model = resnet.resnet14(image_size=32, width=8)
     model.save(tmp_path / "m.keras")
