@@ -90,18 +90,14 @@ def _bottleneck(x, inner, channels, stride, cardinality, last_gain, name):
 def _shortcut(x, channels, stride, name):
     if stride == 1 and x.shape[-1] == channels:
         return x
-    if stride > 1:
-        # Every other pixel. oneDNN's gradient of a strided 1x1 convolution writes past its buffer if there are few
-        # channels: it is wrong now and then (uxlfoundation/oneDNN issue 6035). This takes no longer.
-        x = layers.MaxPooling2D(1, strides=stride, name=f"{name}.downsample.pick")(x)
-    x = _convolution(x, channels, 1, name=f"{name}.downsample.0")
+    x = _convolution(x, channels, 1, stride, name=f"{name}.downsample.0")
     return BatchNorm(name=f"{name}.downsample.1")(x)
 
 
 def _convolution(x, channels, kernel, stride=1, groups=1, *, name):
     if kernel > 1 and stride > 1:  # at stride 1 SAME is symmetric already
         x = layers.ZeroPadding2D(kernel // 2, name=f"{name}.pad")(x)
-    return layers.Conv2D(
+    return (PointwiseConv2D if kernel == 1 else layers.Conv2D)(
         channels,
         kernel,
         strides=stride,
@@ -115,6 +111,20 @@ def _convolution(x, channels, kernel, stride=1, groups=1, *, name):
 
 def _norm_relu(x, name):
     return layers.ReLU(name=f"{name}.relu")(BatchNorm(name=name)(x))
+
+
+@keras.saving.register_keras_serializable("moco_tf")
+class PointwiseConv2D(layers.Conv2D):
+    """A 1x1 convolution; one with a stride picks its pixels before.
+
+    oneDNN's gradient of a strided 1x1 convolution writes past its buffer where channels are few, and is wrong now and
+    then (github.com/uxlfoundation/oneDNN/issues/6035). Picked before, by a pool of 1x1, it takes no longer.
+    """
+
+    def convolution_op(self, inputs, kernel):
+        if self.strides != (1, 1):
+            inputs = keras.ops.max_pool(inputs, 1, strides=self.strides)
+        return keras.ops.conv(inputs, kernel, padding="valid")
 
 
 # Each takes resnet()'s keywords. 10, 18 and 34 have basic blocks; 14 and 26 are shallow bottlenecks.
