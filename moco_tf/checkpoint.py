@@ -65,10 +65,10 @@ class Checkpoints:
         newest = self.path(steps[-1])
         try:
             status = self._checkpoint.read(str(newest / "state"))
-        except tf.errors.OpError as error:
+        except Exception as error:  # whatever TensorFlow says of files that it cannot read
             raise ConfigError(
-                f"{newest} cannot be read ({error.message.splitlines()[0]}): move it away, "
-                "and the checkpoint before it is taken"
+                f"{newest} cannot be read ({str(error).splitlines()[0]}): move it away, and the checkpoint before it "
+                "is taken"
             ) from None
         status.assert_consumed()
         return steps[-1]
