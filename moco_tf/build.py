@@ -190,10 +190,10 @@ def check_bank(config, size):
         )
     needed = config.bank_bytes(size) * max(1, config.virtual_replicas)
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if 2 * needed > there:  # the bank of a checkpoint is read, then takes the place of the one that is there
+    if 3 * needed > there:  # a checkpoint's bank is read beside the one that is there, and the rest needs room, too
         raise ConfigError(
             f"the memory bank has --dim={config.dim} numbers for each of {size} images, "
-            f"{needed / 1e9:.3g} GB, twice that as a checkpoint is read, and this machine has {there / 1e9:.3g} GB: "
+            f"{needed / 1e9:.3g} GB, more than a third of this machine's {there / 1e9:.3g} GB (a checkpoint is read beside it): "
             "choose a smaller --dim, or --method=moco, whose queue does not grow with the data"
         )
 

@@ -31,12 +31,12 @@ def look(config):
     from moco_tf.data import check, folder, tfds
     from moco_tf.data.views import first_pairs, picture
 
+    found = build.find(config, config.train_split)
     file = Path(config.run_dir) / "data.png"
-    try:
+    try:  # before a check that may take long
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--run_dir names a folder for the picture; {file.parent}: {error.strerror}") from None
-    found = build.find(config, config.train_split)
     if isinstance(found, folder.Listing):
         place = found.path
         checked = folder.check(found)
