@@ -193,8 +193,8 @@ def check_bank(config, size):
     if 3 * needed > there:  # a checkpoint's bank is read beside the one that is there, and the rest needs room, too
         raise ConfigError(
             f"the memory bank has --dim={config.dim} numbers for each of {size} images, "
-            f"{needed / 1e9:.3g} GB, more than a third of this machine's {there / 1e9:.3g} GB (a checkpoint is read beside it): "
-            "choose a smaller --dim, or --method=moco, whose queue does not grow with the data"
+            f"{needed / 1e9:.3g} GB, more than a third of this machine's {there / 1e9:.3g} GB (a checkpoint is read "
+            "beside it): choose a smaller --dim, or --method=moco, whose queue does not grow with the data"
         )
 
 

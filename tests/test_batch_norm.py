@@ -59,3 +59,8 @@ def test_parameters_and_statistics_stay_float32_in_mixed_precision():
     assert y.dtype == tf.bfloat16
     assert {v.dtype for v in layer.variables} == {"float32"}
     assert abs(layer.moving_mean.numpy() - 0.1 * X.mean((0, 1, 2))).max() < 2e-3
+
+
+def test_sequences_are_refused():
+    with pytest.raises(ValueError, match=r"takes \(N, C\) or \(N, H, W, C\), not \(2, 3, 4\)"):
+        BatchNorm()(tf.zeros((2, 3, 4)))
