@@ -71,7 +71,7 @@ def test_the_first_pairs_are_the_first_batch(source):
 def test_a_batch_larger_than_the_source_is_refused(source):
     with pytest.raises(ValueError, match=r"batch of 12 .* eleven has 11"):
         views.pairs(source, FLIPS, batch_size=12, seed=0)
-    with pytest.raises(ValueError, match="batch of 12 .* dataset has 11"):
+    with pytest.raises(ValueError, match=r"batch of 12 .* dataset has 11"):
         views.views(tf.data.Dataset.from_tensor_slices(source.contents), FLIPS, batch_size=12)
 
 
