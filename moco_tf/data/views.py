@@ -36,7 +36,7 @@ def pairs(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), ids
 
 def first_pairs(source, task, number, seed):
     """The first batch of `pairs(source, task, number, seed)`, view by view: a pipeline takes longer to begin."""
-    records = source.shuffled(seed, per_epoch=source.size // number * number).take(number)
+    records = source.shuffled(seed).take(number)
     queries, keys = zip(*(task(record, _seed(seed, epoch, record)) for epoch, record in records), strict=True)
     return tf.stack(queries), tf.stack(keys)
 
