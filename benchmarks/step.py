@@ -2,10 +2,11 @@
 
     python -m benchmarks.step --arch=resnet50 --image_size=224 --batch_size=16
     python -m benchmarks.step --arch=vit_small --method=moco_v3 --image_size=224 --batch_size=16
+    TF_FORCE_GPU_ALLOW_GROWTH=true python -m benchmarks.step --batch_size=128 --ways=moco_tf+xla,channels_last
 
-All take turns, a step each, in processes of their own with all cores. Prints medians, and how many times as long
-PyTorch took (median and quartiles of the rounds). Needs the extra `torch`. Writes docs/results/bench/step.json, a row
-a setting.
+All take turns, a step each, in processes of their own with all cores, or with the GPU if there is one. Prints medians,
+and how many times as long each took as moco_tf (median and quartiles of the rounds). Needs the extra `torch`. Writes
+docs/results/bench/step.json, a row a setting.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 from benchmarks import turns
 
 OUTPUT = Path(__file__).parent.parent / "docs/results/bench/step.json"
-WAYS = "eager,compiled,channels_last,compiled+channels_last"  # of PyTorch
+WAYS = "moco_tf+xla,eager,compiled,channels_last,compiled+channels_last"  # those of PyTorch have no prefix
 
 
 def main():
@@ -28,26 +29,27 @@ def main():
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--ways", default=WAYS, help="of PyTorch")
+    parser.add_argument("--ways", default=WAYS.partition(",")[2], help=f"beside moco_tf, some of {WAYS}")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--one", help=argparse.SUPPRESS)  # serve this way, in this process
     arguments = parser.parse_args()
     if unknown := set(arguments.ways.split(",")) - set(WAYS.split(",")):
         parser.error(f"--ways lists some of {WAYS}; got {', '.join(unknown)}")
     if arguments.one:
-        turns.serve(ours(arguments) if arguments.one == "moco_tf" else peer(arguments))
+        turns.serve(ours(arguments) if arguments.one.startswith("moco_tf") else peer(arguments))
         return
     setting = {name: getattr(arguments, name) for name in ("method", "arch", "image_size", "batch_size", "precision")}
     flags = [f"--{name}={value}" for name, value in setting.items()]
+    setting["machine"] = turns.machine()
     commands = {
         name: ["-m", "benchmarks.step", *flags, f"--one={name}"] for name in ("moco_tf", *arguments.ways.split(","))
     }
-    seconds, first = turns.take(commands, arguments.rounds)
+    seconds = turns.take(commands, arguments.rounds)
 
-    print(f"{setting}, {len(os.sched_getaffinity(0))} cores, {arguments.rounds} rounds")
+    print(f"{setting}, {arguments.rounds} rounds")
     row = setting | {"rounds": arguments.rounds, "ways": {}}
     for name, times in seconds.items():
-        found = {"step_s": round(statistics.median(times), 4), "first_s": round(first[name], 1)}
+        found = {"step_s": round(statistics.median(times), 4)}
         found["images_per_second"] = round(arguments.batch_size / found["step_s"], 2)
         found["times_ours"] = turns.ratio(times, seconds["moco_tf"])
         row["ways"][name] = found
@@ -57,7 +59,7 @@ def main():
             f"{found['times_ours']['median']:.2f} ({low:.2f} to {high:.2f}) times moco_tf's time"
         )
     rows = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
-    rows = [other for other in rows if any(other[name] != value for name, value in setting.items())]
+    rows = [other for other in rows if any(other.get(name) != value for name, value in setting.items())]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps([*rows, row], indent=1) + "\n")
 
@@ -84,7 +86,7 @@ def ours(arguments):
         model.compile(moco_tf.AdamW(1.5e-4, weight_decay=0.1))
     shape = (arguments.batch_size, arguments.image_size, arguments.image_size, 3)
     views = tuple(tf.random.stateless_normal(shape, (0, view)) for view in (0, 1))
-    step = tf.function(model.train_step)
+    step = tf.function(model.train_step, jit_compile="xla" in arguments.one)
     return lambda: float(step(views)["loss"])
 
 
@@ -102,6 +104,7 @@ def peer(arguments):
         compiled="compiled" in arguments.one,
         channels_last="channels_last" in arguments.one,
         bfloat16=arguments.precision == "bfloat16",
+        device="cuda" if torch.cuda.is_available() else "cpu",
     )
 
 

@@ -14,17 +14,19 @@ from torch import nn
 from torch.nn import functional
 
 
-def moco_step(arch, image_size, batch_size, compiled, channels_last, bfloat16, queue_size=65536, momentum=0.999):
+def moco_step(
+    arch, image_size, batch_size, compiled, channels_last, bfloat16, device, queue_size=65536, momentum=0.999
+):
     """MoCo v2 (arXiv:2003.04297): MLP head, queue, SGD."""
     resnet = _torchvision_resnet(arch, cifar=image_size < 64)
     width = resnet.fc.in_features
     resnet.fc = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, 128))
-    query_encoder, key_encoder = resnet, copy.deepcopy(resnet).requires_grad_(False)
+    query_encoder, key_encoder = resnet.to(device), copy.deepcopy(resnet).to(device).requires_grad_(False)
     queries_of, keys_of = _prepared([query_encoder, key_encoder], compiled, channels_last)
-    queue = functional.normalize(torch.randn(queue_size, 128), dim=1)
+    queue = functional.normalize(torch.randn(queue_size, 128, device=device), dim=1)
     optimizer = torch.optim.SGD(query_encoder.parameters(), 0.03, momentum=0.9, weight_decay=1e-4, foreach=True)
-    views, precision = _views(image_size, batch_size, channels_last), _precision(bfloat16)
-    labels = torch.zeros(batch_size, dtype=torch.long)
+    views, precision = _views(image_size, batch_size, channels_last, device), _precision(bfloat16, device)
+    labels = torch.zeros(batch_size, dtype=torch.long, device=device)
     pointer = 0
 
     def step():
@@ -48,22 +50,24 @@ def moco_step(arch, image_size, batch_size, compiled, channels_last, bfloat16, q
     return step
 
 
-def moco_v3_step(arch, image_size, batch_size, compiled, channels_last, bfloat16, momentum=0.99, temperature=0.2):
+def moco_v3_step(
+    arch, image_size, batch_size, compiled, channels_last, bfloat16, device, momentum=0.99, temperature=0.2
+):
     """MoCo v3 (arXiv:2104.02057) of a ViT: projector, predictor, both views each way, AdamW."""
     import timm
 
     vit = timm.create_model(f"{arch}_patch16_224", num_classes=0, img_size=image_size)
     vit.pos_embed.requires_grad_(False)
     vit.patch_embed.requires_grad_(False)
-    query_encoder = nn.Sequential(vit, *_mlp(vit.num_features, 4096, 4096, 256))
-    predictor = nn.Sequential(*_mlp(256, 4096, 256))
+    query_encoder = nn.Sequential(vit, *_mlp(vit.num_features, 4096, 4096, 256)).to(device)
+    predictor = nn.Sequential(*_mlp(256, 4096, 256)).to(device)
     key_encoder = copy.deepcopy(query_encoder).requires_grad_(False)
     trained = nn.Sequential(query_encoder, predictor)
     queries_of, keys_of = _prepared([trained, key_encoder], compiled, channels_last)
     weights = [weight for weight in trained.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, 1.5e-4, weight_decay=0.1, foreach=True)
-    views, precision = _views(image_size, batch_size, channels_last), _precision(bfloat16)
-    labels = torch.arange(batch_size)
+    views, precision = _views(image_size, batch_size, channels_last, device), _precision(bfloat16, device)
+    labels = torch.arange(batch_size, device=device)
 
     def step():
         with torch.no_grad():
@@ -110,13 +114,17 @@ def _prepared(models, compiled, channels_last):
     return [torch.compile(model) if compiled else model for model in models]
 
 
-def _views(image_size, batch_size, channels_last):
+def _views(image_size, batch_size, channels_last, device):
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return [torch.randn(batch_size, 3, image_size, image_size).to(memory_format=layout) for _ in range(2)]
+    shape = (batch_size, 3, image_size, image_size)
+    return [torch.randn(shape, device=device).to(memory_format=layout) for _ in range(2)]
 
 
-def _precision(bfloat16):
-    return (lambda: torch.autocast("cpu", torch.bfloat16)) if bfloat16 else contextlib.nullcontext
+def _precision(bfloat16, device):
+    if device == "cuda":  # what TensorFlow does without being asked: TF32, and all algorithms tried
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+    return (lambda: torch.autocast(device, torch.bfloat16)) if bfloat16 else contextlib.nullcontext
 
 
 def _move(target, source, momentum):

@@ -5,42 +5,51 @@ Neither threads nor memory of two libraries meet, and whatever else the machine 
 
 import contextlib
 import json
+import os
+import platform
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 REST = 1  # seconds, in which what the way before had begun ahead comes to its end
 
 
 def take(commands, rounds):
-    """Runs each command's function in turn, `rounds` times, after a first time each that is reported apart.
+    """Runs each command's function in turn, `rounds` times, after a first time that does not count.
 
     commands: {name: arguments of this Python}, programs that end in `serve`.
 
     Returns:
-      {name: [seconds of each round]}, and {name: seconds of the first time}.
+      {name: [seconds of each round]}.
     """
     with contextlib.ExitStack() as stack:
-        ways, first = {}, {}
+        ways = {}
         for name, arguments in commands.items():
-            process = subprocess.Popen(
+            ways[name] = process = subprocess.Popen(
                 [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
             )
             stack.callback(process.wait)
             stack.callback(process.stdin.close)  # ends it
-            ways[name], first[name] = process, _turn(process, name)
+            _begin(process)  # what is compiled first, is compiled side by side
+        for name, process in ways.items():
+            _seconds(process, name)
         seconds = {name: [] for name in ways}
         for number in range(rounds):
             for name in list(ways) if number % 2 else list(ways)[::-1]:
-                seconds[name].append(_turn(ways[name], name))
-    return seconds, first
+                time.sleep(REST)
+                _begin(ways[name])
+                seconds[name].append(_seconds(ways[name], name))
+    return seconds
 
 
-def _turn(process, name):
-    time.sleep(REST)
+def _begin(process):
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write("\n")
+
+
+def _seconds(process, name):
     for line in process.stdout:  # libraries may print, too
         if line.startswith("{"):
             return json.loads(line)["seconds"]
@@ -53,6 +62,20 @@ def serve(function):
         begin = time.perf_counter()
         function()
         print(json.dumps({"seconds": time.perf_counter() - begin}), flush=True)
+
+
+def machine():
+    """What steps run on: the GPU's name, or the processor's and how many cores of it."""
+    with contextlib.suppress(OSError):
+        if os.environ.get("CUDA_VISIBLE_DEVICES") != "-1":
+            found = subprocess.run(
+                ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
+            )
+            if found.returncode == 0:
+                return found.stdout.splitlines()[0]
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(os.sched_getaffinity(0))} cores of {(names or [platform.processor()])[0]}"
 
 
 def ratio(slower, faster):

@@ -38,7 +38,7 @@ def main():
             way: ["-m", "benchmarks.views", f"--images={arguments.images}", "--one", way, folder]
             for way in ("moco_tf", "torchvision")
         }
-        seconds, _ = turns.take(commands, arguments.rounds)
+        seconds = turns.take(commands, arguments.rounds)
     rates = {way: round(arguments.images / statistics.median(times), 1) for way, times in seconds.items()}
     times_ours = turns.ratio(seconds["torchvision"], seconds["moco_tf"])
     cores = len(os.sched_getaffinity(0))
