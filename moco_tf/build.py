@@ -177,7 +177,8 @@ def model(config, steps_per_epoch, size=None):
             moco = MemoryBank(backbone(config), size, **settings)
     # The model's own counter: an optimizer under loss scaling does not count the steps that it skips.
     rate = lambda: learning_rate(config, moco.step.value, steps_per_epoch)  # noqa: E731
-    moco.compile(OPTIMIZERS[config.optimizer](rate, weight_decay=config.weight_decay))
+    xla = {"on": True, "off": False}.get(config.xla, config.xla)
+    moco.compile(OPTIMIZERS[config.optimizer](rate, weight_decay=config.weight_decay), jit_compile=xla)
     return moco
 
 

@@ -178,6 +178,12 @@ class Config:
     virtual_replicas: int = _flag(
         0, "Parts into which mirrored divides the CPU, to try replicas out without GPUs; 0: none.", about=FREE
     )
+    xla: str = _flag(
+        "auto",
+        "Whether XLA compiles the training step: on, off; auto: on one GPU. It cannot for several replicas.",
+        choices=("auto", "on", "off"),
+        about=FREE,
+    )
     precision: str = _flag(
         "float32",
         "Arithmetic of the encoders; weights, statistics, queue and loss stay float32.",
@@ -246,6 +252,8 @@ class Config:
                 f"--virtual_replicas={self.virtual_replicas} divides one machine's CPU, with --strategy=mirrored; "
                 f"got --strategy={self.strategy}"
             )
+        if self.xla == "on" and self.method == "memory_bank" and self.loss == "infonce":
+            raise ConfigError("XLA has no way to draw a memory bank's negatives: --xla is auto or off; got on")
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
             raise ConfigError(
                 f"--warmup_epochs={self.warmup_epochs:g} leaves nothing of --epochs={self.epochs}: choose fewer"
@@ -272,7 +280,7 @@ class Config:
         """This config with `bn_groups` resolved for a number of replicas, going on from the `recorded` config if any.
 
         Raises:
-          ConfigError: the replicas cannot share batch or groups evenly, or cannot train in float16.
+          ConfigError: the replicas cannot share batch or groups evenly, or cannot train in float16 or with XLA.
         """
         if self.batch_size % replicas:
             raise ConfigError(
@@ -281,6 +289,10 @@ class Config:
             )
         if replicas > 1 and self.precision == "float16":
             raise ConfigError("--precision=float16 scales its loss on one replica only; use bfloat16 on several")
+        if replicas > 1 and self.xla == "on":
+            raise ConfigError(
+                f"XLA compiles the step of one replica only, and here are {replicas}: --xla is auto or off"
+            )
         if not self.uses("bn_groups"):
             return self
         groups = self.bn_groups or (recorded.bn_groups if recorded else replicas)

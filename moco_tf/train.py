@@ -66,7 +66,7 @@ def train(config):
     progress = recorder = monitor = watch = None
     if chief:
         run.begin(config, source.size)
-        _introduce(config, strategy, source, steps_per_epoch)
+        _introduce(config, strategy, source, steps_per_epoch, model)
         progress = callbacks.Progress(config)
         watch = callbacks.GradientWatch(config)
         recorder = callbacks.Recorder(run, config)
@@ -141,7 +141,7 @@ def _check_that_all_begin_alike(strategy, step, size):
         )
 
 
-def _introduce(config, strategy, source, steps_per_epoch):
+def _introduce(config, strategy, source, steps_per_epoch, model):
     replicas = strategy.num_replicas_in_sync
     on = f" on {replicas} replicas" if replicas > 1 else ""
     log.info(
@@ -149,6 +149,8 @@ def _introduce(config, strategy, source, steps_per_epoch):
     )
     if config.dataset == "embedded":
         log.info("- These are the embedded images, a part of CIFAR-10; --dataset=DIR takes a folder of your own.")
+    if model.jit_compile:
+        log.info("- XLA compiles the training step first, which takes its time; --xla=off does without.")
 
 
 def _look_before_training(config, source, task, model, run, recorder, monitor, begun):

@@ -9,6 +9,7 @@ import tensorflow as tf
 (_CPU,) = tf.config.list_physical_devices("CPU")
 # Replicas to try `tf.distribute` on; TensorFlow divides a CPU once, before its first operation.
 tf.config.set_logical_device_configuration(_CPU, [tf.config.LogicalDeviceConfiguration()] * 4)
+tf.config.experimental.enable_tensor_float_32_execution(False)  # GPUs would round to 10 bits: tolerances are float32's
 
 
 @pytest.fixture(autouse=True)

@@ -38,6 +38,10 @@ CONFIGS = Path(__file__).parent.parent / "configs"
         (["--flagfile", "x.flags"], "--flagfile=FILE names the file after an equals sign"),
         (["--lr=1", "--flagfile=x.flags"], "--flagfile comes first: it would override '--lr=1'"),
         (["--seed=-1"], "--seed is 0 or more; got -1"),
+        (
+            ["--xla=on", "--method=memory_bank"],
+            "XLA has no way to draw a memory bank's negatives: --xla is auto or off",
+        ),
         (["--strategy=single", "--virtual_replicas=2"], "--virtual_replicas=2 divides one machine's CPU"),
         (["--flagfile=missing.flags"], "missing.flags"),
         (["extra"], "all arguments are flags, --name=value; got 'extra'"),
@@ -112,6 +116,7 @@ def test_v2_differs_from_v1_in_augmentation_head_temperature_and_schedule():
     [
         (["--batch_size=10"], "--batch_size counts the images of all 4 replicas, a multiple of 4; got 10"),
         (["--bn_groups=2"], "--bn_groups counts the groups of all replicas, a multiple of 4; got 2"),
+        (["--xla=on"], "XLA compiles the step of one replica, not of 4: --xla is auto or off"),
         (["--precision=float16"], "--precision=float16 scales its loss on one replica only; use bfloat16"),
     ],
 )

@@ -52,9 +52,9 @@ class ContrastiveModel(keras.Model):
     def backbone(self):
         return self.query_encoder.layers[1]
 
-    def compile(self, optimizer="rmsprop", jit_compile=False, **kwargs):
-        """As `keras.Model.compile`, but without a loss, and with XLA only when asked for."""
-        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+    def compile(self, optimizer="rmsprop", **kwargs):
+        """As `keras.Model.compile`, but without a loss. XLA (`jit_compile`) is on where there is a single GPU."""
+        super().compile(optimizer=optimizer, **kwargs)
         self.optimizer.build(self.trainable_variables)  # so that files hold, and give back, its state
 
     def compile_from_config(self, config):

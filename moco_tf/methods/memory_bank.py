@@ -82,6 +82,7 @@ class MemoryBank(contrastive.ContrastiveModel):
         self.bn_groups = bn_groups
         self.groups_here = normalization.groups_here(bn_groups)
         self.seed = seed
+        self.supports_jit = loss != "infonce"  # XLA knows no `index_shuffle`
 
         self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)
         normalization.set_groups(self.query_encoder, self.groups_here)

@@ -1,0 +1,78 @@
+"""Training steps that XLA compiles do what they do without, for each method."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import moco_tf
+from moco_tf import replicas
+from moco_tf.encoders import BatchNorm
+
+SIZE, BATCH = 8, 8
+
+
+def tiny():
+    inputs = keras.Input((SIZE, SIZE, 3))
+    x = layers.ReLU()(BatchNorm()(layers.Conv2D(6, 3, use_bias=False)(inputs)))
+    return keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
+
+
+def moco():
+    return moco_tf.MoCo(tiny(), dim=4, queue_size=20, bn_groups=2, seed=3)
+
+
+def moco_v3():
+    return moco_tf.MoCoV3(tiny(), dim=4, hidden_dim=8, head="resnet")
+
+
+def end_to_end():
+    return moco_tf.EndToEnd(tiny(), dim=4, bn_groups=2, shared="none")
+
+
+def memory_bank(loss="nce"):
+    return moco_tf.MemoryBank(tiny(), records=1000, dim=4, queue_size=5, loss=loss)
+
+
+def batches(numbered):
+    query, key = np.random.default_rng(0).normal(size=(2, 3 * BATCH, SIZE, SIZE, 3)).astype("float32")
+    data = tf.data.Dataset.from_tensor_slices((query, np.arange(3 * BATCH) if numbered else key))
+    return data.batch(BATCH, drop_remainder=True)
+
+
+@pytest.mark.parametrize("make", [moco, moco_v3, end_to_end, memory_bank])
+def test_a_compiled_step_does_what_the_step_does(make):
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    models = []
+    for compiled in (False, True):
+        keras.utils.set_random_seed(1)
+        model = make()
+        model.compile(moco_tf.SGD(0.1, momentum=0.9, weight_decay=1e-3), jit_compile=compiled)
+        model.fit(batches(numbered=make is memory_bank), verbose=0, shuffle=False)
+        models.append(model)
+    plain, compiled = models
+    assert compiled.jit_compile and not plain.jit_compile
+    assert compiled.steps_done == plain.steps_done == 3
+    for a, b in zip(plain.variables, compiled.variables, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-9, atol=1e-12, err_msg=a.path)
+
+
+def test_a_compiled_shuffle_deals_out_as_the_shuffle_does():
+    images = tf.reshape(tf.range(64.0), (64, 1))
+    shuffled, permutation = replicas.shuffle(images, seed=(5, 7))
+    again, compiled = tf.function(replicas.shuffle, jit_compile=True)(images, seed=(5, 7))
+    np.testing.assert_array_equal(permutation, compiled)
+    np.testing.assert_array_equal(shuffled, again)
+    assert sorted(permutation.numpy()) == list(range(64))
+    np.testing.assert_array_equal(replicas.unshuffle(shuffled, permutation), images)
+
+
+def test_a_memory_bank_with_infonce_is_not_compiled():
+    model = memory_bank(loss="infonce")
+    with pytest.warns(UserWarning, match="jit_compile"):
+        model.compile(moco_tf.SGD(0.1), jit_compile=True)
+    assert not model.jit_compile
+    model.fit(batches(numbered=True), verbose=0, shuffle=False)
+    assert model.steps_done == 3
