@@ -30,7 +30,7 @@ PICTURES = {
             ("moco_v3/resnet10_adamw.csv", "tab:blue", "resnet10, AdamW, batch 64"),
             ("moco_v3/resnet10.csv", "tab:gray", "resnet10, SGD, batch 128"),
             ("moco_v3/vit_tiny_16px.csv", "tab:orange", "ViT-Tiny, 16 px, batch 128"),
-            ("moco_v3/vit_tiny_32px.csv", "tab:red", "ViT-Tiny, 32 px, batch 256"),
+            ("moco_v3/vit_tiny_32px.csv", "tab:red", "ViT-Tiny, 32 px, batch 256, bfloat16"),
         ),
     ),
 }
