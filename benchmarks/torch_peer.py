@@ -13,6 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+# torchvision, which timm imports, cannot register the shapes of operators that are not compiled; none is used here.
+sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
+
 
 def moco_step(
     arch, image_size, batch_size, compiled, channels_last, bfloat16, device, queue_size=65536, momentum=0.999
@@ -56,7 +59,8 @@ def moco_v3_step(
     """MoCo v3 (arXiv:2104.02057) of a ViT: projector, predictor, both views each way, AdamW."""
     import timm
 
-    vit = timm.create_model(f"{arch}_patch16_224", num_classes=0, img_size=image_size)
+    heads = {"num_heads": 12} if arch == "vit_small" else {}  # the paper's; timm's, after DeiT, has 6
+    vit = timm.create_model(f"{arch}_patch16_224", num_classes=0, img_size=image_size, **heads)
     vit.pos_embed.requires_grad_(False)
     vit.patch_embed.requires_grad_(False)
     query_encoder = nn.Sequential(vit, *_mlp(vit.num_features, 4096, 4096, 256)).to(device)
@@ -87,8 +91,6 @@ def moco_v3_step(
 
 
 def _torchvision_resnet(arch, cifar):
-    # torchvision without compiled operators cannot register their shapes; no ResNet uses one.
-    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
     from torchvision import models
 
     model = getattr(models, arch)()

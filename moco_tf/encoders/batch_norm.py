@@ -76,6 +76,9 @@ class BatchNorm(keras.layers.Layer):
                 running.assign(running.value * self.momentum + batch * (1.0 - self.momentum))
         return outputs if x is inputs else tf.reshape(outputs, tf.shape(inputs))
 
+    def compute_output_shape(self, input_shape):  # else Keras traces `call` to find it, at each symbolic call
+        return input_shape
+
     def _gain_and_offset(self):
         if self.affine:
             return tf.convert_to_tensor(self.gamma.value), tf.convert_to_tensor(self.beta.value)

@@ -142,6 +142,9 @@ class Gelu(keras.layers.Layer):
     def call(self, x):
         return 0.5 * x * (1.0 + tf.math.erf(0.5**0.5 * x))  # tf.nn.gelu has the root in float32, for float64 too
 
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
 
 @keras.saving.register_keras_serializable("moco_tf")
 class ClassToken(keras.layers.Layer):
