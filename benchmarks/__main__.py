@@ -13,15 +13,25 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks import turns
+
+COLOURS = {
+    "moco_tf": "tab:blue",
+    "moco_tf+xla": "tab:cyan",
+    "eager": "tab:orange",
+    "compiled": "tab:red",
+    "channels_last": "tab:olive",
+    "compiled+channels_last": "tab:brown",
+}
 FOLDER = Path(__file__).parent.parent / "docs/results/bench"
 PARTS = (
     ("step", "--arch=resnet50", "--image_size=224", "--batch_size=16", "--ways=eager,compiled,channels_last"),
-    ("step", "--arch=resnet18", "--image_size=32", "--batch_size=128", "--ways=eager,compiled,channels_last"),
-    ("step", "--method=moco_v3", "--arch=vit_small", "--image_size=224", "--batch_size=8", "--ways=eager,compiled"),
+    ("step", "--arch=resnet18", "--image_size=32", "--batch_size=128", "--ways=compiled,channels_last"),
+    ("step", "--method=moco_v3", "--arch=vit_small", "--image_size=224", "--batch_size=8", "--ways=compiled"),
     ("views",),
     ("queue", "--sizes=4096,65536,1048576"),
     ("overhead",),
-    ("startup",),
+    ("startup", "--rounds=1"),
     ("checkpoint",),
 )
 
@@ -46,16 +56,19 @@ def plot():
 
     figure, panels = plt.subplots(2, 3, figsize=(13, 6.5), constrained_layout=True)
     steps, views, queue, overhead, startup = panels.flat[:5]
-    rows = read("step")
-    for place, row in enumerate(rows):
-        for number, (way, found) in enumerate(row["ways"].items()):
-            colour = "tab:blue" if way == "moco_tf" else f"C{number}"
-            ratio = found["times_ours"]
-            low, high = ratio["quartiles"]
-            errors = [[ratio["median"] - low], [high - ratio["median"]]]
-            label = None if place else way
-            steps.bar(place + 0.2 * number, ratio["median"], 0.18, color=colour, yerr=errors, label=label)
-    names = [f"{row['arch']}\n{row['image_size']} px, {row['batch_size']}" for row in rows]
+    rows = [row for row in read("step") if row["machine"] == turns.machine()]
+    for number, (way, colour) in enumerate(COLOURS.items()):
+        drawn = [(place, row["ways"][way]["times_ours"]) for place, row in enumerate(rows) if way in row["ways"]]
+        if drawn:
+            places = [place + 0.15 * number for place, _ in drawn]
+            medians = [found["median"] for _, found in drawn]
+            lows, highs = zip(*(found["quartiles"] for _, found in drawn), strict=True)
+            errors = [
+                [m - low for m, low in zip(medians, lows, strict=True)],
+                [h - m for m, h in zip(medians, highs, strict=True)],
+            ]
+            steps.bar(places, medians, 0.14, color=colour, yerr=errors, label=way)
+    names = [f"{row['arch']}\n{row['image_size']} px, {row['batch_size']}\n{row['precision']}" for row in rows]
     steps.set_xticks([place + 0.3 for place in range(len(rows))], names)
     steps.set(title="A step, times moco_tf's", ylabel="times as long")
     steps.legend(frameon=False, fontsize=8)

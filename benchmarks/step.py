@@ -50,7 +50,7 @@ def main():
     row = setting | {"rounds": arguments.rounds, "ways": {}}
     for name, times in seconds.items():
         found = {"step_s": round(statistics.median(times), 4)}
-        found["images_per_second"] = round(arguments.batch_size / found["step_s"], 2)
+        found["images_per_second"] = round(arguments.batch_size / statistics.median(times), 2)
         found["times_ours"] = turns.ratio(times, seconds["moco_tf"])
         row["ways"][name] = found
         low, high = found["times_ours"]["quartiles"]
@@ -74,6 +74,10 @@ def ours(arguments):
     import moco_tf
     from moco_tf.build import POLICIES
 
+    if turns.gpu() and not tf.config.list_physical_devices("GPU"):
+        raise SystemExit(
+            "TensorFlow finds no GPU here (tensorflow[and-cuda] has its libraries); CUDA_VISIBLE_DEVICES=-1: CPUs"
+        )
     keras.config.set_dtype_policy(POLICIES[arguments.precision])
     if arguments.method == "moco":
         stem = "cifar" if arguments.image_size < 64 else "imagenet"
@@ -104,7 +108,7 @@ def peer(arguments):
         compiled="compiled" in arguments.one,
         channels_last="channels_last" in arguments.one,
         bfloat16=arguments.precision == "bfloat16",
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device="cuda" if turns.gpu() else "cpu",
     )
 
 

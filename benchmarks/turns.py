@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -64,15 +65,19 @@ def serve(function):
         print(json.dumps({"seconds": time.perf_counter() - begin}), flush=True)
 
 
+def gpu():
+    """The name of the GPU that both libraries are to use, or None."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("-1", "") or not shutil.which("nvidia-smi"):
+        return None
+    asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    found = subprocess.run(asked, capture_output=True, text=True)
+    return found.stdout.splitlines()[0] if found.returncode == 0 else None
+
+
 def machine():
     """What steps run on: the GPU's name, or the processor's and how many cores of it."""
-    with contextlib.suppress(OSError):
-        if os.environ.get("CUDA_VISIBLE_DEVICES") != "-1":
-            found = subprocess.run(
-                ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
-            )
-            if found.returncode == 0:
-                return found.stdout.splitlines()[0]
+    if name := gpu():
+        return name
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{len(os.sched_getaffinity(0))} cores of {(names or [platform.processor()])[0]}"

@@ -252,6 +252,8 @@ class Config:
                 f"--virtual_replicas={self.virtual_replicas} divides one machine's CPU, with --strategy=mirrored; "
                 f"got --strategy={self.strategy}"
             )
+        if self.xla == "on" and self.strategy in ("mirrored", "multiworker"):
+            raise ConfigError(f"XLA compiles no step under --strategy={self.strategy}: --xla is auto or off; got on")
         if self.xla == "on" and self.method == "memory_bank" and self.loss == "infonce":
             raise ConfigError("XLA has no way to draw a memory bank's negatives: --xla is auto or off; got on")
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
@@ -290,9 +292,7 @@ class Config:
         if replicas > 1 and self.precision == "float16":
             raise ConfigError("--precision=float16 scales its loss on one replica only; use bfloat16 on several")
         if replicas > 1 and self.xla == "on":
-            raise ConfigError(
-                f"XLA compiles the step of one replica only, and here are {replicas}: --xla is auto or off"
-            )
+            raise ConfigError(f"XLA compiles the step of one replica, not of {replicas}: --xla is auto or off; got on")
         if not self.uses("bn_groups"):
             return self
         groups = self.bn_groups or (recorded.bn_groups if recorded else replicas)

@@ -1,4 +1,5 @@
-"""Loads TensorFlow without its greetings, for the commands: what they print should be about the user's work."""
+"""Loads TensorFlow for the commands: without its greetings, since what they print is about the user's work, and for
+training with its fastest kernels."""
 
 import contextlib
 import os

@@ -109,6 +109,8 @@ def train(config):
             advised = "another machine no longer answers: start all again, they go on from the last checkpoint"
         elif isinstance(error, tf.errors.ResourceExhaustedError):
             advised = "memory or storage has run out: go on from the last checkpoint on a machine with more of it"
+        elif model.jit_compile:
+            advised = "the same command goes on from the last checkpoint; with --xla=off it does so without XLA"
         else:
             advised = "the same command goes on from the last checkpoint; files that have changed are checked anew"
         log.error(f"Stopped at step {model.steps_done}: {cause}; {advised}.")

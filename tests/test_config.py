@@ -42,6 +42,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
             ["--xla=on", "--method=memory_bank"],
             "XLA has no way to draw a memory bank's negatives: --xla is auto or off",
         ),
+        (["--xla=on", "--strategy=mirrored"], "XLA compiles no step under --strategy=mirrored"),
         (["--strategy=single", "--virtual_replicas=2"], "--virtual_replicas=2 divides one machine's CPU"),
         (["--flagfile=missing.flags"], "missing.flags"),
         (["extra"], "all arguments are flags, --name=value; got 'extra'"),

@@ -7,7 +7,8 @@ import tensorflow as tf
 from keras import layers
 
 import moco_tf
-from moco_tf import replicas
+from moco_tf import build, replicas
+from moco_tf.config import parse
 from moco_tf.encoders import BatchNorm
 
 SIZE, BATCH = 8, 8
@@ -41,15 +42,24 @@ def batches(numbered):
     return data.batch(BATCH, drop_remainder=True)
 
 
-@pytest.mark.parametrize("make", [moco, moco_v3, end_to_end, memory_bank])
-def test_a_compiled_step_does_what_the_step_does(make):
+@pytest.mark.parametrize(
+    "make, optimizer",
+    [
+        (moco, moco_tf.SGD(0.1, momentum=0.9, weight_decay=1e-3)),
+        (moco_v3, moco_tf.AdamW(1e-3, weight_decay=0.1)),
+        (moco_v3, moco_tf.LARS(0.1)),
+        (end_to_end, moco_tf.SGD(0.1)),
+        (memory_bank, moco_tf.SGD(0.1)),
+    ],
+)
+def test_a_compiled_step_does_what_the_step_does(make, optimizer):
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     models = []
     for compiled in (False, True):
         keras.utils.set_random_seed(1)
         model = make()
-        model.compile(moco_tf.SGD(0.1, momentum=0.9, weight_decay=1e-3), jit_compile=compiled)
+        model.compile(type(optimizer).from_config(optimizer.get_config()), jit_compile=compiled)
         model.fit(batches(numbered=make is memory_bank), verbose=0, shuffle=False)
         models.append(model)
     plain, compiled = models
@@ -57,6 +67,19 @@ def test_a_compiled_step_does_what_the_step_does(make):
     assert compiled.steps_done == plain.steps_done == 3
     for a, b in zip(plain.variables, compiled.variables, strict=True):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-9, atol=1e-12, err_msg=a.path)
+    images = np.random.default_rng(1).integers(0, 256, (4, 11, 13, 3), np.uint8)  # to be resized and cropped
+    np.testing.assert_allclose(plain.predict(images, verbose=0), compiled.predict(images, verbose=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_a_step_in_mixed_precision_compiles(precision):
+    keras.config.set_dtype_policy(precision)
+    model = moco()
+    model.compile(moco_tf.SGD(0.1), jit_compile=True)
+    before = model.query_encoder.get_weights()
+    losses = model.fit(batches(numbered=False), verbose=0, shuffle=False).history["loss"]
+    assert np.isfinite(losses).all()
+    assert any(np.any(a != b) for a, b in zip(before, model.query_encoder.get_weights(), strict=True))
 
 
 def test_a_compiled_shuffle_deals_out_as_the_shuffle_does():
@@ -76,3 +99,17 @@ def test_a_memory_bank_with_infonce_is_not_compiled():
     assert not model.jit_compile
     model.fit(batches(numbered=True), verbose=0, shuffle=False)
     assert model.steps_done == 3
+
+
+def test_a_file_leaves_xla_to_the_machine_that_reads_it(tmp_path):
+    model = moco()
+    model.compile(moco_tf.SGD(0.1), jit_compile=True)
+    model.save(tmp_path / "moco.keras")
+    gpu = bool(tf.config.list_physical_devices("GPU"))
+    assert keras.saving.load_model(tmp_path / "moco.keras").jit_compile == gpu
+
+
+def test_the_flag_says_whether_xla_compiles():
+    small = ["--arch=resnet10", "--width=4", "--image_size=8", "--stem=cifar", "--queue_size=8", "--dim=4"]
+    compiled = {xla: build.model(parse([*small, f"--xla={xla}"]), 1).jit_compile for xla in ("on", "off", "auto")}
+    assert compiled == {"on": True, "off": False, "auto": bool(tf.config.list_physical_devices("GPU"))}

@@ -53,12 +53,16 @@ class ContrastiveModel(keras.Model):
         return self.query_encoder.layers[1]
 
     def compile(self, optimizer="rmsprop", **kwargs):
-        """As `keras.Model.compile`, but without a loss. XLA (`jit_compile`) is on where there is a single GPU."""
+        """As `keras.Model.compile`, but without a loss.
+
+        XLA (`jit_compile`) is on where there is one GPU and no strategy; for `predict` as well, once a shape.
+        """
         super().compile(optimizer=optimizer, **kwargs)
         self.optimizer.build(self.trainable_variables)  # so that files hold, and give back, its state
 
     def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        # Whether XLA compiles is this machine's choice, and not that of the one that wrote the file.
+        self.compile(**keras.saving.deserialize_keras_object(config) | {"jit_compile": "auto"})
 
     def call(self, images, training=False):
         """Backbone features, at least float32 (N, C), of uint8 or 0-255 images (N, H, W, 3)."""
