@@ -57,21 +57,18 @@ def plot():
     figure, panels = plt.subplots(2, 3, figsize=(13, 6.5), constrained_layout=True)
     steps, views, queue, overhead, startup = panels.flat[:5]
     rows = [row for row in read("step") if row["machine"] == turns.machine()]
-    for number, (way, colour) in enumerate(COLOURS.items()):
+    ways = [way for way in COLOURS if any(way in row["ways"] for row in rows)]
+    for number, way in enumerate(ways):
         drawn = [(place, row["ways"][way]["times_ours"]) for place, row in enumerate(rows) if way in row["ways"]]
-        if drawn:
-            places = [place + 0.15 * number for place, _ in drawn]
-            medians = [found["median"] for _, found in drawn]
-            lows, highs = zip(*(found["quartiles"] for _, found in drawn), strict=True)
-            errors = [
-                [m - low for m, low in zip(medians, lows, strict=True)],
-                [h - m for m, h in zip(medians, highs, strict=True)],
-            ]
-            steps.bar(places, medians, 0.14, color=colour, yerr=errors, label=way)
+        medians = [found["median"] for _, found in drawn]
+        spread = [[abs(found["quartiles"][end] - found["median"]) for _, found in drawn] for end in (0, 1)]
+        places = [place + 0.15 * number for place, _ in drawn]
+        steps.bar(places, medians, 0.14, color=COLOURS[way], yerr=spread, label=way)
     names = [f"{row['arch']}\n{row['image_size']} px, {row['batch_size']}\n{row['precision']}" for row in rows]
     steps.set_xticks([place + 0.3 for place in range(len(rows))], names)
     steps.set(title="A step, times moco_tf's", ylabel="times as long")
-    steps.legend(frameon=False, fontsize=8)
+    steps.set_ylim(0, 1.4 * steps.get_ylim()[1])
+    steps.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
 
     rates = read("views")["images_per_second"]
     views.bar(list(rates), list(rates.values()), 0.5, color=["tab:blue", "C1"])
