@@ -76,6 +76,7 @@ def test_a_step_in_mixed_precision_compiles(precision):
     keras.config.set_dtype_policy(precision)
     model = moco()
     model.compile(moco_tf.SGD(0.1), jit_compile=True)
+    assert model.jit_compile
     before = model.query_encoder.get_weights()
     losses = model.fit(batches(numbered=False), verbose=0, shuffle=False).history["loss"]
     assert np.isfinite(losses).all()
