@@ -59,7 +59,7 @@ def shuffle(images, seed):
       This replica's share (n, ...) and the permutation (N,) that `unshuffle` needs, the same on all replicas.
     """
     everything = gather(images)
-    # TensorFlow's own shuffles cannot be compiled by XLA. The generator is named: XLA would choose another one.
+    # XLA cannot compile TensorFlow's own shuffles. The generator is named: else the device would choose one.
     keys = tf.random.stateless_uniform(tf.shape(everything)[:1], seed, None, None, tf.int32, alg="philox")
     permutation = tf.argsort(keys)
     return tf.gather(everything, own(permutation)), permutation
