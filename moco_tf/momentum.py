@@ -17,12 +17,11 @@ def move_weights(source, target, momentum):
     BatchNorm's running statistics are no parameters: each encoder keeps its own. The step is written as a
     difference so that equal weights stay equal to the last bit.
     """
-    for a, b in zip(source.weights, target.weights, strict=True):
-        if a.trainable:
-            # b -= (1 - momentum) * (b - a), without a tensor for the product.
-            tf.raw_ops.ResourceApplyGradientDescent(
-                var=b.value.handle, alpha=tf.cast(1.0 - momentum, b.dtype), delta=b.value - a.value
-            )
+    parameters = [(a, b) for a, b in zip(source.weights, target.weights, strict=True) if a.trainable]
+    rates = {dtype: tf.cast(1.0 - momentum, dtype) for dtype in {b.dtype for _, b in parameters}}
+    for a, b in parameters:
+        # b -= (1 - momentum) * (b - a), without a tensor for the product.
+        tf.raw_ops.ResourceApplyGradientDescent(var=b.value.handle, alpha=rates[b.dtype], delta=b.value - a.value)
 
 
 def cosine_momentum(base, step, steps):

@@ -1,6 +1,7 @@
 """Loads TensorFlow without its greetings, for the commands: what they print should be about the user's work."""
 
 import contextlib
+import gc
 import os
 import sys
 import tempfile
@@ -13,6 +14,8 @@ def load_tensorflow(virtual_cpus=0):
       operation.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Importing makes a million objects that all stay: no garbage to look for, neither meanwhile nor among them later.
+    gc.disable()
     with tempfile.TemporaryFile() as greetings:
         try:
             with stderr_to(greetings):
@@ -31,6 +34,8 @@ def load_tensorflow(virtual_cpus=0):
             greetings.seek(0)
             sys.stderr.buffer.write(greetings.read())
             raise
+    gc.freeze()
+    gc.enable()
 
 
 @contextlib.contextmanager

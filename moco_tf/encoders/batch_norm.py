@@ -67,13 +67,12 @@ class BatchNorm(keras.layers.Layer):
             infer = _infer_fused if fused else _infer
             outputs = infer(x, gamma, beta, self.epsilon, self.moving_mean.value, self.moving_variance.value)
         else:
-            if self.synchronized and replicas.count() > 1:
-                outputs, mean, variance = _normalize_together(x, gamma, beta, self.epsilon, self.moving_mean.value)
-            else:
-                normalize = _normalize_fused if fused else _normalize
-                outputs, mean, variance = normalize(x, gamma, beta, self.epsilon, self.groups)
-            for running, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
-                running.assign(running.value * self.momentum + batch * (1.0 - self.momentum))
+            together = self.synchronized and replicas.count() > 1
+            normalize = _normalize_together if together else _normalize_fused if fused else _normalize
+            running = [tf.convert_to_tensor(variable.value) for variable in (self.moving_mean, self.moving_variance)]
+            outputs, *moved = normalize(x, gamma, beta, self.epsilon, self.groups, running, 1.0 - self.momentum)
+            self.moving_mean.assign(moved[0])
+            self.moving_variance.assign(moved[1])
         return outputs if x is inputs else tf.reshape(outputs, tf.shape(inputs))
 
     def compute_output_shape(self, input_shape):  # else Keras traces `call` to find it, at each symbolic call
@@ -105,11 +104,11 @@ def _infer_fused(x, gamma, beta, epsilon, mean, variance):
     ).y
 
 
-def _normalize(x, gamma, beta, epsilon, groups):
+def _normalize(x, gamma, beta, epsilon, groups, running, rate):
     """Normalises each of `groups` equal parts of x by its own mean and variance.
 
     Returns:
-      The outputs, and the means over the parts of their mean and of their unbiased variance.
+      The outputs, and the `running` mean and variance moved by `rate` towards the parts' mean and unbiased variance.
     """
     outputs, means, variances = [], [], []
     for part in tf.split(x, groups):
@@ -118,28 +117,35 @@ def _normalize(x, gamma, beta, epsilon, groups):
         outputs.append(_infer(part, gamma, beta, epsilon, mean, variance))
         means.append(mean)
         variances.append(variance * count / (count - 1.0))
-    return tf.concat(outputs, axis=0), tf.add_n(means) / groups, tf.add_n(variances) / groups
+    found = tf.add_n(means) / groups, tf.add_n(variances) / groups
+    return tf.concat(outputs, axis=0), *_move(running, found, rate)
 
 
-def _normalize_fused(x, gamma, beta, epsilon, groups):
-    """As `_normalize`, by TensorFlow's kernel; mean and variance have no gradient."""
-    nothing = tf.zeros(0)
+def _move(running, found, rate):
+    return [old * (1.0 - rate) + new * rate for old, new in zip(running, found, strict=True)]
+
+
+def _normalize_fused(x, gamma, beta, epsilon, groups, running, rate):
+    """As `_normalize`, by TensorFlow's kernel, which moves `running` as well; they have no gradient."""
     settings = {"scale": gamma, "epsilon": epsilon, "is_training": True}
 
     def kernel(part):
-        return tf.raw_ops.FusedBatchNormV3(x=part, offset=beta, mean=nothing, variance=nothing, **settings)
+        mean, variance = running
+        return tf.raw_ops.FusedBatchNormV3(
+            x=part, offset=beta, mean=mean, variance=variance, exponential_avg_factor=rate, **settings
+        )
 
     if groups == 1:  # only here does TensorFlow fuse the kernel with the ReLU behind it
         found = kernel(x)
         return found.y, found.batch_mean, found.batch_variance
 
+    parts = tf.split(x, groups)
+    found = [kernel(part) for part in parts]
+
     # TensorFlow's own gradient adds some ten operations a group. They take no time in a step, but in its tracing.
     @tf.custom_gradient
-    def normalize(x, *gain_and_offset):  # arguments, so that they get their gradients
-        parts = tf.split(x, groups)
-        found = [kernel(part) for part in parts]
-
-        def gradient(of_outputs, *_):
+    def joined(*_):  # x, gamma and beta, so that they get their gradients
+        def gradient(of_outputs):
             gradients = [
                 tf.raw_ops.FusedBatchNormGradV3(
                     y_backprop=of_output,
@@ -154,18 +160,20 @@ def _normalize_fused(x, gamma, beta, epsilon, groups):
             of_parts, of_gamma, of_beta, *_ = zip(*gradients, strict=True)
             return tf.concat(of_parts, axis=0), tf.add_n(of_gamma), tf.add_n(of_beta)
 
-        outputs, means, variances, *_ = zip(*found, strict=True)
-        return (tf.concat(outputs, axis=0), tf.add_n(means) / groups, tf.add_n(variances) / groups), gradient
+        return tf.concat([each.y for each in found], axis=0), gradient
 
-    return normalize(x, gamma, beta)
+    mean = tf.add_n([part.batch_mean for part in found]) / groups
+    variance = tf.add_n([part.batch_variance for part in found]) / groups
+    return joined(x, gamma, beta), mean, variance
 
 
-def _normalize_together(inputs, gamma, beta, epsilon, shift):
-    """By the statistics of all replicas' inputs: one all-reduce forward and, as its gradient, one backward.
+def _normalize_together(inputs, gamma, beta, epsilon, _, running, rate):
+    """As `_normalize`, but one group of all replicas' inputs: one all-reduce forward and, as its gradient, one back.
 
-    shift: (C,), the same on all replicas. Moments about it, and not about 0, lose no digits where a channel's mean is
+    Moments about the running mean, the same on all replicas, and not about 0, lose no digits where a channel's mean is
     large beside its spread.
     """
+    shift = running[0]
     x = tf.cast(inputs, gamma.dtype)
     mean, variance = tf.nn.moments(x, (0, 1, 2))
     count = tf.cast(tf.reduce_prod(tf.shape(x)[:-1]), x.dtype)
@@ -174,4 +182,4 @@ def _normalize_together(inputs, gamma, beta, epsilon, shift):
     offset = first / total
     mean, variance = shift + offset, tf.maximum(second / total - offset**2, 0.0)
     outputs = (x - mean) * tf.math.rsqrt(variance + epsilon) * gamma + beta
-    return tf.cast(outputs, inputs.dtype), mean, variance * total / (total - 1.0)
+    return tf.cast(outputs, inputs.dtype), *_move(running, (mean, variance * total / (total - 1.0)), rate)

@@ -91,7 +91,8 @@ class ContrastiveModel(keras.Model):
         values = [tf.reduce_sum(tf.cast(value, dtype)) for value in (loss, found, positives, negatives)]
         queries = tf.cast(queries, dtype)
         number = tf.cast(tf.shape(queries)[0], dtype)
-        running = [variable for encoder in encoders for variable in normalization.running_statistics(encoder)]
+        apart = encoders if replicas.count() > 1 else ()
+        running = [variable for encoder in apart for variable in normalization.running_statistics(encoder)]
         sums, first, second, *statistics = replicas.add_up(
             [
                 tf.stack([*values, number]),
@@ -100,9 +101,8 @@ class ContrastiveModel(keras.Model):
                 *(variable.value for variable in running),
             ]
         )
-        if replicas.count() > 1:
-            for variable, total in zip(running, statistics, strict=True):
-                variable.assign(total / replicas.count())
+        for variable, total in zip(running, statistics, strict=True):
+            variable.assign(total / replicas.count())
 
         number = sums[-1]
         spread = tf.reduce_mean(tf.sqrt(tf.maximum(second / number - (first / number) ** 2, 0.0)))
