@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from moco_tf import replicas, run_folder, schedules
@@ -208,6 +209,13 @@ def trained(run_dir):
     moco = model(config, steps_per_epoch=1, size=run_folder.images(run_dir))
     if Checkpoints(Path(run_dir) / "checkpoints", moco).restore_last() is None:
         raise ConfigError(f"{run_dir} is a run folder without a checkpoint: moco_tf.train writes one an epoch")
+    # Features need not show it: where oneDNN computes it, the ReLU of NaN is 0.
+    bad = [weight.path for weight in moco.query_encoder.weights if not np.isfinite(weight.numpy()).all()]
+    if bad:
+        raise ConfigError(
+            f"{run_dir}: {len(bad)} of the encoder's weights in its last checkpoint ({bad[0]}, ...) are no finite "
+            "numbers: its training has diverged; take an earlier checkpoint, or train at a lower --lr"
+        )
     return moco
 
 

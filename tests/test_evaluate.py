@@ -220,12 +220,13 @@ def test_a_class_without_images_to_learn_from_is_named_and_its_images_count_as_w
         assert rows(tmp_path / "out/per_class.csv")[2] == {"class": "red", "images": "4", "top1": "0.0"}
 
 
-def _spoil(run, folder):
-    """A copy of a run whose weights are no numbers."""
+def _spoil(run, folder, layers, weight, value):
+    """A copy of a run in which a weight of these layers has this value everywhere."""
     shutil.copytree(run, folder)
     model = build.trained(folder)
-    kernel = model.backbone.get_layer("conv1").kernel
-    kernel.assign(kernel * np.nan)
+    for layer in layers:
+        variable = getattr(model.backbone.get_layer(layer), weight)
+        variable.assign(np.full(variable.shape, value))
     shutil.rmtree(folder / "checkpoints")
     Checkpoints(folder / "checkpoints", model).save()
 
@@ -235,13 +236,19 @@ def test_what_cannot_be_judged_ends_in_one_line(run, photos, tmp_path, capsys):
     shutil.copytree(photos / "test/green", tmp_path / "flat/test")
     shutil.copytree(photos / "train/green", tmp_path / "one/train/green")
     shutil.copytree(photos / "test/green", tmp_path / "one/test/green")
-    _spoil(run, tmp_path / "spoilt")
+    _spoil(run, tmp_path / "spoilt", ["conv1"], "kernel", np.nan)
+    _spoil(run, tmp_path / "overflows", ["layer4.0.bn2", "layer4.0.downsample.1"], "beta", 3e38)
     capsys.readouterr()
     for main, arguments, message in (
         (knn.main, [f"--encoder={run}", f"--dataset={tmp_path}/flat"], "judging needs labels"),
         (linear_probe.main, [f"--encoder={run}", f"--dataset={tmp_path}/flat"], "judging needs labels"),
         (finetune.main, [f"--encoder={run}", f"--dataset={tmp_path}/one"], "needs two; there is 'green' only"),
-        (knn.main, [f"--encoder={tmp_path}/spoilt"], "no finite numbers for 24 of 24 images"),
+        (
+            knn.main,
+            [f"--encoder={tmp_path}/spoilt"],
+            "1 of the encoder's weights in its last checkpoint (conv1/kernel, ",
+        ),
+        (knn.main, [f"--encoder={tmp_path}/overflows"], "no finite numbers for 24 of 24 images"),
         (knn.main, [f"--encoder={run}", "--eval_split=nothing"], "'nothing'"),
         (linear_probe.main, [f"--encoder={run}", "--lr=1e38", "--epochs=3"], "take a lower --lr, or auto"),
     ):
