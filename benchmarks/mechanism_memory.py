@@ -57,7 +57,7 @@ def main():
 def measure(mechanism, size, records):
     from moco_tf.startup import load_tensorflow
 
-    load_tensorflow()
+    load_tensorflow(training=True)
     import numpy as np
     import tensorflow as tf
 

@@ -25,7 +25,7 @@ def main():
     arguments = parser.parse_args()
     from moco_tf.startup import load_tensorflow
 
-    load_tensorflow()
+    load_tensorflow(training=True)
     import tensorflow as tf
 
     import moco_tf

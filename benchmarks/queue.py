@@ -52,7 +52,7 @@ def main():
 def measure(size, rounds):
     from moco_tf.startup import load_tensorflow
 
-    load_tensorflow()
+    load_tensorflow(training=True)
     import tensorflow as tf
 
     from moco_tf.losses import info_nce, unit_length

@@ -47,7 +47,7 @@ def main():
 def measure(arguments):
     from moco_tf.startup import load_tensorflow
 
-    load_tensorflow(arguments.one if arguments.one > 1 else 0)
+    load_tensorflow(arguments.one if arguments.one > 1 else 0, training=True)
     import numpy as np
     import tensorflow as tf
 

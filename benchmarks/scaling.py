@@ -20,7 +20,7 @@ def main():
     arguments = parser.parse_args()
     from moco_tf.startup import load_tensorflow
 
-    load_tensorflow()
+    load_tensorflow(training=True)
     traffic(arguments.replicas, arguments.batch_size)
     stages(arguments.seconds)
 

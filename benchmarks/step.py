@@ -67,7 +67,7 @@ def main():
 def ours(arguments):
     from moco_tf.startup import load_tensorflow
 
-    load_tensorflow()
+    load_tensorflow(training=True)
     import keras
     import tensorflow as tf
 

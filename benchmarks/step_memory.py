@@ -46,7 +46,7 @@ def main():
 def measure(arguments):
     from moco_tf.startup import load_tensorflow
 
-    load_tensorflow()
+    load_tensorflow(training=True)
     import keras
     import tensorflow as tf
 

@@ -78,7 +78,7 @@ def ours(folder, _):
     """moco_tf's own: what the trainer reads a folder with."""
     from moco_tf.startup import load_tensorflow
 
-    load_tensorflow()
+    load_tensorflow(training=True)
     from moco_tf.data import augment, views
     from moco_tf.data.folder import check, scan
 

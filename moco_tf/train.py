@@ -27,7 +27,7 @@ def main(arguments):
 
 def train(config):
     """Trains, or goes on, in the config's run folder; returns the process's exit status."""
-    load_tensorflow(config.virtual_replicas)  # takes seconds: wrong flags have been answered by now
+    load_tensorflow(config.virtual_replicas, training=True)  # takes seconds: wrong flags have been answered by now
     import tensorflow as tf
 
     from moco_tf import build, callbacks, run_folder

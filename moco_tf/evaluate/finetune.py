@@ -63,7 +63,7 @@ class Settings(common.Settings):
 
 def main(arguments):
     """Runs the command; returns the process's exit status."""
-    return common.run("moco_tf.evaluate.finetune", __doc__, Settings, judge, arguments)
+    return common.run("moco_tf.evaluate.finetune", __doc__, Settings, judge, arguments, training=True)
 
 
 def judge(settings):

@@ -72,8 +72,11 @@ class Settings:
         )
 
 
-def run(program, doc, kind, function, arguments):
-    """Runs a command of evaluation, `function(settings)`, with resolved settings; returns the exit status."""
+def run(program, doc, kind, function, arguments, training=False):
+    """Runs a command of evaluation, `function(settings)`, with resolved settings; returns the exit status.
+
+    training: whether it trains an encoder (see `load_tensorflow`).
+    """
     command.log_to_screen()
 
     def work(given):
@@ -84,7 +87,7 @@ def run(program, doc, kind, function, arguments):
         except OSError as error:
             raise ConfigError(f"--output names a folder to make or to write to; {output}: {error.strerror}") from None
         command.log_to_file(output / "log.txt")
-        load_tensorflow()  # takes seconds: wrong flags have been answered by now
+        load_tensorflow(training=training)  # takes seconds: wrong flags have been answered by now
         import tensorflow as tf
 
         from moco_tf.data.check import reason
