@@ -85,5 +85,6 @@ def machine():
 
 def ratio(slower, faster):
     """Median and quartiles of how many times as long one took, round by round."""
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(slower, faster, strict=True)], n=4)
+    ratios = [a / b for a, b in zip(slower, faster, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     return {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
