@@ -91,7 +91,7 @@ def test_machines_that_do_not_share_the_run_folder_are_refused(undisturbed, tmp_
     for process in start(tmp_path, "--epochs=2", other_run_dir=undisturbed):
         output = process.communicate()[0]
         assert process.returncode == 2
-        assert "step 0 with 10000, step 20 with 10000: put --run_dir and --dataset on storage that" in output
+        assert "step 0 with 2000, step 20 with 2000: put --run_dir and --dataset on storage that" in output
 
 
 def on_virtual_replicas(run_dir, replicas, max_steps):
