@@ -20,7 +20,7 @@ def convolution():
 
 
 def transformer():
-    return moco_tf.encoders.vit.vit(8, 2, 2, image_size=SIZE, patch_size=4)
+    return moco_tf.encoders.vit.vit(8, 1, 2, image_size=SIZE, patch_size=4)
 
 
 KINDS = {
