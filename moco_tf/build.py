@@ -207,14 +207,16 @@ def trained(run_dir):
         raise ConfigError(f"{run_dir} is no run folder: it has no config.flags")
     # The steps shape schedules only, which are no part of a checkpoint.
     moco = model(config, steps_per_epoch=1, size=run_folder.images(run_dir))
-    if Checkpoints(Path(run_dir) / "checkpoints", moco).restore_last() is None:
+    checkpoints = Checkpoints(Path(run_dir) / "checkpoints", moco)
+    step = checkpoints.restore_last()
+    if step is None:
         raise ConfigError(f"{run_dir} is a run folder without a checkpoint: moco_tf.train writes one an epoch")
-    # Features need not show it: where oneDNN computes it, the ReLU of NaN is 0.
+    # Features need not show it: oneDNN's ReLU turns NaN into 0.
     bad = [weight.path for weight in moco.query_encoder.weights if not np.isfinite(weight.numpy()).all()]
     if bad:
         raise ConfigError(
-            f"{run_dir}: {len(bad)} of the encoder's weights in its last checkpoint ({bad[0]}, ...) are no finite "
-            "numbers: its training has diverged; take an earlier checkpoint, or train at a lower --lr"
+            f"{checkpoints.path(step)} has numbers that are not finite in {len(bad)} of the encoder's weights, first "
+            f"in {bad[0]}: move it away, and the checkpoint before it is taken; or train at a lower --lr"
         )
     return moco
 

@@ -18,7 +18,7 @@ def move_weights(source, target, momentum):
     difference so that equal weights stay equal to the last bit.
     """
     parameters = [(a, b) for a, b in zip(source.weights, target.weights, strict=True) if a.trainable]
-    rates = {dtype: tf.cast(1.0 - momentum, dtype) for dtype in {b.dtype for _, b in parameters}}
+    rates = {dtype: tf.cast(1.0 - momentum, dtype) for dtype in dict.fromkeys(b.dtype for _, b in parameters)}
     for a, b in parameters:
         # b -= (1 - momentum) * (b - a), without a tensor for the product.
         tf.raw_ops.ResourceApplyGradientDescent(var=b.value.handle, alpha=rates[b.dtype], delta=b.value - a.value)

@@ -62,7 +62,7 @@ def shuffle(images, seed):
     # XLA cannot compile TensorFlow's own shuffles. The generator is named: else the device would choose one.
     keys = tf.random.stateless_uniform(tf.shape(everything)[:1], seed, None, None, tf.int32, alg="philox")
     permutation = tf.argsort(keys)
-    # The number of images is lost where machines gather. oneDNN would take other kernels for it, and round otherwise.
+    # Where machines gather, the number of images is lost; for such, oneDNN takes kernels that round otherwise.
     return tf.ensure_shape(tf.gather(everything, own(permutation)), images.shape), permutation
 
 

@@ -13,15 +13,13 @@ def load_tensorflow(virtual_cpus=0, training=False):
 
     virtual_cpus: logical devices to divide the CPU into, 0 for none; TensorFlow can do that once, before its first
       operation.
-    training: with oneDNN's kernels on any CPU. TensorFlow leaves them off on those without VNNI, where training is
-      slower without, but single images are encoded faster.
+    training: with oneDNN's kernels on any CPU. TensorFlow leaves them off on those without VNNI: there they make
+      training faster, and the encoding of single images slower.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if training:
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    # Importing makes a million objects that all stay: no garbage to look for, neither meanwhile nor among them later.
-    gc.disable()
-    with tempfile.TemporaryFile() as greetings:
+    with _no_garbage_in_imports(), tempfile.TemporaryFile() as greetings:
         try:
             with stderr_to(greetings):
                 import absl.logging
@@ -39,8 +37,20 @@ def load_tensorflow(virtual_cpus=0, training=False):
             greetings.seek(0)
             sys.stderr.buffer.write(greetings.read())
             raise
-    gc.freeze()
-    gc.enable()
+
+
+@contextlib.contextmanager
+def _no_garbage_in_imports():
+    """Keeps the collector from the million objects of TensorFlow's import, which all stay: meanwhile and later."""
+    if "tensorflow" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 @contextlib.contextmanager

@@ -8,23 +8,26 @@ from moco_tf.encoders import BatchNorm
 X = np.random.default_rng(0).normal(2.0, 3.0, size=(8, 3, 5, 4))
 
 
-def _naive(x, groups):
-    """Outputs, and PyTorch's running statistics after one step from (0, 1), as the mean over the groups."""
+def _naive(x, groups, momentum):
+    """Outputs, and PyTorch's running statistics after one step from (5, 7), as the mean over the groups."""
     parts = np.split(x, groups)
     axes = tuple(range(x.ndim - 1))
     y = np.concatenate([(p - p.mean(axes)) / np.sqrt(p.var(axes) + 1e-5) for p in parts])
     mean = np.mean([p.mean(axes) for p in parts], axis=0)
     variance = np.mean([p.var(axes) * p[..., 0].size / (p[..., 0].size - 1) for p in parts], axis=0)
-    return y, 0.1 * mean, 0.9 + 0.1 * variance
+    return y, momentum * 5 + (1 - momentum) * mean, momentum * 7 + (1 - momentum) * variance
 
 
 @pytest.mark.parametrize("shape", [(8, 3, 5, 4), (8, 60)], ids=["4-D", "2-D"])
-@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("groups, momentum", [(1, 0.9), (2, 0.9), (4, 0.9), (1, 0.0), (2, 0.0)])
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-12), ("float32", 2e-5)])
-def test_training_mode_equals_pytorchs_definition_in_each_group(shape, groups, dtype, tolerance):
+def test_training_mode_equals_pytorchs_definition_in_each_group(shape, groups, momentum, dtype, tolerance):
     x = X.reshape(shape)
-    layer = BatchNorm(groups=groups, dtype=dtype)
-    y, mean, variance = _naive(x, groups)
+    layer = BatchNorm(momentum, groups=groups, dtype=dtype)
+    layer.build(shape)
+    layer.moving_mean.assign(np.full(shape[-1], 5.0))
+    layer.moving_variance.assign(np.full(shape[-1], 7.0))
+    y, mean, variance = _naive(x, groups, momentum)
     np.testing.assert_allclose(layer(x.astype(dtype), training=True), y, atol=tolerance, rtol=tolerance)
     np.testing.assert_allclose(layer.moving_mean, mean, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(layer.moving_variance, variance, rtol=tolerance, atol=tolerance)
@@ -40,15 +43,20 @@ def test_inference_mode_uses_the_running_statistics_and_moves_nothing():
     np.testing.assert_array_equal(layer.moving_mean, [1, 2, 3, 4])
 
 
+@pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_gradients_of_the_fused_kernel_equal_the_plain_paths(groups):
-    gradients = []
-    for dtype in ("float32", "float64"):
-        layer, x = BatchNorm(groups=groups, dtype=dtype), tf.constant(X, dtype)
+def test_gradients_of_the_fused_kernel_equal_the_plain_paths(groups, traced):
+    def gradient(layer, x):
         with tf.GradientTape() as tape:
             tape.watch(x)
             loss = tf.reduce_sum(layer(x, training=True) ** 3)
-        gradients.append(tape.gradient(loss, [x, layer.gamma.value, layer.beta.value]))
+        return tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])
+
+    gradients = []
+    for dtype in ("float32", "float64"):
+        layer = BatchNorm(groups=groups, dtype=dtype)
+        layer.build(X.shape)
+        gradients.append((tf.function(gradient) if traced else gradient)(layer, tf.constant(X, dtype)))
     for fused, plain in zip(*gradients, strict=True):
         np.testing.assert_allclose(fused, plain, rtol=2e-3, atol=2e-3)
 

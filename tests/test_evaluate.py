@@ -246,7 +246,7 @@ def test_what_cannot_be_judged_ends_in_one_line(run, photos, tmp_path, capsys):
         (
             knn.main,
             [f"--encoder={tmp_path}/spoilt"],
-            "1 of the encoder's weights in its last checkpoint (conv1/kernel, ",
+            "not finite in 1 of the encoder's weights, first in conv1/kernel: move it away",
         ),
         (knn.main, [f"--encoder={tmp_path}/overflows"], "no finite numbers for 24 of 24 images"),
         (knn.main, [f"--encoder={run}", "--eval_split=nothing"], "'nothing'"),

@@ -90,10 +90,10 @@ def run_and_kill(run_dir, kills, *flags):
     seed = os.environ.get("KILL_SEED", str(time.time_ns()))
     print(f"KILL_SEED={seed}")  # shown on failure: repeats the moments
     moments = random.Random(seed)
-    for step in sorted(moments.sample(range(3, 2 * STEPS - 4), kills)):
+    for step in sorted(moments.sample(range(3, 2 * STEPS - 10), kills)):
         process = start(run_dir, "--checkpoint_every=3", *flags)
         wait_for_step(process, run_dir, step - step % 3)
-        time.sleep(moments.uniform(0, 0.3))
+        time.sleep(moments.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
         process.wait()
     process = start(run_dir, "--checkpoint_every=3", *flags)
@@ -189,7 +189,7 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path, capsys):
 
 
 def test_a_folder_in_use_is_refused(tmp_path, capsys):
-    process = start(tmp_path, "--checkpoint_every=1")
+    process = start(tmp_path, "--checkpoint_every=1", "--epochs=60")
     wait_for_step(process, tmp_path, 1)
     assert main([*TINY, f"--run_dir={tmp_path}"]) == 2
     assert "another process is training in" in capsys.readouterr().err
@@ -210,18 +210,20 @@ def test_a_loss_that_is_no_number_stops_with_step_rate_and_the_last_good_checkpo
 class SignalAt(keras.callbacks.Callback):
     """Sends this process a signal after one step."""
 
-    def __init__(self, step):
+    def __init__(self, number, step):
         super().__init__()
+        self.number = number
         self.step = step
 
     def on_train_batch_end(self, batch, logs=None):
         if int(self.model.step) == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
 
 
 def test_a_signal_in_an_epochs_last_step_loses_no_row(undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(callbacks, "StopOnNaN", lambda: SignalAt(STEPS))  # the first callback of each fit
-    assert main([*TINY, f"--run_dir={tmp_path}"]) == 128 + signal.SIGTERM
+    stop = SignalAt(signal.SIGINT, STEPS)
+    monkeypatch.setattr(callbacks, "StopOnNaN", lambda: stop)  # the first callback of each fit
+    assert main([*TINY, f"--run_dir={tmp_path}"]) == 128 + signal.SIGINT
     assert last_checkpoint(tmp_path) == STEPS
     assert [r["step"] for r in rows(tmp_path)] == [str(STEPS)]
     assert main([*TINY, f"--run_dir={tmp_path}"]) == 0

@@ -69,10 +69,13 @@ class BatchNorm(keras.layers.Layer):
         else:
             together = self.synchronized and replicas.count() > 1
             normalize = _normalize_together if together else _normalize_fused if fused else _normalize
+            # Tensors: each group would read the variables anew.
             running = [tf.convert_to_tensor(variable.value) for variable in (self.moving_mean, self.moving_variance)]
-            outputs, *moved = normalize(x, gamma, beta, self.epsilon, self.groups, running, 1.0 - self.momentum)
-            self.moving_mean.assign(moved[0])
-            self.moving_variance.assign(moved[1])
+            outputs, mean, variance = normalize(
+                x, gamma, beta, self.epsilon, self.groups, running, 1.0 - self.momentum
+            )
+            self.moving_mean.assign(mean)
+            self.moving_variance.assign(variance)
         return outputs if x is inputs else tf.reshape(outputs, tf.shape(inputs))
 
     def compute_output_shape(self, input_shape):  # else Keras traces `call` to find it, at each symbolic call
@@ -126,14 +129,12 @@ def _move(running, found, rate):
 
 
 def _normalize_fused(x, gamma, beta, epsilon, groups, running, rate):
-    """As `_normalize`, by TensorFlow's kernel, which moves `running` as well; they have no gradient."""
+    """As `_normalize`, by TensorFlow's kernel, which moves `running` as well; mean and variance have no gradient."""
     settings = {"scale": gamma, "epsilon": epsilon, "is_training": True}
+    old = {"mean": running[0], "variance": running[1]}
 
     def kernel(part):
-        mean, variance = running
-        return tf.raw_ops.FusedBatchNormV3(
-            x=part, offset=beta, mean=mean, variance=variance, exponential_avg_factor=rate, **settings
-        )
+        return tf.raw_ops.FusedBatchNormV3(x=part, offset=beta, exponential_avg_factor=rate, **old, **settings)
 
     if groups == 1:  # only here does TensorFlow fuse the kernel with the ReLU behind it
         found = kernel(x)
@@ -144,7 +145,7 @@ def _normalize_fused(x, gamma, beta, epsilon, groups, running, rate):
 
     # TensorFlow's own gradient adds some ten operations a group. They take no time in a step, but in its tracing.
     @tf.custom_gradient
-    def joined(*_):  # x, gamma and beta, so that they get their gradients
+    def joined(*_):  # of x, gamma and beta: their gradients are these, not the kernels' own
         def gradient(of_outputs):
             gradients = [
                 tf.raw_ops.FusedBatchNormGradV3(
@@ -162,8 +163,8 @@ def _normalize_fused(x, gamma, beta, epsilon, groups, running, rate):
 
         return tf.concat([each.y for each in found], axis=0), gradient
 
-    mean = tf.add_n([part.batch_mean for part in found]) / groups
-    variance = tf.add_n([part.batch_variance for part in found]) / groups
+    mean = tf.add_n([each.batch_mean for each in found]) / groups
+    variance = tf.add_n([each.batch_variance for each in found]) / groups
     return joined(x, gamma, beta), mean, variance
 
 

@@ -42,7 +42,7 @@ class Settings(common.Settings):
 
 def main(arguments):
     """Runs the command; returns the process's exit status."""
-    return common.run("moco_tf.evaluate.compare", __doc__, Settings, judge, arguments)
+    return common.run("moco_tf.evaluate.compare", __doc__, Settings, judge, arguments, training=True)
 
 
 def judge(settings):
@@ -51,6 +51,7 @@ def judge(settings):
     from moco_tf.run_folder import write_aside
 
     output = Path(settings.output)
+    subject.encoder(settings)  # a run that cannot be judged is refused before the work
     train, test = subject.labelled(settings)
     shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(common.Settings)}
     supervised = Path(settings.supervised or output / "supervised")

@@ -91,8 +91,9 @@ class ContrastiveModel(keras.Model):
         values = [tf.reduce_sum(tf.cast(value, dtype)) for value in (loss, found, positives, negatives)]
         queries = tf.cast(queries, dtype)
         number = tf.cast(tf.shape(queries)[0], dtype)
-        apart = encoders if replicas.count() > 1 else ()
-        running = [variable for encoder in apart for variable in normalization.running_statistics(encoder)]
+        running = []
+        if replicas.count() > 1:  # one has nothing to agree on
+            running = [variable for encoder in encoders for variable in normalization.running_statistics(encoder)]
         sums, first, second, *statistics = replicas.add_up(
             [
                 tf.stack([*values, number]),

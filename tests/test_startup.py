@@ -1,0 +1,39 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("asked, given, found", [("True", None, "1"), ("", None, "None"), ("True", "0", "0")])
+def test_training_turns_onednn_on_unless_the_environment_says_otherwise(asked, given, found):
+    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    if given:
+        environment["TF_ENABLE_ONEDNN_OPTS"] = given
+    code = (
+        "import gc, os, sys; from moco_tf import startup; startup.load_tensorflow(training=bool(sys.argv[1])); "
+        "print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'), gc.isenabled(), gc.get_freeze_count() > 0)"
+    )
+    command = [sys.executable, "-c", code, asked]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.split() == [found, "True", "True"]
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate.finetune", "evaluate.compare"])
+def test_the_commands_that_train_ask_for_it(module, monkeypatch, tmp_path):
+    class Enough(BaseException):
+        pass
+
+    def load(*_, training=False):
+        raise Enough(training)
+
+    monkeypatch.setattr("moco_tf.train.load_tensorflow", load)
+    monkeypatch.setattr("moco_tf.evaluate.settings.load_tensorflow", load)
+    (tmp_path / "config.flags").write_text("--dataset=embedded\n")
+    main = __import__(f"moco_tf.{module}", fromlist=["main"]).main
+    flags = [f"--run_dir={tmp_path}"] if module == "train" else [f"--encoder={tmp_path}"]
+    with pytest.raises(Enough, match="True"):
+        main(flags)
