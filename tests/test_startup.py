@@ -1,3 +1,4 @@
+import importlib
 import os
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def test_the_commands_that_train_ask_for_it(module, monkeypatch, tmp_path):
     monkeypatch.setattr("moco_tf.train.load_tensorflow", load)
     monkeypatch.setattr("moco_tf.evaluate.settings.load_tensorflow", load)
     (tmp_path / "config.flags").write_text("--dataset=embedded\n")
-    main = __import__(f"moco_tf.{module}", fromlist=["main"]).main
+    main = importlib.import_module(f"moco_tf.{module}").main
     flags = [f"--run_dir={tmp_path}"] if module == "train" else [f"--encoder={tmp_path}"]
     with pytest.raises(Enough, match="True"):
         main(flags)
