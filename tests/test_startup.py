@@ -23,6 +23,15 @@ def test_training_turns_onednn_on_unless_the_environment_says_otherwise(asked, g
     assert done.stdout.split() == [found, "True", "True"]
 
 
+def test_what_keras_would_import_for_itself_is_left_for_those_who_use_it():
+    code = (
+        "import sys; sys.modules['matplotlib'] = kept = object(); from moco_tf import startup; "
+        "startup.load_tensorflow(); assert sys.modules.pop('matplotlib') is kept; "
+        "assert 'sklearn' not in sys.modules; import sklearn; import matplotlib.pyplot"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.DEVNULL, check=True)
+
+
 @pytest.mark.parametrize("module", ["train", "evaluate.finetune", "evaluate.compare"])
 def test_the_commands_that_train_ask_for_it(module, monkeypatch, tmp_path):
     class Enough(BaseException):
