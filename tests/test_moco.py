@@ -150,6 +150,28 @@ def test_stock_callbacks_and_validation_data_work(tmp_path):
     assert (tmp_path / "2.keras").exists()
 
 
+def test_a_step_is_the_same_by_fit_by_train_on_batch_and_without_a_graph():
+    query, key = next(iter(pairs(steps=1)))
+    models = [moco() for _ in range(3)]
+    models[0].fit(pairs(steps=1), verbose=0)
+    models[1].train_on_batch(query, key)
+    models[2].compile(models[2].optimizer, run_eagerly=True)
+    models[2].fit(pairs(steps=1), verbose=0)
+    for other in models[1:]:
+        for a, b in zip(values(models[0]), values(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_second_fit_does_not_trace_the_step_anew(monkeypatch):
+    model, traced = moco(), []
+    step = model.train_step
+    monkeypatch.setattr(model, "train_step", lambda data: traced.append(1) or step(data))
+    for _ in range(3):
+        model.fit(pairs(), verbose=0)
+    assert len(traced) == 1
+    assert model.steps_done == 9
+
+
 def test_a_keras_file_goes_on_as_if_nothing_had_happened(tmp_path):
     model = moco(head="mlp", hidden_dim=5, bn_groups=2)
     model.fit(pairs(4), verbose=0)

@@ -60,6 +60,20 @@ class ContrastiveModel(keras.Model):
         super().compile(optimizer=optimizer, **kwargs)
         self.optimizer.build(self.trainable_variables)  # so that files hold, and give back, its state
 
+    def make_train_function(self, force=False):
+        """As Keras', but `fit` without a strategy runs one TensorFlow function, where Keras has one within another.
+
+        Those take a second more to begin, since all the model's variables go through both.
+        """
+        if self.train_function is not None and not force:
+            return
+        super().make_train_function(force)
+        if self.run_eagerly or self.jit_compile or self.steps_per_execution > 1:
+            return
+        of_keras = self.train_function  # takes a strategy's iterators and `train_on_batch`'s data as well
+        step = tf.function(lambda iterator: self.train_step(next(iterator)), autograph=False, reduce_retracing=True)
+        self.train_function = lambda data: (step if isinstance(data, tf.data.Iterator) else of_keras)(data)
+
     def compile_from_config(self, config):
         # Whether XLA compiles is this machine's choice, and not that of the one that wrote the file.
         self.compile(**keras.saving.deserialize_keras_object(config) | {"jit_compile": "auto"})
