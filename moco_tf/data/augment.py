@@ -199,12 +199,13 @@ def color_jitter(image, strengths, factors, order):
     factors = low + (high - low) * factors
     operations = (image_ops.brightness, image_ops.contrast, image_ops.saturation, image_ops.hue)
     order = tf.argsort(order)
-    for place in range(len(operations)):
-        image = tf.switch_case(
-            order[place],
-            [lambda op=op, i=i, x=image: op(x, factors[i]) for i, op in enumerate(operations)],
-        )
-    return image
+
+    def operate(place, image):
+        branches = [lambda op=op, factor=factors[i]: op(image, factor) for i, op in enumerate(operations)]
+        return place + 1, tf.switch_case(order[place], branches)
+
+    # A loop of TensorFlow, since tracing all operations at each place takes a second more at the start.
+    return tf.while_loop(lambda place, _: place < len(operations), operate, (0, image), parallel_iterations=1)[1]
 
 
 def _if(drawn, function, image):

@@ -31,7 +31,7 @@ def decode_jpeg_safely(encoded):
 
 def decode_other(encoded):
     """`decode` of what is no JPEG."""
-    kind, _, _ = header(encoded)
+    kind = _other_header(encoded)[0]
     with tf.control_dependencies([kind]):  # nothing that the header refuses reaches TensorFlow's decoders
         encoded = tf.identity(encoded)
     image = tf.cond(
