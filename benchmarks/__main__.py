@@ -7,13 +7,11 @@ Let the machine do nothing else meanwhile. Each part can be run alone (`python -
 JSON file to docs/results/bench/. Once all have run, `--plot` draws docs/results/bench/bench.png of them anew.
 """
 
-import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from benchmarks import turns
+from benchmarks import results, turns
 
 COLOURS = {
     "moco_tf": "tab:blue",
@@ -23,7 +21,6 @@ COLOURS = {
     "channels_last": "tab:olive",
     "compiled+channels_last": "tab:brown",
 }
-FOLDER = Path(__file__).parent.parent / "docs/results/bench"
 PARTS = (
     ("step", "--arch=resnet50", "--image_size=224", "--batch_size=16", "--ways=eager,compiled,channels_last"),
     ("step", "--arch=resnet18", "--image_size=32", "--batch_size=128", "--ways=compiled,channels_last"),
@@ -45,7 +42,7 @@ def main():
     elif sys.argv[1:] != ["--plot"]:
         raise SystemExit(__doc__)
     plot()
-    print(f"\n{FOLDER / 'bench.png'}, {(time.monotonic() - begun) / 60:.0f} minutes")
+    print(f"\n{results.FOLDER / 'bench.png'}, {(time.monotonic() - begun) / 60:.0f} minutes")
 
 
 def plot():
@@ -56,7 +53,7 @@ def plot():
 
     figure, panels = plt.subplots(2, 3, figsize=(13, 6.5), constrained_layout=True)
     steps, views, queue, overhead, startup = panels.flat[:5]
-    rows = [row for row in read("step") if row["machine"] == turns.machine()]
+    rows = [row for row in results.read(results.file("step")) if row["machine"] == turns.machine()]
     ways = [way for way in COLOURS if any(way in row["ways"] for row in rows)]
     for number, way in enumerate(ways):
         drawn = [(place, row["ways"][way]["times_ours"]) for place, row in enumerate(rows) if way in row["ways"]]
@@ -70,11 +67,11 @@ def plot():
     steps.set_ylim(0, 1.4 * steps.get_ylim()[1])
     steps.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
 
-    rates = read("views")["images_per_second"]
+    rates = results.read(results.file("views"))["images_per_second"]
     views.bar(list(rates), list(rates.values()), 0.5, color=["tab:blue", "C1"])
     views.set(title="Pairs of v2 views of JPEGs", ylabel="source images/s")
 
-    rows = read("queue")["rows"]
+    rows = results.read(results.file("queue"))["rows"]
     sizes = [row["K"] for row in rows]
     queue.plot(sizes, [row["loss_ms"] for row in rows], "o-", label="loss and gradient, ms")
     queue.plot(sizes, [row["enqueue_ms"] for row in rows], "o-", label="enqueuing, ms")
@@ -82,26 +79,22 @@ def plot():
     queue.set(title="A longer queue, batch 256", xlabel="K", xscale="log", yscale="log")
     queue.legend(frameon=False, fontsize=8)
 
-    found = read("overhead")
+    found = results.read(results.file("overhead"))
     parts = found["parts_s"]
     overhead.barh(list(parts), [100 * seconds / found["step_s"] for seconds in parts.values()], 0.5)
     overhead.set(title=f"Beside the encoders, K {found['K']}", xlabel="% of a ResNet-50 step")
     overhead.invert_yaxis()
 
-    seconds = read("startup")["seconds"]
+    seconds = results.read(results.file("startup"))["seconds"]
     startup.bar(list(seconds), list(seconds.values()), 0.4)
     startup.set(title="From the command to step 1", ylabel="s")
 
-    found = read("checkpoint")
+    found = results.read(results.file("checkpoint"))
     panels.flat[5].bar(list(found["seconds"]), list(found["seconds"].values()), 0.4)
     panels.flat[5].set(title=f"Saving {found['megabytes']:.0f} MB", ylabel="s")
     for axes in panels.flat:
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(FOLDER / "bench.png", dpi=110)
-
-
-def read(part):
-    return json.loads((FOLDER / f"{part}.json").read_text())
+    figure.savefig(results.FOLDER / "bench.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,15 @@ Beside it, writing as many bytes to one file, the fsync of both included. Writes
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-OUTPUT = Path(__file__).parent.parent / "docs/results/bench/checkpoint.json"
+from benchmarks import results
+
+OUTPUT = results.file("checkpoint")
 
 
 def main():
@@ -50,10 +51,7 @@ def main():
     print(
         f"{size / 1e6:.0f} MB, medians of {arguments.rounds}: " + ", ".join(f"{n} {s:.3f} s" for n, s in found.items())
     )
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(
-        json.dumps({"rounds": arguments.rounds, "megabytes": round(size / 1e6, 1), "seconds": found}, indent=1) + "\n"
-    )
+    results.write(arguments.output, {"rounds": arguments.rounds, "megabytes": round(size / 1e6, 1), "seconds": found})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-OUTPUT = Path(__file__).parent.parent / "docs/results/bench/mechanism_memory.json"
+from benchmarks import results
+
+OUTPUT = results.file("mechanism_memory")
 DIM, BATCH, SIDE, WIDTH = 128, 128, 32, 16
 POINTS = {
     "queue": (1024, 4096, 65536, 262144),
@@ -50,8 +52,7 @@ def main():
             )
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(f"{mechanism:12} {size:7} {rows[-1]['peak_mb']:9.0f} {rows[-1]['formula_mb']:12.1f}", flush=True)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({"command": " ".join(sys.argv[1:]), "rows": rows}, indent=1) + "\n")
+    results.write(arguments.output, {"command": " ".join(sys.argv[1:]), "rows": rows})
 
 
 def measure(mechanism, size, records):

@@ -7,13 +7,14 @@ docs/results/bench/overhead.json. `benchmarks.replicas` has the same by differen
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
 from pathlib import Path
 
-OUTPUT = Path(__file__).parent.parent / "docs/results/bench/overhead.json"
+from benchmarks import results
+
+OUTPUT = results.file("overhead")
 
 
 def main():
@@ -77,8 +78,7 @@ def main():
     print(f"  {'together':28} {1e3 * sum(found.values()):8.2f} ms {share:7.2%}")
     row = {"batch_size": arguments.batch_size, "K": arguments.queue_size, "rounds": arguments.rounds}
     row |= {"step_s": step, "parts_s": found, "share": share}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(row, indent=1) + "\n")
+    results.write(arguments.output, row)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-OUTPUT = Path(__file__).parent.parent / "docs/results/bench/queue.json"
+from benchmarks import results
+
+OUTPUT = results.file("queue")
 BATCH, DIM = 256, 128
 
 
@@ -43,10 +45,7 @@ def main():
             f"{row['peak_beyond_mb']:19.1f}"
         )
         rows.append(row)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(
-        json.dumps({"batch": BATCH, "rounds": arguments.rounds, "rows": rows}, indent=1) + "\n"
-    )
+    results.write(arguments.output, {"batch": BATCH, "rounds": arguments.rounds, "rows": rows})
 
 
 def measure(size, rounds):

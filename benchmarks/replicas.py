@@ -14,7 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-OUTPUT = Path(__file__).parent.parent / "docs/results/bench/replicas.json"
+from benchmarks import results
+
+OUTPUT = results.file("replicas")
 
 
 def main():
@@ -40,8 +42,7 @@ def main():
         low, middle, high = row["rest_share_quartiles"]
         print(f"{replicas:8} {row['step_s']:8.3f} {row['passes_s']:8.3f} {middle:9.1%} {low:7.1%} {high:7.1%}")
         rows.append(row)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({"command": " ".join(sys.argv[1:]), "rows": rows}, indent=1) + "\n")
+    results.write(arguments.output, {"command": " ".join(sys.argv[1:]), "rows": rows})
 
 
 def measure(arguments):

@@ -9,14 +9,14 @@ installed (the extras `onnx` and `torch`) is left out, and said.
 
 import argparse
 import importlib.metadata
-import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-import types
 from pathlib import Path
+
+from benchmarks import results
 
 HEIGHT, WIDTH = 375, 500
 
@@ -44,8 +44,7 @@ def main():
         print(f"{name:44} {row['latency_ms']:8.0f} ms at batch 1 {row['images_per_second']:8.2f} images/s at batch 32")
     if arguments.json:
         head = {"cores": cores, "load": load, "rounds": arguments.rounds, "packages": packages}
-        Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.json).write_text(json.dumps(head | {"ways": found}, indent=1) + "\n")
+        results.write(Path(arguments.json), head | {"ways": found})
 
 
 def measure(ways, rounds, calls):
@@ -109,11 +108,10 @@ def ways(folder, images):
 
 def torchvision_way(images):
     import torch
-
-    # torchvision without compiled operators cannot register their shapes; no ResNet uses one.
-    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
     from torchvision.models import resnet50
     from torchvision.transforms import functional
+
+    import benchmarks.bare_torchvision  # noqa: F401
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = resnet50().eval()

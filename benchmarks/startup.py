@@ -7,7 +7,6 @@ images a step, and the quickstart, which has the kNN of 12,000 images before. Wr
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -15,8 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks import results
+
 ROOT = Path(__file__).parent.parent
-OUTPUT = ROOT / "docs/results/bench/startup.json"
+OUTPUT = results.file("startup")
 COMMANDS = {
     "ResNet-50": ["--flagfile=configs/v2.flags", "--dataset=embedded", "--batch_size=16", "--knn_every=0"],
     "quickstart": ["--flagfile=configs/quickstart.flags"],
@@ -33,8 +34,7 @@ def main():
     for name, flags in COMMANDS.items():
         found[name] = round(statistics.median(first_step(flags) for _ in range(arguments.rounds)), 1)
         print(f"{name:16} {found[name]:6.1f}")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({"rounds": arguments.rounds, "seconds": found}, indent=1) + "\n")
+    results.write(arguments.output, {"rounds": arguments.rounds, "seconds": found})
 
 
 def first_step(flags):

@@ -10,14 +10,13 @@ docs/results/bench/step.json, a row a setting.
 """
 
 import argparse
-import json
 import os
 import statistics
 from pathlib import Path
 
-from benchmarks import turns
+from benchmarks import results, turns
 
-OUTPUT = Path(__file__).parent.parent / "docs/results/bench/step.json"
+OUTPUT = results.file("step")
 WAYS = "moco_tf+xla,eager,compiled,channels_last,compiled+channels_last"  # those of PyTorch have no prefix
 
 
@@ -58,10 +57,9 @@ def main():
             f"{name:24} {found['step_s']:8.3f} s a step {found['images_per_second']:8.2f} images/s, "
             f"{found['times_ours']['median']:.2f} ({low:.2f} to {high:.2f}) times moco_tf's time"
         )
-    rows = json.loads(arguments.output.read_text()) if arguments.output.exists() else []
+    rows = results.read(arguments.output) if arguments.output.exists() else []
     rows = [other for other in rows if any(other.get(name) != value for name, value in setting.items())]
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps([*rows, row], indent=1) + "\n")
+    results.write(arguments.output, [*rows, row])
 
 
 def ours(arguments):

@@ -14,7 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-OUTPUT = Path(__file__).parent.parent / "docs/results/bench/step_memory.json"
+from benchmarks import results
+
+OUTPUT = results.file("step_memory")
 
 
 def main():
@@ -39,8 +41,7 @@ def main():
             f"{precision:>9} {row['peak_gb']:6.2f}, {row['beyond_tensorflow_gb']:6.2f} of it beyond TensorFlow's own"
         )
         rows.append(row)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({"command": " ".join(sys.argv[1:]), "rows": rows}, indent=1) + "\n")
+    results.write(arguments.output, {"command": " ".join(sys.argv[1:]), "rows": rows})
 
 
 def measure(arguments):

@@ -6,15 +6,12 @@ Each function returns a step, to be called without arguments. Encoders are torch
 import contextlib
 import copy
 import itertools
-import sys
-import types
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-# torchvision, which timm imports, cannot register the shapes of operators that are not compiled; none is used here.
-sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
+import benchmarks.bare_torchvision  # noqa: F401
 
 
 def moco_step(

@@ -8,15 +8,14 @@ docs/results/bench/views.json.
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks import turns
+from benchmarks import results, turns
 
-OUTPUT = Path(__file__).parent.parent / "docs/results/bench/views.json"
+OUTPUT = results.file("views")
 FILES, BATCH = 256, 16
 
 
@@ -48,8 +47,7 @@ def main():
         print(f"{way:12} {rate:8.1f} source images/s")
     print(f"moco_tf's are {times_ours['median']:.2f} ({low:.2f} to {high:.2f}) times as many")
     found = {"cores": cores, "rounds": arguments.rounds, "images_per_second": rates, "times_ours": times_ours}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+    results.write(arguments.output, found)
 
 
 def write_jpegs(folder):
@@ -89,16 +87,13 @@ def ours(folder, _):
 def torchvision(folder, cores):
     """The authors' transforms, on the library that they used, with a worker process a core."""
     import random
-    import sys
-    import types
 
     import torch
     from PIL import Image, ImageFilter
     from torch.utils.data import DataLoader, Dataset
-
-    # torchvision without compiled operators cannot register their shapes; no transform uses one.
-    sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
     from torchvision import transforms
+
+    import benchmarks.bare_torchvision  # noqa: F401
 
     def blur(image):
         return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
