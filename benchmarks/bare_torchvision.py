@@ -1,7 +1,11 @@
-"""Imported before torchvision (timm imports it, too) where it has no compiled operators: no benchmark uses one, but it
-stops where it cannot register their shapes."""
+"""torchvision, where it has no compiled operators: by itself it then stops at registering their shapes.
+
+No benchmark uses one. Import this before timm, which imports torchvision as well.
+"""
 
 import sys
 import types
 
 sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
+
+import torchvision  # noqa: E402, F401

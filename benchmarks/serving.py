@@ -108,13 +108,13 @@ def ways(folder, images):
 
 def torchvision_way(images):
     import torch
-    from torchvision.models import resnet50
-    from torchvision.transforms import functional
 
-    import benchmarks.bare_torchvision  # noqa: F401
+    from benchmarks.bare_torchvision import torchvision
+
+    functional = torchvision.transforms.functional
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model = resnet50().eval()
+    model = torchvision.models.resnet50().eval()
 
     @torch.inference_mode()
     def run(number):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-import benchmarks.bare_torchvision  # noqa: F401
+from benchmarks.bare_torchvision import torchvision
 
 
 def moco_step(
@@ -88,9 +88,7 @@ def moco_v3_step(
 
 
 def _torchvision_resnet(arch, cifar):
-    from torchvision import models
-
-    model = getattr(models, arch)()
+    model = getattr(torchvision.models, arch)()
     if cifar:
         model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         model.maxpool = nn.Identity()
