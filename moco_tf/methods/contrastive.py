@@ -168,16 +168,12 @@ def image_shape(backbone, preprocessing=None):
 
 
 def clone(backbone):
-    """A model of the same build, whose own weights are to be copied into it: none is drawn at random."""
+    """A model of the same build with weights of its own."""
     if isinstance(backbone, (keras.Function, keras.Sequential)):
-        return keras.models.clone_model(backbone, clone_function=_blank, recursive=True)
+        return keras.models.clone_model(
+            backbone, clone_function=lambda layer: type(layer).from_config(layer.get_config()), recursive=True
+        )
     return type(backbone).from_config(backbone.get_config())
-
-
-def _blank(layer):
-    config = layer.get_config()
-    zeros = {name: "zeros" for name in config if name.endswith("_initializer")}
-    return type(layer).from_config(config | zeros)
 
 
 def start_key_encoder(query_encoder, key_encoder):
