@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from moco_tf.run_folder import write_aside
+
 FOLDER = Path(__file__).parent.parent / "docs/results/bench"
 
 
@@ -12,9 +14,7 @@ def file(name):
 
 def write(path, found):
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(found, indent=1) + "\n")
-    aside.replace(path)
+    write_aside(path, json.dumps(found, indent=1) + "\n")
 
 
 def read(path):

@@ -32,6 +32,15 @@ def test_what_keras_would_import_for_itself_is_left_for_those_who_use_it():
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.DEVNULL, check=True)
 
 
+def test_only_where_there_is_a_gpu_does_tensorflow_look_for_its_layouts():
+    code = (
+        "from moco_tf import startup; startup.load_tensorflow(); import tensorflow as tf; "
+        "looks = tf.config.optimizer.get_experimental_options().get('layout_optimizer', True); "
+        "assert looks == bool(tf.config.list_physical_devices('GPU'))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
 @pytest.mark.parametrize("module", ["train", "evaluate.finetune", "evaluate.compare"])
 def test_the_commands_that_train_ask_for_it(module, monkeypatch, tmp_path):
     class Enough(BaseException):

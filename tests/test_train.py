@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from moco_tf import build, callbacks
 from moco_tf.data import sources
@@ -147,6 +148,15 @@ def test_a_run_folder_holds_what_the_contract_says(undisturbed):
     }
     assert len(list((undisturbed / "checkpoints").iterdir())) == 3
     assert list((undisturbed / "tensorboard").iterdir())
+
+
+def test_tensorboard_shows_the_picture_of_the_views_that_the_run_folder_has(undisturbed):
+    events = EventAccumulator(str(undisturbed / "tensorboard"), {"tensors": 0}).Reload()
+    assert events.SummaryMetadata("views").plugin_data.plugin_name == "images"
+    (event,) = events.Tensors("views")
+    width, height, png = event.tensor_proto.string_val
+    assert png == (undisturbed / "views.png").read_bytes()
+    assert tf.io.decode_png(png).shape == (int(height), int(width), 3) == (2 * 96, 8 * 96, 3)
 
 
 def test_a_finished_run_says_so(undisturbed, capsys):
