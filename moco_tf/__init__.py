@@ -6,6 +6,8 @@ before TensorFlow has started.
 
 from importlib import import_module
 
+from moco_tf import registration
+
 _MODULES = {"encoders": "moco_tf.encoders", "augment": "moco_tf.data.augment"}
 _OBJECTS = {
     "AdamW": "moco_tf.optimizers",
@@ -22,6 +24,8 @@ _OBJECTS = {
 
 __all__ = [*_MODULES, *_OBJECTS]
 __version__ = "0.1.0"
+
+registration.register()
 
 
 def __getattr__(name):

@@ -35,6 +35,7 @@ class KNNMonitor(keras.callbacks.Callback):
         self.queries = queries
         self.every = every
         self.limit = limit
+        self.seconds = 0.0  # that evaluations have taken
 
     def set_model(self, model):
         if self.model is not model:  # each `fit` sets it anew; one trace is enough
@@ -56,10 +57,13 @@ class KNNMonitor(keras.callbacks.Callback):
         return self._accuracy(lambda images: tf.reshape(images, (len(images), -1)), preprocessing)
 
     def _accuracy(self, encode, preprocessing):
+        begun = time.perf_counter()
         bank, queries = (
             extract(encode, source, preprocessing, self.limit, labelled=True) for source in (self.bank, self.queries)
         )
-        return vote.accuracy(*bank, *queries, len(self.bank.class_names))
+        accuracy = vote.accuracy(*bank, *queries, len(self.bank.class_names))
+        self.seconds += time.perf_counter() - begun
+        return accuracy
 
 
 def knn_monitor(config, train_source, run):
@@ -158,6 +162,63 @@ class Progress(keras.callbacks.Callback):
             logs["images_per_second"] = round(self.rate, 2)
 
 
+class WallTime(keras.callbacks.Callback):
+    """Knows where a run's wall time goes, and adds `step_share` to an epoch's logs.
+
+    `step_share` is the part of the wall time since the epoch before was recorded, evaluation apart, that was spent in
+    training steps, without their wait for images. The first step of a process is part of its start: it traces.
+
+    Args:
+      started: when the run began, as `time.perf_counter` has it.
+      monitor, saver: the callbacks that evaluate (None: nothing does) and save; they know their `seconds`.
+    """
+
+    def __init__(self, started, monitor, saver):
+        super().__init__()
+        self.started = started
+        self.monitor = monitor
+        self.saver = saver
+        self.start = None  # seconds until the first step was done, evaluation apart
+        self.steps = 0.0
+        self.recorded = None  # (time, seconds of steps, of evaluation) when the epoch before was recorded
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.begun = time.perf_counter()
+        self.waited_before = self.model.seconds_waited
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = time.perf_counter()
+        if self.start is None:
+            self.start = now - self.started - self.evaluation
+            self.waited_at_start = self.model.seconds_waited
+            self.recorded = now, 0.0, self.evaluation
+            return
+        self.steps += now - self.begun - (self.model.seconds_waited - self.waited_before)
+
+    def on_epoch_end(self, epoch, logs=None):
+        before, self.recorded = self.recorded, (time.perf_counter(), self.steps, self.evaluation)
+        seconds, steps, evaluation = (now - then for now, then in zip(self.recorded, before, strict=True))
+        if steps:
+            logs["step_share"] = round(steps / (seconds - evaluation), 4)
+
+    @property
+    def evaluation(self):
+        return self.monitor.seconds if self.monitor else 0.0
+
+    def __str__(self):
+        """A sentence: seconds by what they were spent on."""
+        whole = time.perf_counter() - self.started
+        parts = {
+            "start": self.start or 0.0,
+            "steps": self.steps,
+            "waiting for images": self.model.seconds_waited - self.waited_at_start,
+            "evaluation": self.evaluation,
+            "saving": self.saver.seconds,
+        }
+        parts["other"] = whole - sum(parts.values())
+        return f"{whole:.0f} s: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
+
+
 class Recorder(keras.callbacks.Callback):
     """Writes figures to metrics.csv, TensorBoard, the log and the screen, with advice where it applies."""
 
@@ -213,6 +274,7 @@ class Saver(keras.callbacks.Callback):
         super().__init__()
         self.checkpoints = checkpoints
         self.every = every
+        self.seconds = 0.0  # that saving has taken
         self.kept = None
         self.signal = None  # set by a signal handler
 
@@ -233,6 +295,8 @@ class Saver(keras.callbacks.Callback):
         self._save()
 
     def _save(self):
+        begun = time.perf_counter()
         self.checkpoints.save()
+        self.seconds += time.perf_counter() - begun
         if self.signal:
             raise TrainingStopped(self.signal.name, self.signal)

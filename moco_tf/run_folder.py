@@ -26,6 +26,7 @@ METRICS = (
     "learning_rate",
     "momentum",
     "images_per_second",
+    "step_share",
     "knn_top1",
 )
 
@@ -146,7 +147,8 @@ class RunFolder:
         self._write_rows([*self.rows(), text])
 
     def _write_rows(self, rows):
-        lines = [",".join(METRICS), *(",".join(row[name] for name in METRICS) for row in rows)]
+        # A run that an older version began lacks the newer columns.
+        lines = [",".join(METRICS), *(",".join(row.get(name, "") for name in METRICS) for row in rows)]
         write_aside(self.path / "metrics.csv", "\n".join(lines) + "\n")
 
     def baselines(self):

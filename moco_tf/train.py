@@ -27,6 +27,7 @@ def main(arguments):
 
 def train(config):
     """Trains, or goes on, in the config's run folder; returns the process's exit status."""
+    started = time.perf_counter()
     load_tensorflow(config.virtual_replicas, training=True)  # takes seconds: wrong flags have been answered by now
     import tensorflow as tf
 
@@ -34,7 +35,6 @@ def train(config):
     from moco_tf.checkpoint import Checkpoints
     from moco_tf.data.check import reason
 
-    started = time.monotonic()
     strategy = build.strategy(config)
     chief = build.is_chief(strategy)
     recorded = run_folder.recorded(config.run_dir)
@@ -63,7 +63,7 @@ def train(config):
         return 0
 
     saver = callbacks.Saver(checkpoints, config.checkpoint_every)
-    progress = recorder = monitor = watch = None
+    progress = recorder = monitor = watch = wall_time = None
     if chief:
         run.begin(config, source.size)
         _introduce(config, strategy, source, steps_per_epoch, model)
@@ -71,6 +71,7 @@ def train(config):
         watch = callbacks.GradientWatch(config)
         recorder = callbacks.Recorder(run, config)
         monitor = callbacks.knn_monitor(config, source, run)
+        wall_time = callbacks.WallTime(started, monitor, saver)
         run.rewind(step, steps_per_epoch)
     else:
         log.info("This machine trains along. The chief writes the run folder; the others wait while it evaluates.")
@@ -86,20 +87,24 @@ def train(config):
             _look_before_training(config, source, task, model, run, recorder, monitor, begun)
         with _signals_to(saver):
             while step < last:
-                # One `fit` an epoch, or for what is left of it: each begins exactly where the step counter stands.
+                # A `fit` for the rest of an epoch under way, one for all whole epochs, whose batches come out of one
+                # pipeline, one for a part at the end: each begins exactly where the step counter stands.
                 epoch, place = divmod(step, steps_per_epoch)
                 steps = min(steps_per_epoch - place, last - step)
+                epochs = (last - step) // steps if steps == steps_per_epoch else 1
                 evaluator = monitor if place + steps == steps_per_epoch else None
                 model.fit(
                     build.batches(config, strategy, source, task, step),
                     initial_epoch=epoch,
-                    epochs=epoch + 1,
+                    epochs=epoch + epochs,
                     steps_per_epoch=steps,
-                    callbacks=list(filter(None, [callbacks.StopOnNaN(), progress, watch, evaluator, recorder, saver])),
+                    callbacks=list(
+                        filter(None, [wall_time, callbacks.StopOnNaN(), progress, watch, evaluator, recorder, saver])
+                    ),
                     shuffle=False,
                     verbose=0,
                 )
-                step += steps
+                step += epochs * steps
     except callbacks.TrainingStopped as stop:
         return _report(stop, config, checkpoints, model.steps_done)
     except tf.errors.OpError as error:  # an image that changed after it was checked, or another machine that is gone
@@ -116,11 +121,13 @@ def train(config):
         log.error(f"Stopped at step {model.steps_done}: {cause}; {advised}.")
         return 1
 
-    log.info(f"Done: step {step} of {total}, {time.monotonic() - started:.0f} s. {checkpoints.path(step)}")
+    log.info(f"Done: step {step} of {total}. {checkpoints.path(step)}")
     if monitor:
         evaluated = [row for row in run.rows() if row["knn_top1"]]
         result = {f"epoch {row['epoch']}": float(row["knn_top1"]) for row in evaluated[-1:]}
         log.info("kNN top-1: " + _percents(run.baselines() | result))
+    if wall_time:
+        log.info(f"Wall time {wall_time}.")
     return 0
 
 

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from moco_tf.data import encoded
+from moco_tf.data.pipeline import fixed, parallel_map
 from moco_tf.startup import stderr_to
 
 WINDOW = 64  # consecutive records of a stream that stand in for one another
@@ -31,7 +32,9 @@ def verdicts(items, read, total):
     found = [None] * total
     bar = keras.utils.Progbar(total, unit_name="image") if sys.stdout.isatty() and total > 1000 else None
     # An item that fails leaves no trace behind `ignore_errors`: the bad ones are those that are missing.
-    facts = items.enumerate().map(lambda i, item: (i, encoded.verify(read(item))), tf.data.AUTOTUNE, False)
+    items = fixed(items)
+    verify = lambda i, item: (i, encoded.verify(read(item)))  # noqa: E731
+    facts = parallel_map(items.enumerate(), verify, deterministic=False)
     done = 0
     with _silent_decoders():
         for numbers, batch in facts.ignore_errors().batch(256).as_numpy_iterator():
@@ -44,9 +47,9 @@ def verdicts(items, read, total):
             bar.update(total, finalize=True)
         if done < total:
             missing = tf.constant([verdict is None for verdict in found])
-            verify = tf.function(lambda item: encoded.verify(read(item)), input_signature=[items.element_spec])
+            verify_one = tf.function(lambda item: encoded.verify(read(item)), input_signature=[items.element_spec])
             for number, item in items.enumerate().filter(lambda i, _: missing[i]):
-                found[int(number)] = Verdict(_problem(verify, item))
+                found[int(number)] = Verdict(_problem(verify_one, item))
     return found
 
 
@@ -78,8 +81,7 @@ def replace_bad(records, note):
 
         return places, tf.cond(tf.reduce_all(good), lambda: dict(window), mended)
 
-    windows = records.batch(WINDOW).map(mend, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return windows.unbatch()
+    return parallel_map(records.batch(WINDOW), mend).unbatch()
 
 
 def good_only(records):
@@ -88,7 +90,7 @@ def good_only(records):
     def mark(window):
         return window, _decodable(window["image"])
 
-    marked = records.batch(WINDOW).map(mark, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).unbatch()
+    marked = parallel_map(records.batch(WINDOW), mark).unbatch()
     passing = marked.filter(lambda record, good: good)
     return passing.map(lambda record, good: record)
 

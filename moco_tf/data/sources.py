@@ -14,6 +14,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data.pipeline import fixed, parallel_map
+
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
@@ -99,8 +101,7 @@ class Source:
         """All good records once, by number; or `limit`, evenly spread. Of these, those above number `after`."""
         numbers = self.good[evenly_spread(len(self.good), limit)]
         numbers = numbers[numbers > after]
-        records = tf.data.Dataset.from_tensor_slices(numbers).map(self.record, num_parallel_calls=tf.data.AUTOTUNE)
-        return records.prefetch(tf.data.AUTOTUNE)
+        return fixed(parallel_map(tf.data.Dataset.from_tensor_slices(numbers), self.record))
 
     def shuffled(self, seed, start=0, per_epoch=None, share=WHOLE):
         """Endless (epoch, record) pairs from position `start` on, in the order of a `Permutation`.
@@ -116,7 +117,7 @@ class Source:
 
         first, count, of = share
         taken = tf.data.Dataset.counter(start // of * count).map(lambda i: i // count * of + first + i % count)
-        return taken.map(at, num_parallel_calls=tf.data.AUTOTUNE)
+        return fixed(parallel_map(taken, at))
 
 
 def evenly_spread(size, limit=None):

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.data import check
+from moco_tf.data.pipeline import fixed, parallel_map
 from moco_tf.data.sources import HELD_OUT, WHOLE, Permutation, Source, evenly_spread
 
 NAME = re.compile(r"(?P<set>[a-z][a-z0-9_]*)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
@@ -138,7 +139,7 @@ class Prepared:
             example = self.parse(serialized)
             return {"image": example["image"], "id": number, "label": tf.cast(example["label"], tf.int64)}
 
-        return numbered.map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+        return fixed(parallel_map(numbered, parse))
 
     def _numbered(self, numbers):
         """(id, serialized record) pairs of ascending ids; TFRecord: as many of each shard, its first ones."""

@@ -5,6 +5,8 @@
 
 import tensorflow as tf
 
+from moco_tf.data.pipeline import PREFETCH, fixed, parallel_map
+
 
 def pairs(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), ids=False):
     """Endless batches of (query, key), float32 (N, S, S, 3) each, from batch number `step` on.
@@ -31,7 +33,7 @@ def pairs(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), ids
         query, key = task(record, _seed(seed, epoch, record))
         return query, record["id"] if ids else key  # TensorFlow leaves out the work on a key that nobody takes
 
-    return _batches(records.map(view, num_parallel_calls=tf.data.AUTOTUNE), batch_size // replicas)
+    return _batches(parallel_map(records, view), batch_size // replicas)
 
 
 def first_pairs(source, task, number, seed):
@@ -53,7 +55,7 @@ def labelled(source, task, batch_size, seed, epoch):
         return task(record, _seed(seed, epoch, record)), record["label"]
 
     known = records.filter(lambda epoch, record: record["label"] >= 0)
-    return _batches(known.map(view, num_parallel_calls=tf.data.AUTOTUNE), batch_size, drop_remainder=False)
+    return _batches(parallel_map(known, view), batch_size, drop_remainder=False)
 
 
 def views(dataset, task, batch_size, seed=0):
@@ -63,7 +65,7 @@ def views(dataset, task, batch_size, seed=0):
     images (string), or of batches of them, with labels or without: labels are ignored. The last partial batch is
     dropped. Two datasets made by equal calls give equal views.
     """
-    images = _unbatched(dataset.map(_image_of, num_parallel_calls=tf.data.AUTOTUNE))
+    images = _unbatched(parallel_map(dataset, _image_of))
     if 0 <= (size := int(images.cardinality())) < batch_size:
         raise ValueError(f"A batch of {batch_size} needs as many images, but the dataset has {size}.")
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
@@ -72,7 +74,7 @@ def views(dataset, task, batch_size, seed=0):
         return task({"image": image}, seed)
 
     numbered = tf.data.Dataset.zip(images, seeds)
-    return _batches(numbered.map(view, num_parallel_calls=tf.data.AUTOTUNE), batch_size)
+    return _batches(parallel_map(numbered, view), batch_size)
 
 
 def picture(query, key, preprocessing):
@@ -89,11 +91,11 @@ def _seed(seed, epoch, record):
 
 
 def _batches(examples, batch_size, drop_remainder=True):
-    batches = examples.batch(batch_size, drop_remainder=drop_remainder).prefetch(tf.data.AUTOTUNE)
+    batches = examples.batch(batch_size, drop_remainder=drop_remainder).prefetch(PREFETCH)
     options = tf.data.Options()
     options.deterministic = True
     options.threading.max_intra_op_parallelism = 1  # records run beside one another; threads within one only wait
-    return batches.with_options(options)
+    return fixed(batches.with_options(options))
 
 
 def _image_of(*element):

@@ -6,6 +6,8 @@ import time
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data.pipeline import PREFETCH, parallel_map
+
 BATCH = 256
 
 log = logging.getLogger("moco_tf")
@@ -42,7 +44,7 @@ def stream(encode, records, preprocessing, total):
     def central_view(record):
         return preprocessing.of_encoded(record["image"]), record["label"], record["id"]
 
-    batches = records.map(central_view, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH).prefetch(tf.data.AUTOTUNE)
+    batches = parallel_map(records, central_view).batch(BATCH).prefetch(PREFETCH)
     started = last_line = time.monotonic()
     done = 0
     for images, labels, ids in batches:

@@ -96,6 +96,7 @@ def _encoded(settings, encoder, source):
     import tensorflow as tf
 
     from moco_tf.data.encoded import decode
+    from moco_tf.data.pipeline import parallel_map
     from moco_tf.data.preprocessing import Preprocessing
     from moco_tf.evaluate.extract import extract
 
@@ -106,7 +107,7 @@ def _encoded(settings, encoder, source):
         view = small.denormalize(small(decode(record["image"])[None])[0])
         return tf.cast(tf.clip_by_value(tf.round(view), 0, 255), tf.uint8)
 
-    pictures = source.in_order(settings.limit).map(picture, num_parallel_calls=tf.data.AUTOTUNE)
+    pictures = parallel_map(source.in_order(settings.limit), picture)
     return features, labels, np.stack(list(pictures.as_numpy_iterator()))
 
 

@@ -30,6 +30,7 @@ class ContrastiveModel(keras.Model):
     Attributes:
       step: int64 variable, training steps done. Schedules and everything random derive from it.
       preprocessing: how `predict` brings images to the backbone's input.
+      seconds_waited: how long `fit` has waited for batches, in this process.
     """
 
     def __init__(self, preprocessing, **kwargs):
@@ -41,6 +42,7 @@ class ContrastiveModel(keras.Model):
         self.totals = self.add_weight(
             name="totals", shape=(len(DIAGNOSTICS) + 1,), initializer="zeros", trainable=False, autocast=False
         )
+        self.seconds_waited = 0.0  # by `fit`, for batches that were not ready
         self.built = True
 
     @property
@@ -61,18 +63,39 @@ class ContrastiveModel(keras.Model):
         self.optimizer.build(self.trainable_variables)  # so that files hold, and give back, its state
 
     def make_train_function(self, force=False):
-        """As Keras', but `fit` without a strategy runs one TensorFlow function, where Keras has one within another.
+        """As Keras', but `fit` runs one TensorFlow function, where Keras has one within another; and it is timed.
 
         Those take a second more to begin, since all the model's variables go through both.
         """
         if self.train_function is not None and not force:
             return
         super().make_train_function(force)
-        if self.run_eagerly or self.jit_compile or self.steps_per_execution > 1:
+        if self.run_eagerly or self.steps_per_execution > 1:
             return
-        of_keras = self.train_function  # takes a strategy's iterators and `train_on_batch`'s data as well
-        step = tf.function(lambda iterator: self.train_step(next(iterator)), autograph=False, reduce_retracing=True)
-        self.train_function = lambda data: (step if isinstance(data, tf.data.Iterator) else of_keras)(data)
+        of_keras = self.train_function  # takes `train_on_batch`'s data as well
+        strategy, train_step = self.distribute_strategy, self.train_step
+        if self.jit_compile:
+            train_step = tf.function(train_step, autograph=False, reduce_retracing=True, jit_compile=True)
+
+        @tf.function(autograph=False, reduce_retracing=True)
+        def step(iterator):
+            begun = tf.timestamp()
+            with tf.control_dependencies([begun]):
+                data = next(iterator)
+            with tf.control_dependencies(tf.nest.flatten(data, expand_composites=True)):
+                waited = tf.timestamp() - begun
+            logs = strategy.run(train_step, (data,))
+            # The replicas have agreed on them: the first has what all have.
+            return {k: tf.reshape(strategy.experimental_local_results(v)[0], ()) for k, v in logs.items()}, waited
+
+        def train_function(data):
+            if not isinstance(data, (tf.data.Iterator, tf.distribute.DistributedIterator)):
+                return of_keras(data)
+            logs, waited = step(data)
+            self.seconds_waited += float(waited)
+            return logs
+
+        self.train_function = train_function
 
     def compile_from_config(self, config):
         # Whether XLA compiles is this machine's choice, and not that of the one that wrote the file.

@@ -1,0 +1,49 @@
+"""Lets Keras find this package's classes in files after `import moco_tf` alone, which loads neither Keras nor them.
+
+A `.keras` file names classes as "moco_tf>MoCo". Keras knows those that were registered, when their modules were
+imported; until then, a stand-in under the same name imports the module when a file asks for it.
+"""
+
+from importlib import import_module
+
+import wrapt
+
+# Every class of the package that is registered with Keras, and its module (a test says if one is missing).
+CLASSES = {
+    "AdamW": "moco_tf.optimizers",
+    "Attention": "moco_tf.encoders.vit",
+    "BatchNorm": "moco_tf.encoders.batch_norm",
+    "ClassToken": "moco_tf.encoders.vit",
+    "EndToEnd": "moco_tf.methods.end_to_end",
+    "Gelu": "moco_tf.encoders.vit",
+    "LARS": "moco_tf.optimizers",
+    "MemoryBank": "moco_tf.methods.memory_bank",
+    "MoCo": "moco_tf.methods.moco",
+    "MoCoV3": "moco_tf.methods.moco_v3",
+    "PointwiseConv2D": "moco_tf.encoders.resnet",
+    "SGD": "moco_tf.optimizers",
+    "Tokens": "moco_tf.encoders.vit",
+}
+
+
+class StandIn:
+    """What Keras takes for a class that is not loaded yet."""
+
+    def __init__(self, module, name):
+        self.module = module
+        self.name = name
+
+    def from_config(self, config):
+        return getattr(import_module(self.module), self.name).from_config(config)
+
+
+def register_with(keras):
+    """Gives Keras a stand-in for each class that it does not know."""
+    known = keras.saving.get_custom_objects()
+    for name, module in CLASSES.items():
+        known.setdefault(f"moco_tf>{name}", StandIn(module, name))
+
+
+def register():
+    """Registers when Keras is imported, or now where it is already."""
+    wrapt.register_post_import_hook(register_with, "keras")
