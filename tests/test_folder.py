@@ -96,6 +96,17 @@ def test_names_in_any_script_and_names_that_are_no_text_are_read(write):
     assert folder.printable("line\nbreak\udcff猫") == "line\\nbreak\\udcff猫"
 
 
+def test_a_class_whose_name_is_no_text_has_a_name_that_is_and_keeps_its_images(write):
+    root = write("train/a/1.png", "test/a/3.png")
+    for split in ("train", "test"):
+        os.rename(root / split / "a", os.path.join(os.fsencode(root / split), b"m\xfcnchen"))
+    write("train/zoo/2.png")
+    for split, labels in (("train", [0, 1]), ("test", [0])):
+        source = folder.check(folder.scan(root, split)).source()
+        assert source.class_names == ("m\\udcfcnchen", "zoo")
+        assert source.labels.numpy().tolist() == labels
+
+
 def test_what_is_no_regular_file_is_no_image_and_a_link_to_nothing_is_a_bad_one(write):
     root = write("1.png")
     (root / "folder.png").mkdir()

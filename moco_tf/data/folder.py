@@ -30,7 +30,7 @@ class Listing:
     """The image files below a folder, by path; none of them has been opened."""
 
     path: pathlib.Path
-    class_names: tuple
+    classes: tuple  # the folders' names as the system has them, which need be no text
     files: list  # paths relative to `path`, with forward slashes, sorted
     sizes: np.ndarray  # (size,) bytes, or UNREADABLE
     times: np.ndarray  # (size,) modification times in nanoseconds
@@ -41,9 +41,14 @@ class Listing:
         return len(self.files)
 
     @property
+    def class_names(self):
+        """The names of the classes as text, which every file and screen takes."""
+        return tuple(printable(name) for name in self.classes)
+
+    @property
     def labels(self):
         """A list of the numbers of the files' classes, -1 for those that lie in none."""
-        number = {name: label for label, name in enumerate(self.class_names)}
+        number = {name: label for label, name in enumerate(self.classes)}
         return [number.get(file.split("/", 1)[0], -1) if "/" in file else -1 for file in self.files]
 
 
@@ -102,7 +107,7 @@ def scan(path, split=None):
     if not root.is_dir():
         raise ValueError(f"{path} is a file. Give the folder that holds the images.")
     try:
-        chosen, class_names = _divide(root, split)
+        chosen, classes = _divide(root, split)
         os.scandir(chosen).close()
     except OSError as error:
         raise ValueError(f"{error.filename or root} cannot be read: {error.strerror}. Allow reading it.") from None
@@ -111,9 +116,7 @@ def scan(path, split=None):
     if not found:
         raise ValueError(f"There are no images ({', '.join(SUFFIXES)}) in {chosen}. Give a folder that has some.")
     files, sizes, times = zip(*found, strict=True)
-    return Listing(
-        chosen, class_names, list(files), np.array(sizes, np.int64), np.array(times, np.int64), tuple(unread)
-    )
+    return Listing(chosen, classes, list(files), np.array(sizes, np.int64), np.array(times, np.int64), tuple(unread))
 
 
 def check(listing, manifest=None, begun=False, writes=True):
