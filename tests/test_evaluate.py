@@ -130,15 +130,56 @@ def test_fine_tuning_takes_the_steps_that_it_says_and_keeps_a_network_that_score
     assert found["top1"] == pytest.approx(100 * (logits.argmax(axis=1) == labels).mean(), abs=1e-3)
 
 
-def test_subsets_are_balanced_fixed_and_parts_of_one_another():
-    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [100, 100, 3]))
-    small, large = (finetune.balanced_subset(labels, percent, seed=1) for percent in (3, 30))
-    np.testing.assert_array_equal(np.bincount(labels[small]), [2, 2, 2])
-    np.testing.assert_array_equal(np.bincount(labels[large]), [20, 20, 3])
-    assert set(small) < set(large)
-    np.testing.assert_array_equal(small, finetune.balanced_subset(labels, 3, seed=1))
-    assert set(small) != set(finetune.balanced_subset(labels, 3, seed=2))
-    np.testing.assert_array_equal(finetune.balanced_subset(labels, 100, seed=1), np.arange(203))
+def naive_subset(labels, percent, seed):
+    """The rule one image at a time: in turns the next image of each class, within a turn in shuffled order."""
+    order = np.random.default_rng(seed).permutation(len(labels)).tolist()
+    number = max(round(percent / 100 * len(labels)), len(set(labels.tolist())))
+    taken = []
+    while len(taken) < number:
+        of_turn = []
+        for place in order:
+            if labels[place] not in {labels[other] for other in of_turn}:
+                of_turn.append(place)
+        order = [place for place in order if place not in of_turn]
+        taken += of_turn
+    return sorted(taken[:number])
+
+
+@pytest.mark.parametrize("sizes", [[100, 100, 3], [40, 7, 1, 1], [10, 10, 10], [1, 1], [5, 90]])
+def test_subsets_have_the_size_that_they_say_are_balanced_as_far_as_classes_reach_and_parts_of_one_another(sizes):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)) * 3, sizes))
+    smaller = np.array([], np.int64)
+    for percent in (0.5, 3, 10, 30, 50, 87.5, 100):
+        subset = finetune.balanced_subset(labels, percent, seed=1)
+        assert subset.tolist() == naive_subset(labels, percent, seed=1) == sorted(set(subset.tolist()))
+        assert len(subset) == max(round(percent / 100 * len(labels)), len(sizes))
+        counts = np.unique(labels[subset], return_counts=True)[1]
+        level = counts.max()  # a class that has fewer has given all, or is a last turn's one behind
+        assert all(count in (level, size) or count == level - 1 for count, size in zip(counts, sizes, strict=True))
+        assert set(smaller) <= set(subset)
+        smaller = subset
+    assert subset.tolist() == list(range(len(labels)))
+
+
+def test_subsets_are_fixed_by_the_seed():
+    labels = np.repeat([0, 1], [50, 50])
+    one, same, other = (finetune.balanced_subset(labels, 10, seed).tolist() for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_fine_tuning_says_what_it_took_of_each_class(run, photos, tmp_path, capsys):
+    shutil.copytree(photos, tmp_path / "photos")
+    for number in (5, 8, 11, 14, 17, 20, 23):  # of 8 red ones
+        (tmp_path / f"photos/train/red/{number:02d}.png").unlink()
+    arguments = [f"--encoder={run}", f"--dataset={tmp_path / 'photos'}", f"--output={tmp_path / 'out'}", "--epochs=1"]
+    assert finetune.main([*arguments, "--labels=50"]) == 0
+    output = capsys.readouterr().out
+    assert "8 of the 17 labelled images" in output and "(47.1 %: blue & <white> 4, green 3, red 1)" in output
+    found = summary(tmp_path / "out")
+    assert (found["train_images"], found["train_images_of_class"]) == (8, [4, 3, 1])
+    assert found["train_percent"] == pytest.approx(100 * 8 / 17, abs=1e-4)
+    assert finetune.main([*arguments, "--labels=1"]) == 0
+    assert "(17.6 %: 1 of each class)" in capsys.readouterr().out
 
 
 def test_interrupted_features_go_on_and_equal_those_of_one_go(run, photos, tmp_path, monkeypatch):

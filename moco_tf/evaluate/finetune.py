@@ -31,8 +31,8 @@ class Settings(common.Settings):
     )
     labels: float = command.flag(
         100.0,
-        "Percent of the training images that are used: a subset with as many of each class, fixed by --seed; a "
-        "smaller one is a part of a larger one. Semi-supervised papers: 1, 10.",
+        "Percent of the training images that are used: as many of each class as far as they reach, at least one, "
+        "fixed by --seed; a smaller subset is a part of a larger one. Semi-supervised papers: 1, 10.",
     )
     epochs: int = command.flag(30, "Passes over these images.")
     batch_size: int = command.flag(128, "Images a step; at most as many as there are.")
@@ -95,9 +95,11 @@ def train_and_judge(settings, train, test):
     encode = tf.function(lambda images: {"logits": model(images, training=False)})
     classifier = saved_model.Encoder(preprocessing, encode, "classifier")
     task = augment.Labelled(preprocessing, settings.crop_min)
+    share = 100 * len(chosen) / len(labels)  # more than --labels where that is less than one image of each class
+    of_class = np.bincount(labels[chosen], minlength=len(train.class_names))
     log.info(
-        f"{settings.init} weights, {len(chosen)} of the {len(labels)} labelled images of {train.name}, "
-        f"{settings.epochs} epochs of {steps} steps."
+        f"{settings.init} weights, {len(chosen)} of the {len(labels)} labelled images of {train.name} ({share:.3g} %: "
+        f"{_of_each_class(of_class, train.class_names)}), {settings.epochs} epochs of {steps} steps."
     )
 
     rows = []
@@ -127,11 +129,12 @@ def train_and_judge(settings, train, test):
     subject.check_classes(labels[chosen], truth, train.class_names)
     model.save(output / ".model.writing.keras")
     os.replace(output / ".model.writing.keras", output / "model.keras")
-    facts = {"train_images": len(chosen), "eval_images": len(truth), "steps": int(optimizer.iterations)}
+    facts = {"train_images": len(chosen), "train_percent": round(share, 4), "train_images_of_class": of_class.tolist()}
+    facts |= {"eval_images": len(truth), "steps": int(optimizer.iterations)}
     facts["seconds"] = round(time.monotonic() - started, 1)
     scores.write(output, found, train.class_names, settings, rows, "epoch", **facts)
     log.info(
-        f"Fine-tuned from {settings.init} weights on {settings.labels:g} % of {train.name} ({len(chosen)} images), "
+        f"Fine-tuned from {settings.init} weights on {share:.3g} % of {train.name} ({len(chosen)} images), "
         f"judged on {len(truth)} images of {test.name}: {found}. {output}"
     )
     return found
@@ -193,17 +196,31 @@ def learner(settings, model, steps):
 
 
 def balanced_subset(labels, percent, seed):
-    """Places (M,) in labels (N,) of `percent` of the images, as many of each class, at least one, ascending.
+    """Places (M,) in labels (N,) of `percent` of the images, ascending: as balanced as the classes allow.
 
-    A class that has fewer gives all. The subset of a smaller percentage is a part of that of a larger one.
+    Taken are first one image of each class, then a second one of each, and so on; where a class has no more, those of
+    the others fill its place. There is one of each class at least. The subset of a smaller percentage is a part of
+    that of a larger one.
     """
-    if percent == 100:
-        return np.arange(len(labels))
-    classes = np.unique(labels)
-    each = max(1, round(percent / 100 * len(labels) / len(classes)))
     shuffled = np.random.default_rng(seed).permutation(len(labels))
-    of_class = (shuffled[labels[shuffled] == label] for label in classes)
-    return np.sort(np.concatenate([places[:each] for places in of_class]))
+    by_class = np.argsort(labels[shuffled], kind="stable")
+    counts = np.unique(labels, return_counts=True)[1]
+    rank = np.empty(len(labels), np.int64)  # of each shuffled image among those of its class
+    rank[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    number = max(round(percent / 100 * len(labels)), len(counts))
+    return np.sort(shuffled[np.argsort(rank, kind="stable")[:number]])
+
+
+def _of_each_class(counts, names):
+    """What was taken of each class, in a few words; counts: (L,)."""
+    from moco_tf.evaluate.subject import SHOWN
+
+    taken, names = counts[counts > 0], [name for name, count in zip(names, counts, strict=True) if count]
+    if len(set(taken)) == 1:
+        return f"{taken[0]} of each class"
+    if len(names) <= SHOWN:
+        return ", ".join(f"{name} {count}" for name, count in zip(names, taken, strict=True))
+    return f"from {taken.min()} ({names[taken.argmin()]}) to {taken.max()} ({names[taken.argmax()]}) of a class"
 
 
 def _numbers_and_labels(source, limit):
