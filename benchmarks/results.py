@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from moco_tf.run_folder import write_aside
+from moco_tf import files
 
 FOLDER = Path(__file__).parent.parent / "docs/results/bench"
 
@@ -14,7 +14,7 @@ def file(name):
 
 def write(path, found):
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(path, json.dumps(found, indent=1) + "\n")
+    files.write_json(path, found)
 
 
 def read(path):

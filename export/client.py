@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from moco_tf import client, command
+from moco_tf import client, command, files
 from moco_tf.command import ConfigError
 
 TOLERANCE = 1e-4  # of an output's largest value
@@ -53,7 +53,7 @@ def main(arguments):
 
 
 def _run(settings):
-    files = client.image_files(settings.images)
+    images = client.image_files(settings.images)
     server = settings.server or f"localhost:{PORTS[settings.protocol]}"
     if settings.protocol == "grpc" or settings.compare:
         from moco_tf.startup import load_tensorflow
@@ -62,29 +62,28 @@ def _run(settings):
     ask = {"rest": client.rest, "grpc": client.grpc}[settings.protocol]
     predict = ask(server, settings.model, settings.timeout, settings.version, settings.label)
     start = time.monotonic()
-    outputs = client.embed(files, predict, settings.batch_size)
+    outputs = client.embed(images, predict, settings.batch_size)
     seconds = time.monotonic() - start
     shapes = ", ".join(f"{name} {value.shape}" for name, value in sorted(outputs.items()))
-    print(f"{len(files)} images in {seconds:.2f} s: {shapes}")
+    print(f"{len(images)} images in {seconds:.2f} s: {shapes}")
     if not outputs.get("valid", np.True_).all():
-        bad = [str(file) for file, valid in zip(files, outputs["valid"], strict=True) if not valid]
+        bad = [str(file) for file, valid in zip(images, outputs["valid"], strict=True) if not valid]
         print(f"{len(bad)} of them cannot be decoded, their rows are zeros: {', '.join(bad)}")
     if settings.output:
-        _save(settings.output, {"files": np.array([str(file) for file in files])} | outputs)
+        _save(settings.output, {"files": np.array([str(file) for file in images])} | outputs)
         print(f"Wrote {settings.output}.")
-    return _compare(settings, files, outputs) if settings.compare else 0
+    return _compare(settings, images, outputs) if settings.compare else 0
 
 
 def _save(path, arrays):
     try:
-        with open(path, "wb") as file:
-            np.savez(file, **arrays)
+        files.write_arrays(path, arrays)
     except OSError as error:
         raise ConfigError(f"--output={path} cannot be written: {error.strerror}") from None
 
 
-def _compare(settings, files, outputs):
-    expected = client.embed(files, client.local(settings.compare), settings.batch_size)
+def _compare(settings, images, outputs):
+    expected = client.embed(images, client.local(settings.compare), settings.batch_size)
     deviations = client.deviations(outputs, expected)
     agree = max(deviations.values()) <= TOLERANCE
     figures = ", ".join(f"{name} {value:.1e}" for name, value in deviations.items())

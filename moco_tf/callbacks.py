@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 from tensorboard.plugins.image.metadata import create_summary_metadata
 
-from moco_tf import advice, build
+from moco_tf import advice, build, files
 from moco_tf.command import ConfigError
 from moco_tf.evaluate import vote
 from moco_tf.evaluate.extract import extract
@@ -228,7 +228,7 @@ class Recorder(keras.callbacks.Callback):
         super().__init__()
         self.run = run
         self.config = config
-        self.writer = tf.summary.create_file_writer(str(run.tensorboard))
+        self.writer = tf.summary.create_file_writer(files.for_tensorflow(run.tensorboard))
 
     def on_train_batch_end(self, batch, logs=None):
         if self.model.steps_done % self.TENSORBOARD_EVERY == 0:
@@ -253,7 +253,7 @@ class Recorder(keras.callbacks.Callback):
         """Shows a uint8 image (H, W, 3) in TensorBoard, and as a PNG in the run folder."""
         height, width, _ = image.shape
         png = tf.io.encode_png(image, compression=1)  # TensorFlow's own takes six times as long
-        tf.io.write_file(str(self.run.path / f"{name}.png"), png)
+        files.write_bytes(self.run.path / f"{name}.png", png.numpy())
         with self.writer.as_default(step=self.model.steps_done):  # as `tf.summary.image`, which would encode it anew
             tf.summary.write(name, [str(width), str(height), png], metadata=create_summary_metadata(name, ""))
 

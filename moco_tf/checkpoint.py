@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from moco_tf import files
 from moco_tf.command import ConfigError
 
 ASIDE = "aside-"  # what is being written or deleted
@@ -41,12 +42,12 @@ class Checkpoints:
         for left in self.folder.glob(f"{ASIDE}*"):  # by a killed process
             shutil.rmtree(left)
         aside = self.folder / f"{ASIDE}{target.name}"
-        self._checkpoint.write(str(aside / "state"))
+        self._checkpoint.write(files.for_tensorflow(aside / "state"))
         for file in aside.iterdir():
-            _sync(file)
-        _sync(aside)
+            files.sync(file)
+        files.sync(aside)
         os.rename(aside, target)
-        _sync(self.folder)
+        files.sync(self.folder)
         for step in self.steps()[: -self.keep]:
             doomed = self.folder / f"{ASIDE}{step}"
             os.rename(self.path(step), doomed)  # what bears a step's name is whole
@@ -64,7 +65,7 @@ class Checkpoints:
             return None
         newest = self.path(steps[-1])
         try:
-            status = self._checkpoint.read(str(newest / "state"))
+            status = self._checkpoint.read(files.for_tensorflow(newest / "state"))
         except Exception as error:  # whatever TensorFlow says of files that it cannot read
             raise ConfigError(
                 f"{newest} cannot be read ({str(error).splitlines()[0]}): move it away, and the checkpoint before it "
@@ -72,12 +73,3 @@ class Checkpoints:
             ) from None
         status.assert_consumed()
         return steps[-1]
-
-
-def _sync(path):
-    """Makes a file or folder entry survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,6 +5,7 @@ go together. Imports nothing heavy, so that a wrong flag is answered at once.
 """
 
 import dataclasses
+import io
 import logging
 import math
 import sys
@@ -27,6 +28,9 @@ def run(program, doc, function, arguments):
       program: the command's name, as `python -m` takes it; it begins the line that says what was refused.
       doc: what --help says before it lists the flags.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's is another
+            stream.reconfigure(errors="backslashreplace")  # names need not be text
     try:
         return function(arguments)
     except HelpAsked as help:
@@ -54,7 +58,7 @@ def log_to_screen():
 
 def log_to_file(path):
     """What is logged from here on is kept in a file as well, with more detail than the screen has."""
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("moco_tf").addHandler(handler)
 

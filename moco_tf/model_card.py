@@ -4,7 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from moco_tf import run_folder
+from moco_tf import files, run_folder
 
 DESCRIPTION, CARD = "encoder.json", "README.md"
 
@@ -36,8 +36,8 @@ def _json(path):
 
 def write(folder, description):
     """Writes both files into a Path's folder."""
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
-    (folder / CARD).write_text(card(description))
+    files.write_json(folder / DESCRIPTION, description)
+    files.write_text(folder / CARD, card(description))
 
 
 def card(description):

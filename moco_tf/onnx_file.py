@@ -1,12 +1,11 @@
 """An encoder as an ONNX file: the signature `serving_default` with its resize, checked in ONNX Runtime."""
 
-import json
 import logging
 
 import numpy as np
 import tensorflow as tf
 
-from moco_tf import build, model_card, saved_model
+from moco_tf import build, files, model_card, saved_model
 from moco_tf.command import ConfigError
 
 OPSET = 18
@@ -47,9 +46,9 @@ def export(model, path, preprocessing=None, about=None):
     with saved_model.aside(path) as file:
         try:
             converted, _ = tf2onnx.convert.from_function(function, input_signature=[spec], opset=OPSET)
-            onnx.helper.set_model_props(converted, {model_card.DESCRIPTION: json.dumps(description)})
+            onnx.helper.set_model_props(converted, {model_card.DESCRIPTION: files.json_text(description)})
             onnx.save(converted, file)
-            session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(files.for_tensorflow(file), providers=["CPUExecutionProvider"])
         except Exception as error:  # whatever converter and runtime say of an operation that they do not know
             raise ConfigError(f"{path}: ONNX cannot express this encoder: {str(error).splitlines()[0]}") from None
         deviation = _deviation(function, session, encoder.preprocessing.image_size)

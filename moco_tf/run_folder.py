@@ -8,10 +8,9 @@ import csv
 import fcntl
 import json
 import logging
-import os
 from pathlib import Path
 
-from moco_tf import command
+from moco_tf import command, files
 from moco_tf import config as config_lib
 from moco_tf.command import ConfigError
 
@@ -100,8 +99,8 @@ class RunFolder:
 
     def begin(self, config, count):
         """Records the flags and the number of images; call it when nothing is refused."""
-        write_aside(self.path / "data.json", json.dumps({"images": count}) + "\n")
-        write_aside(self._recorded, config.flag_lines())
+        files.write_text(self.path / "data.json", json.dumps({"images": count}) + "\n")
+        files.write_text(self._recorded, config.flag_lines(), errors="surrogateescape")
 
     def open_log(self):
         """What is logged from here on is kept in train.log, with more detail than the screen has."""
@@ -149,20 +148,11 @@ class RunFolder:
     def _write_rows(self, rows):
         # A run that an older version began lacks the newer columns.
         lines = [",".join(METRICS), *(",".join(row.get(name, "") for name in METRICS) for row in rows)]
-        write_aside(self.path / "metrics.csv", "\n".join(lines) + "\n")
+        files.write_text(self.path / "metrics.csv", "\n".join(lines) + "\n")
 
     def baselines(self):
         return baselines(self.path)
 
     def keep_baselines(self, accuracies):
-        write_aside(self.path / "baselines.json", json.dumps(accuracies) + "\n")
+        files.write_text(self.path / "baselines.json", json.dumps(accuracies) + "\n")
 
-
-def write_aside(path, text):
-    """Replaces a text file in one step: a reader sees the old one or the new one, whole."""
-    aside = path.with_name(f".{path.name}.writing")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from moco_tf import build, model_card, warm_up
+from moco_tf import build, files, model_card, warm_up
 from moco_tf.command import ConfigError
 from moco_tf.data import encoded
 from moco_tf.data.preprocessing import IMAGENET, Preprocessing
@@ -109,7 +108,7 @@ def load(path):
     """What TensorFlow makes of the SavedModel at a path as `read` takes it; raises as `version_folder`."""
     path = version_folder(path)
     try:
-        return tf.saved_model.load(str(path))
+        return tf.saved_model.load(files.for_tensorflow(path))
     except Exception as error:  # whatever TensorFlow says of files that it cannot read
         raise ConfigError(f"{path}: TensorFlow cannot read it: {str(error).splitlines()[0]}") from None
 
@@ -259,7 +258,7 @@ def _write(encoder, parts, path, on_bad_image, about):
         archive = keras.export.ExportArchive()
         for name, (function, spec) in signatures(encoder, on_bad_image).items():
             archive.add_endpoint(name, function, [spec])
-        archive.write_out(str(folder), verbose=False)
+        archive.write_out(files.for_tensorflow(folder), verbose=False)
         model_card.write(folder, about | describe(encoder, parts) | {"on_bad_image": on_bad_image})
         size = encoder.preprocessing.image_size
         image = np.zeros((1, size, size, 3), np.uint8)
@@ -292,15 +291,12 @@ def aside(path):
     absolute = Path(path).absolute()
     if os.path.lexists(absolute):
         raise ConfigError(f"{path} exists: choose another place, or delete it yourself")
-    writing = absolute.with_name(f".{os.getpid()}.writing-{absolute.name}")
     try:
         absolute.parent.mkdir(parents=True, exist_ok=True)
-        yield writing
-        os.rename(writing, absolute)
+        with files.aside(absolute) as writing:
+            yield writing
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        writing.unlink(missing_ok=True) if writing.is_file() else shutil.rmtree(writing, ignore_errors=True)
 
 
 def signatures(encoder, on_bad_image="error"):

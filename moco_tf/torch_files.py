@@ -23,6 +23,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from moco_tf import files
+
 DTYPES = {  # of safetensors; all little-endian
     "F64": "<f8",
     "F32": "<f4",
@@ -89,19 +91,16 @@ def write(path, tensors):
     tensors = {
         name: np.array(value, order="C") for name, value in tensors.items()
     }  # safetensors takes memory as it lies
-    aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:
-        if path.suffix == ".safetensors":
-            aside.write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
-        else:
-            import torch
+        with files.aside(path) as aside, open(aside, "wb") as file:
+            if path.suffix == ".safetensors":
+                file.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+            else:
+                import torch
 
-            torch.save({name: torch.from_numpy(value) for name, value in tensors.items()}, aside)
-        os.rename(aside, path)
+                torch.save({name: torch.from_numpy(value) for name, value in tensors.items()}, file)
     except OSError as error:
         raise TorchFileError(f"{path}: {error.strerror or error}") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def check_writable(path):

@@ -10,14 +10,12 @@ flags of `moco_tf.train` shape the run that is made; what the file says of the m
 
 import dataclasses
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 
 from absl import flags
 
-from moco_tf import command, torch_files
+from moco_tf import command, files, torch_files
 from moco_tf.command import ConfigError
 from moco_tf.config import Config
 from moco_tf.startup import load_tensorflow
@@ -108,27 +106,25 @@ def _bring_in(tensors, output, flag_values, given):
         raise ConfigError(f"--heads={flag_values.heads} is for a ViT that becomes an encoder: leave the flag out")
     print(f"{checkpoint}: {contents.method or 'encoder'}, {found}.")
     values = command.values(flag_values, Config)
-    aside = output.absolute().with_name(f".{output.absolute().name}.writing-{os.getpid()}")
     try:
-        aside.mkdir(parents=True)
-        if whole:
-            lines = _write_run(aside, contents, found, values, given)
-            flag_file = f"{output}/config.flags"
-            last = f"Wrote {output}. Train on: python -m moco_tf.train --flagfile={flag_file} --run_dir={output}"
-        else:
-            lines = _write_encoder(aside, contents.query, found, values, given, flag_values.heads)
-            last = f"Wrote {output}/encoder.keras."
-        sidecar = {
-            "checkpoint": Path(checkpoint).name,
-            "architecture": dataclasses.asdict(found),
-            "counters": torch_models.counters(contents, found, whole),
-        }
-        (aside / SIDECAR).write_text(json.dumps(sidecar, indent=1) + "\n")
-        os.rename(aside, output)
+        output.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with files.aside(output.absolute()) as aside:
+            aside.mkdir()
+            if whole:
+                lines = _write_run(aside, contents, found, values, given)
+                flag_file = f"{output}/config.flags"
+                last = f"Wrote {output}. Train on: python -m moco_tf.train --flagfile={flag_file} --run_dir={output}"
+            else:
+                lines = _write_encoder(aside, contents.query, found, values, given, flag_values.heads)
+                last = f"Wrote {output}/encoder.keras."
+            sidecar = {
+                "checkpoint": Path(checkpoint).name,
+                "architecture": dataclasses.asdict(found),
+                "counters": torch_models.counters(contents, found, whole),
+            }
+            files.write_json(aside / SIDECAR, sidecar)
     except OSError as error:
         raise ConfigError(f"--output={output}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     if flag_values.verbose:
         print("\n".join(lines))
     if not whole:
@@ -146,7 +142,7 @@ def _write_run(folder, contents, found, values, given):
     config = torch_models.run_config(found, torch_models.queue_size(contents), values, given)
     model = build.model(config, steps_per_epoch=1)  # shapes the schedules only, which are no part of a checkpoint
     lines = torch_models.load_run(model, contents)
-    (folder / "config.flags").write_text(config.flag_lines())
+    files.write_text(folder / "config.flags", config.flag_lines(), errors="surrogateescape")
     Checkpoints(folder / "checkpoints", model).save()
     return lines
 
@@ -163,7 +159,7 @@ def _write_encoder(folder, tensors, found, values, given, heads):
         )
     model = torch_models.encoder(found, image_size, heads)
     lines = torch_models.load_encoder(model, tensors)
-    model.save(folder / "encoder.keras")
+    model.save(files.for_tensorflow(folder / "encoder.keras"))
     return lines
 
 
@@ -199,7 +195,7 @@ def _load(path):
     if file.suffix != ".keras" or not file.exists():
         raise ConfigError(f"--encoder={path} is no run folder, no folder with encoder.keras, and no .keras file")
     try:
-        return keras.models.load_model(file, compile=False)
+        return keras.models.load_model(files.for_tensorflow(file), compile=False)
     except Exception as error:  # whatever Keras says of a file that it cannot read
         raise ConfigError(f"--encoder={path}: Keras cannot read it: {str(error).splitlines()[0]}") from None
 

@@ -33,7 +33,7 @@ def train(config):
 
     from moco_tf import build, callbacks, run_folder
     from moco_tf.checkpoint import Checkpoints
-    from moco_tf.data.check import reason
+    from moco_tf.data.check import ERRORS, reason
 
     strategy = build.strategy(config)
     chief = build.is_chief(strategy)
@@ -107,10 +107,10 @@ def train(config):
                 step += epochs * steps
     except callbacks.TrainingStopped as stop:
         return _report(stop, config, checkpoints, model.steps_done)
-    except tf.errors.OpError as error:  # an image that changed after it was checked, or another machine that is gone
+    except ERRORS as error:  # an image that changed after it was checked, or another machine that is gone
         cause = reason(error)
         lost = isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError))
-        if lost or "ollective" in error.message:
+        if lost or "ollective" in str(error):
             advised = "another machine no longer answers: start all again, they go on from the last checkpoint"
         elif isinstance(error, tf.errors.ResourceExhaustedError):
             advised = "memory or storage has run out: go on from the last checkpoint on a machine with more of it"

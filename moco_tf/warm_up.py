@@ -6,6 +6,8 @@ without it, and the tests read them with it. Encoding: https://protobuf.dev/prog
 
 import tensorflow as tf
 
+from moco_tf import files
+
 FILE = "assets.extra/tf_serving_warmup_requests"
 
 
@@ -17,7 +19,7 @@ def write(folder, requests):
       requests: (signature, {input's name: array}) pairs, at most 1000.
     """
     (folder / FILE).parent.mkdir()
-    with tf.io.TFRecordWriter(str(folder / FILE)) as file:
+    with tf.io.TFRecordWriter(files.for_tensorflow(folder / FILE)) as file:
         for signature, inputs in requests:
             file.write(prediction_log(signature, inputs))
 

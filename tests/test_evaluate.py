@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_tf import build, command, run_folder, saved_model, train
+from moco_tf import build, command, files, run_folder, saved_model, train
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.evaluate import compare, features, finetune, knn, linear_probe, look, subject
 
@@ -185,15 +185,15 @@ def test_fine_tuning_says_what_it_took_of_each_class(run, photos, tmp_path, caps
 def test_interrupted_features_go_on_and_equal_those_of_one_go(run, photos, tmp_path, monkeypatch):
     arguments = [f"--encoder={run}", "--shard_size=5"]
     assert features.main([*arguments, f"--output={tmp_path / 'whole'}"]) == 0
-    save, written = subject.save_arrays, []
+    save, written = files.write_arrays, []
 
-    def save_two(path, **arrays):
+    def save_two(path, arrays):
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(path)
-        save(path, **arrays)
+        save(path, arrays)
 
-    monkeypatch.setattr(subject, "save_arrays", save_two)
+    monkeypatch.setattr(files, "write_arrays", save_two)
     assert features.main([*arguments, f"--output={tmp_path / 'parts'}"]) == 130
     monkeypatch.undo()
     assert features.main([*arguments, f"--output={tmp_path / 'parts'}"]) == 0

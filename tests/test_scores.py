@@ -56,3 +56,11 @@ def test_class_names_with_commas_and_quotes_survive_the_files(tmp_path):
     scores.write_rows(tmp_path / "x.csv", rows)
     with open(tmp_path / "x.csv", newline="") as file:
         assert list(csv.DictReader(file)) == [{"class": 'a, "b"', "images": "1"}]
+
+
+def test_class_names_with_dollars_are_no_formulas_in_pictures(tmp_path):
+    names, labels = ["$5", r"$\10$", "plain"], np.array([0, 1, 2])
+    found = scores.score(labels[:, None], labels, classes=3)
+    plots.confusion(tmp_path / "confusion.png", found.confusions, found.counts, names)
+    plots.points(tmp_path / "map.png", np.zeros((3, 2)), labels, names)
+    assert (tmp_path / "confusion.png").exists() and (tmp_path / "map.png").exists()

@@ -8,7 +8,7 @@ import collections
 import sys
 from pathlib import Path
 
-from moco_tf import command
+from moco_tf import command, files
 from moco_tf import config as config_lib
 from moco_tf.command import ConfigError
 from moco_tf.startup import load_tensorflow
@@ -70,9 +70,9 @@ def look(config):
         task = build.task(config)
         try:
             query, key = first_pairs(source, task, min(SHOWN, found.size), config.seed)
-        except tf.errors.OpError as error:  # a stream with more bad records than a run accepts
+        except check.ERRORS as error:  # a stream with more bad records than a run accepts
             raise ConfigError(check.reason(error)) from None
-        tf.io.write_file(str(file), tf.io.encode_png(picture(query, key, task.preprocessing)))
+        files.write_bytes(file, tf.io.encode_png(picture(query, key, task.preprocessing)).numpy())
         print(f"Views of --augment={config.augment}, queries above, their keys below: {file}")
     refusal = folder.too_many_bad(bad, found.size, config.max_bad_fraction)
     if refusal or not good:

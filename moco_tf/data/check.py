@@ -12,6 +12,8 @@ from moco_tf.data import encoded
 from moco_tf.data.pipeline import fixed, parallel_map
 from moco_tf.startup import stderr_to
 
+# What TensorFlow raises; the second where its message names a path that is no text.
+ERRORS = tf.errors.OpError, UnicodeDecodeError
 WINDOW = 64  # consecutive records of a stream that stand in for one another
 
 
@@ -96,14 +98,15 @@ def good_only(records):
 
 
 def reason(error):
-    """The cause in the message of TensorFlow's error, in a few words."""
-    raised = re.search(r"ValueError: (.*)", error.message)  # in Python, by `note`
+    """The cause in the message of TensorFlow's error, one of `ERRORS`, in a few words."""
+    message = error.object.decode(errors="backslashreplace") if isinstance(error, UnicodeError) else error.message
+    raised = re.search(r"ValueError: (.*)", message)  # in Python, by `note`
     if raised:
         return raised[1]
-    assertion = re.search(r"assertion failed: \[(.*?)\]", error.message)
+    assertion = re.search(r"assertion failed: \[(.*?)\]", message)
     if assertion:
         return assertion[1]
-    lines = [line.strip() for line in error.message.splitlines() if not line.strip().startswith("[[")]
+    lines = [line.strip() for line in message.splitlines() if not line.strip().startswith("[[")]
     # Collectives end their messages with advice for programs that go on; a command ends.
     lines = [line for line in lines if line and not line.startswith("The error could be from a previous operation")]
     return re.sub(r"{{.*?}}\s*|\s*\[Op:.*", "", lines[-1]) if lines else type(error).__name__
@@ -124,7 +127,7 @@ def _decodable(images):
 def _problem(verify, item):
     try:
         verify(item)
-    except tf.errors.OpError as error:
+    except ERRORS as error:
         return reason(error)
     return "could not be read at first"  # a hiccup of the file system, say: the next check decides
 

@@ -14,9 +14,11 @@ import stat
 import numpy as np
 import tensorflow as tf
 
+from moco_tf import files
 from moco_tf.data import check as checking
 from moco_tf.data.check import Verdict
 from moco_tf.data.sources import HELD_OUT, Source
+from moco_tf.files import printable
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
 UNREADABLE = -1  # the size of what cannot even be looked at
@@ -178,11 +180,6 @@ def _some(bad, count=10):
     return shown + (", ..." if len(bad) > count else "")
 
 
-def printable(path):
-    """A path for the screen: what is no text in it, and what would break the line, is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(path))
-
-
 def _divide(root, split):
     splits = _splits(root)
     chosen = _choose_split(root, splits, split)
@@ -281,14 +278,12 @@ def _read(manifest):
 
 
 def _write(manifest, checked):
-    """Writes aside, then renames: a reader sees the old one or the new one, whole."""
     listing = checked.listing
-    aside = f"{manifest}.writing"
-    with open(aside, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with (
+        files.aside(manifest) as writing,
+        open(writing, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         rows = csv.writer(file)
         rows.writerow([*COLUMNS, RULES])
         stats = zip(listing.files, listing.sizes.tolist(), listing.times.tolist(), checked.verdicts, strict=True)
         rows.writerows((path, size, time, *verdict) for path, size, time, verdict in stats)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, manifest)

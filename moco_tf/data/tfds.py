@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from moco_tf import files
 from moco_tf.data import check
 from moco_tf.data.pipeline import fixed, parallel_map
 from moco_tf.data.sources import HELD_OUT, WHOLE, Permutation, Source, evenly_spread
@@ -218,7 +219,7 @@ def find(name, data_dir="", split="train", max_bad_fraction=0.05):
     if len({folder.parent for folder in folders}) > 1:
         configs = ", ".join(sorted({f"{folder.parent.relative_to(home)}" for folder in folders}))
         raise ValueError(f"{name} is prepared in several ways. Name one of them: {configs}.")
-    info = tfds.builder_from_directory(folders[-1]).info
+    info = tfds.builder_from_directory(files.for_tensorflow(folders[-1])).info
     formats = {"tfrecord": False, "array_record": True}
     if info.file_format is None or info.file_format.value not in formats:
         raise ValueError(

@@ -11,7 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
-from moco_tf import command
+from moco_tf import command, files
 from moco_tf.command import ConfigError
 from moco_tf.evaluate import finetune, linear_probe
 from moco_tf.evaluate import settings as common
@@ -48,7 +48,6 @@ def main(arguments):
 def judge(settings):
     """Judges the three encoders and writes the table; returns its rows, dicts."""
     from moco_tf.evaluate import plots, scores, subject, vote
-    from moco_tf.run_folder import write_aside
 
     output = Path(settings.output)
     subject.encoder(settings)  # a run that cannot be judged is refused before the work
@@ -74,7 +73,7 @@ def judge(settings):
     series = {word: [row[f"{word.lower()}_top1"] for row in rows[:3]] for word in ("kNN", "probe")}
     plots.bars(output / "compare.png", [row["encoder"] for row in rows[:3]], series)
     summary = {"command": settings.NAME, "rows": rows, "settings": dataclasses.asdict(settings)}
-    write_aside(output / "summary.json", json.dumps(summary, indent=1) + "\n")
+    files.write_json(output / "summary.json", summary)
     log.info(f"{'encoder':32} kNN top-1, %  linear probe top-1, %")
     for row in rows:
         knn = f"{row['knn_top1']:.1f}" if row["knn_top1"] != "" else ""
@@ -93,7 +92,7 @@ def _encoders(settings, supervised):
     yield "untrained", saved_model.of_model(build.model(config, steps_per_epoch=1, size=size))
     model = build.trained(settings.encoder)
     yield "pre-trained", saved_model.of_model(model)
-    classifier = keras.models.load_model(supervised / "model.keras", compile=False)
+    classifier = keras.models.load_model(files.for_tensorflow(supervised / "model.keras"), compile=False)
     backbone = keras.Model(classifier.input, classifier.get_layer("norm").input)
     yield "supervised", saved_model.of_model(backbone, model.preprocessing)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moco_tf import command
+from moco_tf import command, files
 from moco_tf.command import ConfigError
 from moco_tf.evaluate import settings as common
 
@@ -54,23 +54,24 @@ def write(settings):
     """Writes what is missing of the shards that the settings describe."""
     from moco_tf.evaluate import subject
     from moco_tf.evaluate.extract import stream
-    from moco_tf.run_folder import write_aside
 
     started = time.monotonic()
     folder = Path(settings.output)
     encoder, model = subject.encoder(settings)
-    about = {
-        "encoder": settings.encoder,
-        "step": model.steps_done if model else None,  # a run may have gone on since
-        **{name: getattr(settings, name) for name in ("dataset", "split", "on", "limit", "shard_size")},
-    }
+    about = files.as_text(
+        {
+            "encoder": settings.encoder,
+            "step": model.steps_done if model else None,  # a run may have gone on since
+            **{name: getattr(settings, name) for name in ("dataset", "split", "on", "limit", "shard_size")},
+        }
+    )
     description = folder / "features.json"
     if description.exists() and (before := json.loads(description.read_text())) != about:
         differing = ", ".join(f"{name} (there {before.get(name)!r}, here {about[name]!r})" for name in about
                               if before.get(name) != about[name])  # fmt: skip
         raise ConfigError(f"--output={folder} holds features of another {differing}: choose another folder")
     source = subject.source(settings, settings.split)
-    write_aside(description, json.dumps(about, indent=1) + "\n")
+    files.write_json(description, about)
 
     shards = sorted(folder.glob("features-*.npz"))
     last = int(np.load(shards[-1])["ids"][-1]) if shards else -1
@@ -84,7 +85,7 @@ def write(settings):
         arrays = {"features": features, "labels": labels, "ids": ids}
         if paths is not None:
             arrays["paths"] = np.array([os.fsdecode(path) for path in paths.numpy()[ids]])
-        subject.save_arrays(folder / f"features-{number:05d}.npz", **arrays)
+        files.write_arrays(folder / f"features-{number:05d}.npz", arrays)
         number, written = number + 1, written + len(ids)
     rate = written / (time.monotonic() - started)
     log.info(f"{written} images of {source.name} encoded, {rate:.0f} images/s; {folder} holds {number} files.")

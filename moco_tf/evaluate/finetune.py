@@ -8,14 +8,13 @@ confusions and pictures.
 import dataclasses
 import logging
 import math
-import os
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-from moco_tf import command
+from moco_tf import command, files
 from moco_tf.command import ConfigError
 from moco_tf.evaluate import settings as common
 
@@ -127,8 +126,8 @@ def train_and_judge(settings, train, test):
 
     output = Path(settings.output)
     subject.check_classes(labels[chosen], truth, train.class_names)
-    model.save(output / ".model.writing.keras")
-    os.replace(output / ".model.writing.keras", output / "model.keras")
+    with files.aside(output / "model.keras") as writing:
+        model.save(files.for_tensorflow(writing))
     facts = {"train_images": len(chosen), "train_percent": round(share, 4), "train_images_of_class": of_class.tolist()}
     facts |= {"eval_images": len(truth), "steps": int(optimizer.iterations)}
     facts["seconds"] = round(time.monotonic() - started, 1)

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from moco_tf import command
+from moco_tf import command, files
 from moco_tf.command import ConfigError
 from moco_tf.evaluate import settings as common
 
@@ -135,7 +135,7 @@ def probe(settings, encoder, train, test, learning=None, evaluation=None):
             log.info(f"  epoch {epoch} of {settings.epochs}: loss {loss:.3f}, {found}")
 
     output = Path(settings.output)
-    subject.save_arrays(output / "probe.npz", kernel=kernel, bias=bias)
+    files.write_arrays(output / "probe.npz", {"kernel": kernel, "bias": bias})
     facts = {"eval_images": len(evaluation[1]), "learning_rate": rate, "seconds": round(time.monotonic() - started, 1)}
     scores.write(output, found, train.class_names, settings, rows, "epoch", **facts)
     log.info(

@@ -1,9 +1,10 @@
 """Pictures of results, by matplotlib; where it is not installed (extra: eval), there are none, and a line says so."""
 
 import logging
-import os
 
 import numpy as np
+
+from moco_tf import files
 
 MOST_CLASSES = 100  # in a picture of confusions: more would be finer than its pixels
 
@@ -86,7 +87,7 @@ def confusion(path, confusions, counts, class_names):
     figure.colorbar(image, ax=axes, label="% of the class", shrink=0.8)
     axes.set(xlabel="taken for", ylabel="class", title=title)
     if len(shown) <= 60:
-        names = [class_names[number] for number in shown]
+        names = [_no_formula(class_names[number]) for number in shown]
         axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=7)
         axes.set_yticks(range(len(shown)), names, fontsize=7)
     if len(shown) <= 20:
@@ -108,12 +109,17 @@ def points(path, places, labels, class_names):
     for number, label in enumerate(present):
         mine = labels == label
         colour = "lightgrey" if label < 0 else colours(number if len(present) <= 20 else number / len(present))
-        name = "no label" if label < 0 else class_names[label]
+        name = "no label" if label < 0 else _no_formula(class_names[label])
         axes.scatter(*places[mine].T, s=9, color=colour, label=name, linewidths=0)
     axes.set(xticks=[], yticks=[])
     if len(present) <= 20:
         axes.legend(frameon=False, fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(plt, figure, axes, path, spines=True)
+
+
+def _no_formula(name):
+    """matplotlib sets what stands between dollars as a formula, and fails where it is none."""
+    return name.replace("$", r"\$")
 
 
 def _words(column):
@@ -123,7 +129,6 @@ def _words(column):
 def _save(plt, figure, axes, path, spines=False):
     if not spines:
         axes.spines[["top", "right"]].set_visible(False)
-    aside = path.with_name(f".{path.name}.writing")
-    figure.savefig(aside, dpi=120, format="png")
+    with files.aside(path) as writing:
+        figure.savefig(writing, dpi=120, format="png")
     plt.close(figure)
-    os.replace(aside, path)

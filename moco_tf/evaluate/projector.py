@@ -5,7 +5,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.run_folder import write_aside
+from moco_tf import files
 
 CONFIG = """embeddings {{
   tensor_name: "features"
@@ -25,11 +25,12 @@ def write(folder, features, names, pictures):
 
     features: (N, D); names: N texts; pictures: uint8 (N, T, T, 3).
     """
-    np.savetxt(folder / "features.tsv", features, fmt="%.6g", delimiter="\t")
-    write_aside(folder / "metadata.tsv", "".join(" ".join(name.split()) + "\n" for name in names))
-    (folder / "sprite.png").write_bytes(tf.io.encode_png(sprite(pictures)).numpy())
+    with files.aside(folder / "features.tsv") as writing:
+        np.savetxt(writing, features, fmt="%.6g", delimiter="\t")
+    files.write_text(folder / "metadata.tsv", "".join(" ".join(name.split()) + "\n" for name in names))
+    files.write_bytes(folder / "sprite.png", tf.io.encode_png(sprite(pictures)).numpy())
     _, height, width, _ = pictures.shape
-    write_aside(folder / "projector_config.pbtxt", CONFIG.format(height=height, width=width))
+    files.write_text(folder / "projector_config.pbtxt", CONFIG.format(height=height, width=width))
 
 
 def sprite(pictures):

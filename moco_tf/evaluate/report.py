@@ -8,8 +8,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from moco_tf import files
 from moco_tf.evaluate import plots
-from moco_tf.run_folder import write_aside
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -60,7 +60,7 @@ def write(path, settings, source, names, pictures, neighbours):
             figures.append(_figure(pictures[number], f"{names[number]} {cosine:.2f}", kind))
         parts.append(f'<div class="row">{"".join(figures)}</div>')
     title = html.escape(f"What {run.absolute().name} has learnt")
-    write_aside(path, PAGE.format(title=title, body="\n".join(parts)))
+    files.write_text(path, PAGE.format(title=title, body="\n".join(parts)))
 
 
 def _results(run):

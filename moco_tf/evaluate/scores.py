@@ -3,13 +3,12 @@
 import csv
 import dataclasses
 import io
-import json
 from pathlib import Path
 
 import numpy as np
 
+from moco_tf import files
 from moco_tf.evaluate import plots
-from moco_tf.run_folder import write_aside
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +75,7 @@ def write(folder, scores, class_names, settings, rows, over, **facts):
     write_rows(folder / "confusions.csv", confusions)
     plots.curves(folder / "metrics.png", rows, over, *(name for name in rows[0] if "top" in name))
     plots.confusion(folder / "confusion.png", scores.confusions, scores.counts, class_names)
-    write_aside(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    files.write_json(folder / "summary.json", summary)
 
 
 def write_rows(path, rows):
@@ -85,4 +84,4 @@ def write_rows(path, rows):
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_aside(path, text.getvalue())
+    files.write_text(path, text.getvalue())

@@ -88,13 +88,11 @@ def run(program, doc, kind, function, arguments, training=False):
             raise ConfigError(f"--output names a folder to make or to write to; {output}: {error.strerror}") from None
         command.log_to_file(output / "log.txt")
         load_tensorflow(training=training)  # takes seconds: wrong flags have been answered by now
-        import tensorflow as tf
-
-        from moco_tf.data.check import reason
+        from moco_tf.data.check import ERRORS, reason
 
         try:
             function(settings)
-        except tf.errors.OpError as error:  # an image that changed after it was checked, or too little memory
+        except ERRORS as error:  # an image that changed after it was checked, or too little memory
             log.error(f"Stopped: {reason(error)}.")
             return 1
         return 0

@@ -1,7 +1,6 @@
 """What the commands of evaluation open: the encoder, labelled images, and the features of the one on the other."""
 
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -90,13 +89,3 @@ def check_classes(labels, eval_labels, class_names):
             f"{len(missing)} classes have no image to learn from: {names}{', ...' if len(missing) > SHOWN else ''}. "
             f"Their {count} images of the evaluation count as wrong."
         )
-
-
-def save_arrays(path, **arrays):
-    """Writes an .npz file in one step."""
-    aside = path.with_name(f".{path.name}.writing")
-    with open(aside, "wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

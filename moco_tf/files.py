@@ -1,0 +1,139 @@
+"""Files that are whole or absent, and names that are no text: system and TensorFlow see a path in different ways.
+
+For the system a path is bytes; Python keeps those that are no UTF-8 as lone surrogates (os.fsdecode), which no text
+file, screen or library in C++ takes. Imports nothing heavy.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+import unicodedata
+from pathlib import Path
+
+# Characters that are no text, or end a line or steer a terminal: lone surrogates, controls, separators of lines.
+UNPRINTABLE = ("Cs", "Cc", "Zl", "Zp")
+
+_folders_of_links = {}  # by what the link in them leads to; each goes when the process ends
+
+
+# Writing.
+
+
+@contextlib.contextmanager
+def aside(path):
+    """A path to write a file or a folder to; it takes the place of `path` in one step when all is well.
+
+    Whoever looks sees the old one or the new one, whole, also after a loss of power. An old file is replaced, an old
+    folder is not. Whatever ends the writing early, an exception or a kill, leaves the old one as it was.
+    """
+    path = Path(path)
+    writing = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    try:
+        yield writing
+        for file in (writing, *writing.rglob("*")):
+            sync(file)
+        os.replace(writing, path)
+    except BaseException:
+        writing.unlink(missing_ok=True) if not writing.is_dir() else shutil.rmtree(writing, ignore_errors=True)
+        raise
+    sync(path.parent)
+
+
+def write_text(path, text, errors="backslashreplace"):
+    """Writes a text file in one step. errors: what is no text is escaped; "surrogateescape": kept byte for byte."""
+    with aside(path) as writing:
+        writing.write_text(text, encoding="utf-8", errors=errors, newline="")
+
+
+def write_json(path, value):
+    """Writes a JSON file in one step (see `json_text`)."""
+    write_text(path, json_text(value, indent=1) + "\n")
+
+
+def write_bytes(path, content):
+    """Writes a file of bytes in one step."""
+    with aside(path) as writing:
+        writing.write_bytes(content)
+
+
+def write_arrays(path, arrays):
+    """Writes {name: array} as an .npz file in one step."""
+    import numpy as np
+
+    with aside(path) as writing, open(writing, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def sync(path):
+    """Makes a file, or the entries of a folder, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not sync folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+# Names.
+
+
+def printable(name):
+    """A name or path as one line of text: what is no text in it, and what would break the line, is escaped."""
+    return "".join(
+        c.encode("unicode_escape", "surrogatepass").decode() if unicodedata.category(c) in UNPRINTABLE else c
+        for c in str(name)
+    )
+
+
+def json_text(value, indent=None):
+    """JSON of a value in which all strings are text, as `printable` makes them: every parser takes it."""
+    return json.dumps(as_text(value), indent=indent)
+
+
+def as_text(value):
+    """A value that JSON takes, with its strings as `printable` makes them."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {as_text(key): as_text(of_key) for key, of_key in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_text(one) for one in value]
+    return value
+
+
+# TensorFlow.
+
+
+def for_tensorflow(path):
+    """A path for TensorFlow and Keras, which take text only: `path` itself, or a way to the same place through a link.
+
+    Names that are text stay as they are: Keras tells formats by their endings. Links are temporary.
+    """
+    path = Path(path)
+    if is_text(path):
+        return str(path)
+    path = path.absolute()
+    return os.path.join(for_tensorflow(path.parent), path.name) if is_text(path.name) else _link(path)
+
+
+def is_text(name):
+    """Whether a name or path is text, and not bytes that are no UTF-8."""
+    try:
+        str(name).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _link(path):
+    name = "link" + (path.suffix if is_text(path.suffix) else "")
+    folder = _folders_of_links.get(path)
+    if not folder or not os.path.lexists(f"{folder.name}/{name}"):  # temporary folders are swept in long runs
+        folder = _folders_of_links[path] = tempfile.TemporaryDirectory(prefix="moco_tf-", ignore_cleanup_errors=True)
+        os.symlink(path, f"{folder.name}/{name}")
+    return f"{folder.name}/{name}"

@@ -1,0 +1,135 @@
+"""Files are whole or absent, whatever ends their writing; names that are no text go into every file and library."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from moco_tf import files
+
+LATIN1 = os.fsdecode(b"m\xfcnchen")
+
+
+def shown(folder):
+    """The names that are not hidden."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_fails_while_it_is_written_leaves_the_old_file_whole_and_nothing_else(tmp_path, error):
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+    with pytest.raises(error), files.aside(file) as writing:
+        writing.write_text("new, in pa")
+        raise error
+    with pytest.raises(error), files.aside(tmp_path / "folder") as writing:
+        (writing / "below").mkdir(parents=True)
+        raise error
+    assert file.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_kill_while_writing_leaves_the_old_file_whole_and_shows_no_new_name(tmp_path):
+    code = (
+        "import os, signal, sys; from moco_tf import files\n"
+        "with files.aside(sys.argv[1]) as writing, open(writing, 'w') as file:\n"
+        "    file.write('new, in pa'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    (tmp_path / "old").write_text("old")
+    for name in ("old", "new"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / name], cwd=Path(__file__).parent.parent, check=False
+        )
+        assert done.returncode == -signal.SIGKILL
+    assert shown(tmp_path) == ["old"] and (tmp_path / "old").read_text() == "old"
+
+
+def test_a_file_is_on_disk_before_it_has_its_name_and_the_name_before_all_goes_on(tmp_path, monkeypatch):
+    done, sync, replace = [], os.fsync, os.replace
+
+    def fsync(descriptor):
+        done.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", lambda a, b: done.append("named") or replace(a, b))
+    writing = f".writing-{os.getpid()}-a"
+    for write in (
+        lambda path: files.write_text(path, "text"),
+        lambda path: files.write_bytes(path, b"bytes"),
+        lambda path: files.write_json(path, {}),
+        lambda path: files.write_arrays(path, {"x": np.zeros(3)}),
+    ):
+        done.clear()
+        write(tmp_path / "a")
+        assert done == [writing, "named", tmp_path.name]
+    done.clear()
+    with files.aside(tmp_path / "b") as folder:
+        folder.mkdir()
+        (folder / "inside").write_text("")
+    assert done == [f".writing-{os.getpid()}-b", "inside", "named", tmp_path.name]
+
+
+def test_names_that_are_no_text_are_escaped_in_text_or_kept_byte_for_byte(tmp_path):
+    files.write_text(tmp_path / "escaped", f"{LATIN1}\r\nä\n")
+    assert (tmp_path / "escaped").read_bytes() == "m\\udcfcnchen\r\nä\n".encode()
+    files.write_text(tmp_path / "kept", f"{LATIN1}\n", errors="surrogateescape")
+    assert (tmp_path / "kept").read_bytes() == b"m\xfcnchen\n"
+
+
+def test_json_holds_text_only_so_that_every_parser_takes_it(tmp_path):
+    files.write_json(tmp_path / "a.json", {LATIN1: [LATIN1, ("猫", 1.5)], "none": None})
+    found = json.loads((tmp_path / "a.json").read_bytes())
+    assert found == {"m\\udcfcnchen": ["m\\udcfcnchen", ["猫", 1.5]], "none": None}
+    json.dumps(found, ensure_ascii=False).encode()
+
+
+def test_printable_names_keep_every_script_and_are_one_line():
+    for name in ("猫\u3000犬", "می\u200cخو", "क\u094d\u200dष", "👩\u200d🔬", "no\u00a0break", "back\\slash"):
+        assert files.printable(name) == name
+    assert files.printable(f"{LATIN1}\n\r\x1b[0m\x85\u2028\0") == "m\\udcfcnchen\\n\\r\\x1b[0m\\x85\\u2028\\x00"
+
+
+def test_tensorflow_is_given_text_that_leads_to_the_same_place(tmp_path, monkeypatch):
+    assert files.for_tensorflow(tmp_path / "ä/b.keras") == str(tmp_path / "ä/b.keras")
+    monkeypatch.chdir(tmp_path)
+    folder = Path(LATIN1) / LATIN1
+    folder.mkdir(parents=True)
+    (folder / f"{LATIN1}.keras").write_text("x")
+    for path in (folder, folder / "there.txt", folder / f"{LATIN1}.keras"):
+        way = files.for_tensorflow(path)
+        assert way.encode() and Path(way).suffix == path.suffix
+        assert os.path.realpath(way) == os.path.realpath(path)
+    checkpoint = tf.train.Checkpoint(value=tf.Variable(3.0))
+    checkpoint.write(files.for_tensorflow(folder / "new/state"))
+    assert (folder / "new/state.index").exists()
+    checkpoint.value.assign(0.0)
+    checkpoint.read(files.for_tensorflow(folder / "new/state")).assert_consumed()
+    assert float(checkpoint.value) == 3
+
+
+def test_a_way_for_tensorflow_is_made_anew_where_temporary_files_were_swept_and_goes_with_the_process(tmp_path):
+    code = (
+        "import os, sys; from moco_tf import files\n"
+        "path = os.fsencode(sys.argv[1]) + b'/\\xfc'; os.mkdir(path)\n"
+        "for _ in range(2):\n"
+        "    way = files.for_tensorflow(os.fsdecode(path)); assert os.path.isdir(way); os.remove(way)\n"
+        "assert files.for_tensorflow(os.fsdecode(path)) == files.for_tensorflow(os.fsdecode(path))\n"
+        "print(os.path.exists(path))"
+    )
+    (tmp_path / "temporary").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"TMPDIR": str(tmp_path / "temporary")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "True\n" and list((tmp_path / "temporary").iterdir()) == []
+    assert os.path.isdir(os.path.join(os.fsencode(tmp_path), b"\xfc"))
