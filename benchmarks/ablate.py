@@ -168,8 +168,8 @@ class Settings:
     seeds: tuple[int, ...] = command.flag((0, 1), "Each point is run with each of these seeds, in their order.")
     epochs: int = command.flag(4, "Passes over the 10,000 images in each run.")
     jobs: int = command.flag(1, "Runs side by side, each on its share of the cores.")
-    runs: str = command.flag("runs/ablate", "Folder of the runs.")
-    output: str = command.flag("docs/results/ablations", "Folder of the CSV files and plots.")
+    runs: str = command.flag("runs/ablate", "Folder of the runs.", path=True)
+    output: str = command.flag("docs/results/ablations", "Folder of the CSV files and plots.", path=True)
 
     def __post_init__(self):
         command.check_values(self)

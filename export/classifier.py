@@ -16,9 +16,9 @@ from moco_tf.startup import load_tensorflow
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    run_dir: str = command.flag("", "Folder of the run whose last checkpoint is exported.")
-    probe: str = command.flag("", "Folder that moco_tf.evaluate.linear_probe wrote for that run.")
-    output: str = command.flag("", "Folder of the model's versions.")
+    run_dir: str = command.flag("", "Folder of the run whose last checkpoint is exported.", path=True)
+    probe: str = command.flag("", "Folder that moco_tf.evaluate.linear_probe wrote for that run.", path=True)
+    output: str = command.flag("", "Folder of the model's versions.", path=True)
     version: int = command.flag(0, "Version to write, 1 or more; 0: the one after the highest in --output.")
     on_bad_image: str = command.flag(
         "error",

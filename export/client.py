@@ -22,8 +22,8 @@ PORTS = {"rest": 8501, "grpc": 8500}
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    images: str = command.flag("", "An image, or a folder of images at any depth.")
-    output: str = command.flag("", "The .npz file to write; '': none.")
+    images: str = command.flag("", "An image, or a folder of images at any depth.", path=True)
+    output: str = command.flag("", "The .npz file to write; '': none.", path=True)
     server: str = command.flag("", "host:port; '': localhost:8501 for REST, localhost:8500 for gRPC.")
     protocol: str = command.flag("rest", "How to ask; grpc needs tensorflow-serving-api.", choices=("rest", "grpc"))
     model: str = command.flag("encoder", "The model's name on the server.")
@@ -31,7 +31,9 @@ class Settings:
     label: str = command.flag("", "The label of the model's version, such as stable, instead of --version.")
     batch_size: int = command.flag(32, "Images a request.")
     timeout: float = command.flag(30.0, "Seconds that a request may take.")
-    compare: str = command.flag("", "A SavedModel on this machine to compare the answers with; needs TensorFlow.")
+    compare: str = command.flag(
+        "", "A SavedModel on this machine to compare the answers with; needs TensorFlow.", path=True
+    )
 
     def __post_init__(self):
         command.check_values(self)

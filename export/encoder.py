@@ -17,8 +17,8 @@ from moco_tf.startup import load_tensorflow
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    run_dir: str = command.flag("", "Folder of the run whose last checkpoint is exported.")
-    output: str = command.flag("", "Folder of the model's versions; with --format=onnx the file to write.")
+    run_dir: str = command.flag("", "Folder of the run whose last checkpoint is exported.", path=True)
+    output: str = command.flag("", "Folder of the model's versions; with --format=onnx the file to write.", path=True)
     version: int = command.flag(0, "Version to write, 1 or more; 0: the one after the highest in --output.")
     format: str = command.flag("saved_model", "What to write.", choices=("saved_model", "onnx"))
     on_bad_image: str = command.flag(

@@ -4,10 +4,12 @@ A command's settings are a frozen dataclass whose fields are made by `flag`; its
 go together. Imports nothing heavy, so that a wrong flag is answered at once.
 """
 
+import codecs
 import dataclasses
 import io
 import logging
 import math
+import os
 import sys
 
 from absl import flags
@@ -63,9 +65,12 @@ def log_to_file(path):
     logging.getLogger("moco_tf").addHandler(handler)
 
 
-def flag(default, help, choices=None, **metadata):
-    """A field of a settings dataclass that is a flag. Its type is str, int, float, bool or tuple[int, ...]."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices} | metadata)
+def flag(default, help, choices=None, path=False, **metadata):
+    """A field of a settings dataclass that is a flag. Its type is str, int, float, bool or tuple[int, ...].
+
+    path: whether it is, or may be, a path, in which ~ is the home folder: no shell expands it after `--name=`.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "path": path} | metadata)
 
 
 def require(settings, holds, name, rule):
@@ -97,6 +102,13 @@ def parse(kind, program, arguments):
     return kind(**values(flag_values, kind))
 
 
+class _Path(flags.ArgumentParser):
+    """Reads a path from a flag."""
+
+    def parse(self, argument):
+        return os.path.expanduser(super().parse(argument))
+
+
 def define_flags(flag_values, kind):
     """Defines a flag for each field of the dataclass `kind` on an absl `FlagValues`; only mains call this."""
     for field in dataclasses.fields(kind):
@@ -105,6 +117,8 @@ def define_flags(flag_values, kind):
             flags.DEFINE_enum(name, default, field.metadata["choices"], help, flag_values=flag_values)
         elif field.type == tuple[int, ...]:
             flags.DEFINE_list(name, [str(x) for x in default], help, flag_values=flag_values)
+        elif field.metadata["path"]:
+            flags.DEFINE(_Path(), name, default, help, flag_values=flag_values, serializer=flags.ArgumentSerializer())
         else:
             define = {
                 str: flags.DEFINE_string,
@@ -121,20 +135,56 @@ def read_arguments(flag_values, program, arguments):
     if any(argument in ("--help", "-h", "--helpfull", "--helpshort") for argument in arguments):
         raise HelpAsked(flag_values.get_help())
     for place, argument in enumerate(arguments):
-        name, _, file = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name == "flagfile":
+        if _is_flag_file(argument):
+            _, _, file = argument.partition("=")
             if not file:
                 raise ConfigError(f"--flagfile=FILE names the file after an equals sign; got {argument!r}")
             if place:
                 raise ConfigError(
                     f"--flagfile comes first: it would override {arguments[0]!r}, which stands before it"
                 )
+            try:
+                _read(flag_values, program, _lines_of(os.path.expanduser(file)))
+            except ConfigError as error:
+                raise ConfigError(f"--flagfile={file}: {error}") from None
+    _read(flag_values, program, arguments[1:] if arguments and _is_flag_file(arguments[0]) else arguments)
+
+
+def _is_flag_file(argument):
+    return argument.startswith("-") and argument.lstrip("-").partition("=")[0] == "flagfile"
+
+
+def _read(flag_values, program, arguments):
     try:
         rest = flag_values([program, *arguments])[1:]
-    except (flags.Error, OSError, ValueError) as error:
+    except (flags.Error, ValueError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     if rest:
         raise ConfigError(f"all arguments are flags, --name=value; got {' '.join(rest)!r}")
+
+
+def _lines_of(flag_file):
+    """The arguments in a flag file, one a line; blank lines and those that begin with # or // are left out.
+
+    It is UTF-8 or, with a byte order mark, UTF-16. Bytes that are no UTF-8, as paths may hold them, stay as they are.
+    """
+    try:
+        with open(flag_file, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}") from None
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    # Editors begin files with a byte order mark.
+    encoding, errors = ("utf-16", "strict") if wide else ("utf-8-sig", "surrogateescape")
+    try:
+        lines = io.TextIOWrapper(io.BytesIO(content), encoding, errors).readlines()
+    except UnicodeDecodeError:
+        raise ConfigError("begins as UTF-16 and is none: save it as UTF-8") from None
+    lines = [line.strip() for line in lines if not line.isspace() and not line.startswith(("#", "//"))]
+    for line in lines:
+        if _is_flag_file(line):
+            raise ConfigError(f"a flag file holds flags and names no other one; got {line!r}")
+    return lines
 
 
 def values(flag_values, kind):

@@ -50,8 +50,8 @@ MATHEMATICS = "mathematics"  # changes the numbers: must be equal
 FREE = "free"  # lengths, intervals, hardware, places: may differ
 
 
-def _flag(default, help, choices=None, about=MATHEMATICS):
-    return command.flag(default, help, choices, about=about)
+def _flag(default, help, choices=None, about=MATHEMATICS, path=False):
+    return command.flag(default, help, choices, path, about=about)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +60,13 @@ class Config:
         "embedded",
         "'embedded' (12,000 real 32-pixel images inside this package), a folder of images, or a prepared data set of "
         "TFDS by name, such as imagenet2012. `python -m moco_tf.data` shows what is in it.",
+        path=True,
     )
     data_dir: str = _flag(
-        "", "Folder that a relative --dataset folder starts from, or that holds TFDS' prepared sets.", about=FREE
+        "",
+        "Folder that a relative --dataset folder starts from, or that holds TFDS' prepared sets.",
+        about=FREE,
+        path=True,
     )
     train_split: str = _flag(
         "train",
@@ -190,13 +194,20 @@ class Config:
         choices=("float32", "bfloat16", "float16"),
     )
     seed: int = _flag(0, "Seed of weights, order, views and shuffles: the same seed repeats the run.")
-    run_dir: str = _flag("", "Folder of the run; '': runs/<name of the flag file>.", about=FREE)
+    run_dir: str = _flag("", "Folder of the run; '': runs/<name of the flag file>.", about=FREE, path=True)
     resume: bool = _flag(True, "Go on from the run folder's last checkpoint.", about=FREE)
     checkpoint_every: int = _flag(1000, "Steps between checkpoints; each epoch's end has one as well.", about=FREE)
     knn_every: int = _flag(1, "Epochs between kNN evaluations (k 200, t 0.1); 0: never.", about=FREE)
 
     def __post_init__(self):
         command.check_values(self)
+        for name in ("dataset", "data_dir", "train_split", "eval_split"):
+            value = getattr(self, name)
+            if "\n" in value or "\r" in value or value != value.strip():
+                raise ConfigError(
+                    f"--{name} has no line break and neither begins nor ends with a blank, since it is kept in a line "
+                    f"of a flag file; got {value!r}: give the folder another name"
+                )
         for name in (
             "width",
             "patch_size",
@@ -304,7 +315,10 @@ class Config:
         return dataclasses.replace(self, bn_groups=groups)
 
     def flag_lines(self):
-        """The text of a flag file that repeats this run elsewhere: everything but run_dir and resume."""
+        """The text of a flag file that repeats this run elsewhere: everything but run_dir and resume.
+
+        Write it with errors="surrogateescape": paths keep their bytes.
+        """
         lines = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -333,7 +347,7 @@ def parse(arguments):
 
 def read(path):
     """The Config in a flag file, as `flag_lines` writes it."""
-    return parse([f"--flagfile={path}"])
+    return parse([f"--flagfile={Path(path).absolute()}"])  # so that a folder ~ is no home folder
 
 
 def _flag_file_name(arguments):

@@ -34,9 +34,9 @@ def main(arguments):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    checkpoint: str = command.flag("", "File to read: of PyTorch (.pth, .pth.tar), or .safetensors.")
-    encoder: str = command.flag("", "To write back: a run folder, a folder of this command's, or .keras.")
-    output: str = command.flag("", "With --checkpoint a folder to make, with --encoder a file to write.")
+    checkpoint: str = command.flag("", "File to read: of PyTorch (.pth, .pth.tar), or .safetensors.", path=True)
+    encoder: str = command.flag("", "To write back: a run folder, a folder of this command's, or .keras.", path=True)
+    output: str = command.flag("", "With --checkpoint a folder to make, with --encoder a file to write.", path=True)
     part: str | None = command.flag(
         None,
         "whole: both encoders, heads and queue. encoder: the query encoder; its backbone only with --encoder. "

@@ -1,14 +1,19 @@
 """Flags: each refusal is one line with the rule, the value and the way out; a recipe is whole."""
 
+import codecs
+import dataclasses
+import os
 from pathlib import Path
 
 import pytest
+from absl import flags
 
-from moco_tf import command
+from export import classifier, client, encoder
+from moco_tf import command, files, run_folder, torch_weights
 from moco_tf import config as config_lib
 from moco_tf.command import ConfigError, HelpAsked
 from moco_tf.config import Config, parse
-from moco_tf.evaluate import linear_probe
+from moco_tf.evaluate import compare, features, finetune, knn, linear_probe, look
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -44,7 +49,10 @@ CONFIGS = Path(__file__).parent.parent / "configs"
         ),
         (["--xla=on", "--strategy=mirrored"], "XLA compiles no step under --strategy=mirrored"),
         (["--strategy=single", "--virtual_replicas=2"], "--virtual_replicas=2 divides one machine's CPU"),
-        (["--flagfile=missing.flags"], "missing.flags"),
+        (["--flagfile=missing.flags"], "--flagfile=missing.flags: cannot be read: No such file or directory"),
+        (["--flagfile=."], "--flagfile=.: cannot be read: Is a directory"),
+        (["--dataset=a\nb"], "--dataset has no line break and neither begins nor ends with a blank"),
+        (["--data_dir=a "], "--data_dir has no line break and neither begins nor ends with a blank"),
         (["extra"], "all arguments are flags, --name=value; got 'extra'"),
     ],
 )
@@ -68,6 +76,99 @@ def test_a_flag_file_written_by_a_config_repeats_it(tmp_path):
     assert "run_dir" not in config.flag_lines() and "--resume" not in config.flag_lines()
     again = config_lib.read(tmp_path / "config.flags")
     assert again.flag_lines() == config.flag_lines()
+    assert not config.differences(again)
+
+
+OF_EVALUATION = {"encoder", "dataset", "data_dir", "output"}
+PATHS = {
+    Config: {"dataset", "data_dir", "run_dir"},
+    torch_weights.Settings: {"checkpoint", "encoder", "output"},
+    compare.Settings: OF_EVALUATION | {"supervised"},
+    features.Settings: OF_EVALUATION,
+    finetune.Settings: OF_EVALUATION,
+    knn.Settings: OF_EVALUATION,
+    linear_probe.Settings: OF_EVALUATION,
+    look.Settings: OF_EVALUATION,
+    encoder.Settings: {"run_dir", "output"},
+    classifier.Settings: {"run_dir", "probe", "output"},
+    client.Settings: {"images", "output", "compare"},
+}
+
+
+@pytest.mark.parametrize("kind", PATHS, ids=lambda kind: kind.__module__)
+def test_a_tilde_is_the_home_folder_in_every_flag_that_is_a_path(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    texts = {field.name for field in dataclasses.fields(kind) if isinstance(field.default, str)}
+    values = flags.FlagValues()
+    command.define_flags(values, kind)
+    texts -= {name for name in texts if values[name].parser.__class__ is flags.EnumParser}
+    command.read_arguments(values, "a command", [f"--{name}=~/a/b" for name in texts])
+    assert {name for name in texts if values[name].value == f"{tmp_path}/a/b"} == PATHS[kind]
+    assert {values[name].value for name in texts - PATHS[kind]} <= {"~/a/b"}
+    command.read_arguments(values, "a command", [f"--{name}=a/~" for name in texts])
+    assert {values[name].value for name in texts} == {"a/~"}
+
+
+def test_a_tilde_in_a_flag_file_its_name_and_an_old_run_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config.flags").write_text("--dataset=~/photos\n")
+    whole = parse(["--flagfile=~/config.flags"])
+    assert (whole.dataset, whole.run_dir) == (f"{tmp_path}/photos", "runs/config")
+    assert not parse([f"--dataset={tmp_path}/photos"]).differences(run_folder.recorded(tmp_path))
+
+
+def test_a_folder_that_is_called_tilde_can_be_reached(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("~").mkdir()
+    Path("~/config.flags").write_text("--seed=7\n")
+    assert parse(["--run_dir=./~"]).run_dir == "./~" and run_folder.recorded("./~").seed == 7
+
+
+@pytest.mark.parametrize(
+    "encoding, mark",
+    [
+        ("utf-8", b""),
+        ("utf-8", codecs.BOM_UTF8),
+        ("utf-16-le", codecs.BOM_UTF16_LE),
+        ("utf-16-be", codecs.BOM_UTF16_BE),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_flag_file_is_read_whatever_editor_has_written_it(tmp_path, encoding, mark, end):
+    lines = ["--seed=7", "# --seed=8", "// --seed=9", "", "  ", "--dataset=/фото/m ü\x85\u2028n ", "--noresume", ""]
+    (tmp_path / "a.flags").write_bytes(mark + end.join(lines).encode(encoding))
+    config = parse([f"--flagfile={tmp_path / 'a.flags'}", "--run_dir=r"])
+    assert (config.seed, config.dataset, config.resume, config.run_dir) == (7, "/фото/m ü\x85\u2028n", False, "r")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"--lerning_rate=1\n", "Unknown command line flag 'lerning_rate'"),
+        (b"--seed=x\n", "--seed=x"),
+        (b"word\n", "all arguments are flags, --name=value; got 'word'"),
+        (
+            b"--seed=1\n--flagfile=b.flags\n",
+            "a flag file holds flags and names no other one; got '--flagfile=b.flags'",
+        ),
+        (codecs.BOM_UTF16_LE + b"-", "begins as UTF-16 and is none: save it as UTF-8"),
+    ],
+)
+def test_what_is_wrong_in_a_flag_file_is_said_in_one_line_with_its_name(tmp_path, content, message):
+    (tmp_path / "a.flags").write_bytes(content)
+    with pytest.raises(ConfigError) as refusal:
+        parse([f"--flagfile={tmp_path / 'a.flags'}"])
+    assert f"--flagfile={tmp_path / 'a.flags'}: " in str(refusal.value) and message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_paths_that_are_no_text_go_through_a_flag_file_byte_for_byte(tmp_path):
+    name = os.fsdecode(bytes(range(0x20, 0x7F)) + b"m\xfcnchen\x85\xa0\xe2\x80").strip()
+    config = parse([f"--dataset={name}", f"--data_dir={name}"])
+    file = tmp_path / os.fsdecode(b"\xff.flags")
+    files.write_text(file, config.flag_lines(), errors="surrogateescape")
+    again = config_lib.read(file)
+    assert os.fsencode(again.dataset) == os.fsencode(again.data_dir) == os.fsencode(name)
     assert not config.differences(again)
 
 

@@ -25,6 +25,7 @@ class Settings(common.Settings):
         "",
         "A folder of `moco_tf.evaluate.finetune --init=random` to take as the ceiling; '': trains one, in the folder "
         "of the results.",
+        path=True,
     )
     epochs: int = command.flag(30, "Passes over the training images of the supervised training.")
 

@@ -16,21 +16,28 @@ log = logging.getLogger("moco_tf")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    encoder: str = flag("", "What to judge: a run folder, or an exported SavedModel (DIR or DIR/<version>).")
+    encoder: str = flag(
+        "", "What to judge: a run folder, or an exported SavedModel (DIR or DIR/<version>).", path=True
+    )
     dataset: str = flag(
         "",
         "Images to judge it on: 'embedded', a folder, or a prepared data set of TFDS. '': those of the run; with a "
         "SavedModel, embedded. Another data set than the run's is a test of transfer.",
+        path=True,
     )
     data_dir: str = flag(
-        "", "Folder that a relative --dataset folder starts from, or that holds TFDS' prepared sets. '': the run's."
+        "",
+        "Folder that a relative --dataset folder starts from, or that holds TFDS' prepared sets. '': the run's.",
+        path=True,
     )
     train_split: str = flag("", "Labelled split to learn from. '': the run's, or train.")
     eval_split: str = flag("", "Labelled split to be judged on. '': the run's, or test (val, validation).")
     max_bad_fraction: float = flag(0.05, "Share of undecodable images, 0 to 1, that is accepted.")
     limit: int = flag(0, "Images taken of each split, evenly spread; 0: all.")
     seed: int = flag(0, "Seed of all that is drawn: the same seed repeats the result.")
-    output: str = flag("", "Folder for the results. '': a folder named after the command, in the run or beside DIR.")
+    output: str = flag(
+        "", "Folder for the results. '': a folder named after the command, in the run or beside DIR.", path=True
+    )
 
     NAME = ""  # of the output folder where --output does not say
     RUNS_ONLY = False  # whether the command needs more of a run than a SavedModel holds
