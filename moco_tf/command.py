@@ -5,6 +5,7 @@ go together. Imports nothing heavy, so that a wrong flag is answered at once.
 """
 
 import codecs
+import contextlib
 import dataclasses
 import io
 import logging
@@ -58,11 +59,18 @@ def log_to_screen():
     return log
 
 
+@contextlib.contextmanager
 def log_to_file(path):
-    """What is logged from here on is kept in a file as well, with more detail than the screen has."""
+    """What is logged meanwhile is kept in a file as well, with more detail than the screen has."""
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger("moco_tf").addHandler(handler)
+    log = logging.getLogger("moco_tf")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
 
 
 def flag(default, help, choices=None, path=False, **metadata):

@@ -4,6 +4,7 @@ config.flags  data.json  train_images.csv  eval_images.csv  metrics.csv  baselin
 checkpoints/  tensorboard/
 """
 
+import contextlib
 import csv
 import fcntl
 import json
@@ -60,7 +61,7 @@ def baselines(path):
 
 
 class RunFolder:
-    """Opens (or makes) the folder of a run and holds it until the process ends.
+    """Opens (or makes) the folder of a run and holds it until `close`, or until the process ends.
 
     Raises:
       ConfigError: another process trains in it; it was made with other mathematics; it holds a run and
@@ -72,10 +73,33 @@ class RunFolder:
         self._recorded = self.path / "config.flags"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held as long as the process lives
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - `close` closes it
         except OSError as error:
             text = f"--run_dir names a folder to make or to go on in; {self.path}: {error.strerror}"
             raise ConfigError(text) from None
+        try:
+            self._hold()
+            self._check(config)
+        except BaseException:
+            self.close()
+            raise
+        self.begun = self._recorded.exists()  # by an earlier start
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Lets other runs use the folder, those of this process as well; it may be called again."""
+        if not self._lock.closed:
+            # Said to the system: a process that was forked meanwhile holds the file open, too.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+            self._lock.close()
+
+    def _hold(self):
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system however the process ends
         except BlockingIOError:
@@ -85,8 +109,6 @@ class RunFolder:
             ) from None
         except OSError as error:  # some network file systems know no locks
             log.warning(f"{self.path} cannot be locked ({error.strerror}): see to it that one run at a time uses it.")
-        self._check(config)
-        self.begun = self._recorded.exists()  # by an earlier start
 
     def check_images(self, count):
         """Refuses another number of images than the run began with."""
@@ -102,9 +124,9 @@ class RunFolder:
         files.write_text(self.path / "data.json", json.dumps({"images": count}) + "\n")
         files.write_text(self._recorded, config.flag_lines(), errors="surrogateescape")
 
-    def open_log(self):
-        """What is logged from here on is kept in train.log, with more detail than the screen has."""
-        command.log_to_file(self.path / "train.log")
+    def log(self):
+        """A context in which what is logged is kept in train.log, with more detail than the screen has."""
+        return command.log_to_file(self.path / "train.log")
 
     def _check(self, config):
         earlier = recorded(self.path)
@@ -155,4 +177,3 @@ class RunFolder:
 
     def keep_baselines(self, accuracies):
         files.write_text(self.path / "baselines.json", json.dumps(accuracies) + "\n")
-

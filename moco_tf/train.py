@@ -26,7 +26,15 @@ def main(arguments):
 
 
 def train(config):
-    """Trains, or goes on, in the config's run folder; returns the process's exit status."""
+    """Trains, or goes on, in the config's run folder; returns the process's exit status.
+
+    However it ends, the folder, its log and TensorBoard's file are free for the next call in the same process.
+    """
+    with contextlib.ExitStack() as open_until_the_end:
+        return _train(config, open_until_the_end)
+
+
+def _train(config, open_until_the_end):
     started = time.perf_counter()
     load_tensorflow(config.virtual_replicas, training=True)  # takes seconds: wrong flags have been answered by now
     import tensorflow as tf
@@ -42,8 +50,8 @@ def train(config):
     found = build.find(config, config.train_split)
     run = None
     if chief:
-        run = run_folder.RunFolder(config)
-        run.open_log()
+        run = open_until_the_end.enter_context(run_folder.RunFolder(config))
+        open_until_the_end.enter_context(run.log())
     manifest = Path(config.run_dir) / "train_images.csv"
     source = build.check(config, found, manifest, begun=recorded is not None, writes=chief)
     if chief:
@@ -70,6 +78,7 @@ def train(config):
         progress = callbacks.Progress(config)
         watch = callbacks.GradientWatch(config)
         recorder = callbacks.Recorder(run, config)
+        open_until_the_end.callback(recorder.writer.close)
         monitor = callbacks.knn_monitor(config, source, run)
         wall_time = callbacks.WallTime(started, monitor, saver)
         run.rewind(step, steps_per_epoch)

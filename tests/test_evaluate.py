@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -63,6 +64,15 @@ def test_knn_gives_the_accuracy_of_the_monitor(run, capsys):
     assert sum(int(row["images"]) for row in rows(run / "knn/per_class.csv")) == 12
     assert {"metrics.png", "confusion.png", "confusions.csv"} <= {p.name for p in (run / "knn").iterdir()}
     assert f"top-1 {monitored:.1f} %" in capsys.readouterr().out
+
+
+def test_a_command_called_again_keeps_each_log_to_its_own_folder(run, tmp_path):
+    for name, status, more in (("a", 0, []), ("b", 2, ["--eval_split=nothing"]), ("c", 0, [])):
+        assert knn.main([f"--encoder={run}", f"--output={tmp_path / name}", *more]) == status
+        assert not [h for h in logging.getLogger("moco_tf").handlers if isinstance(h, logging.FileHandler)]
+    for name in ("a", "c"):
+        text = (tmp_path / name / "log.txt").read_text()
+        assert text.count("kNN, k 200") == 1 and f"{tmp_path}/{name}" in text
 
 
 def test_a_saved_model_is_judged_as_its_run_and_nothing_is_written_into_its_folder(run, photos, tmp_path):

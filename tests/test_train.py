@@ -1,6 +1,10 @@
 """The command: its files, its refusals, and that an interrupted run goes on bit for bit."""
 
+import contextlib
 import csv
+import fcntl
+import gc
+import logging
 import os
 import random
 import re
@@ -18,6 +22,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from moco_tf import build, callbacks
+from moco_tf.command import ConfigError
 from moco_tf.data import sources
 from moco_tf.run_folder import METRICS
 from moco_tf.train import main
@@ -205,6 +210,59 @@ def test_a_folder_in_use_is_refused(tmp_path, capsys):
     assert "another process is training in" in capsys.readouterr().err
     process.kill()
     process.wait()
+
+
+def locked(run_dir):
+    """Whether another holder of the folder would be refused; flock tells holders in one process apart, too."""
+    with open(Path(run_dir) / ".lock") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+@pytest.fixture
+def held_by_nobody_afterwards():
+    """Objects of a run need not be collected for its folder to be free."""
+    gc.disable()
+    before = list(logging.getLogger("moco_tf").handlers)
+    yield
+    gc.enable()
+    files = [h for h in logging.getLogger("moco_tf").handlers if isinstance(h, logging.FileHandler)]
+    assert not [handler for handler in files if handler not in before]
+
+
+@pytest.mark.usefixtures("held_by_nobody_afterwards")
+def test_a_run_goes_on_and_others_begin_in_the_same_process_as_in_new_ones(undisturbed, tmp_path):
+    one, other = (f"--run_dir={tmp_path / name}" for name in ("one", "other"))
+    assert main([*TINY, one, "--epochs=1", "--lr_schedule=step"]) == 0
+    assert not locked(tmp_path / "one")
+    assert main([*TINY, other]) == 0
+    assert main([*TINY, one, "--lr=9", "--lr_schedule=step"]) == 2
+    assert main([*TINY, one, "--lr_schedule=step"]) == 0
+    assert [row["step"] for row in rows(tmp_path / "one")] == ["20", "40"]
+    x, y = tensors(undisturbed), tensors(tmp_path / "other")
+    assert not [name for name in x if not np.array_equal(x[name], y[name])]
+    logs = {name: (tmp_path / name / "train.log").read_text() for name in ("one", "other")}
+    assert {name: text.count("Done: step 40 of 40") for name, text in logs.items()} == {"one": 1, "other": 1}
+    assert f"{tmp_path}/one" not in logs["other"] and f"{tmp_path}/other" not in logs["one"]
+
+
+@pytest.mark.usefixtures("held_by_nobody_afterwards")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, ConfigError, callbacks.TrainingStopped])
+def test_however_training_ends_its_folder_is_free_and_its_log_closed(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        assert locked(tmp_path)
+        logging.getLogger("moco_tf").info("in the log")
+        raise error("ends here")
+
+    monkeypatch.setattr(build, "steps_per_epoch", fail)
+    with contextlib.suppress(RuntimeError, callbacks.TrainingStopped):
+        main([*TINY, f"--run_dir={tmp_path}"])
+    assert not locked(tmp_path)
+    logging.getLogger("moco_tf").info("not in the log")
+    assert (tmp_path / "train.log").read_text().count("in the log") == 1
 
 
 def test_a_loss_that_is_no_number_stops_with_step_rate_and_the_last_good_checkpoint(tmp_path, capsys):

@@ -93,15 +93,15 @@ def run(program, doc, kind, function, arguments, training=False):
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--output names a folder to make or to write to; {output}: {error.strerror}") from None
-        command.log_to_file(output / "log.txt")
-        load_tensorflow(training=training)  # takes seconds: wrong flags have been answered by now
-        from moco_tf.data.check import ERRORS, reason
+        with command.log_to_file(output / "log.txt"):
+            load_tensorflow(training=training)  # takes seconds: wrong flags have been answered by now
+            from moco_tf.data.check import ERRORS, reason
 
-        try:
-            function(settings)
-        except ERRORS as error:  # an image that changed after it was checked, or too little memory
-            log.error(f"Stopped: {reason(error)}.")
-            return 1
+            try:
+                function(settings)
+            except ERRORS as error:  # an image that changed after it was checked, or too little memory
+                log.error(f"Stopped: {reason(error)}.")
+                return 1
         return 0
 
     return command.run(program, doc, work, arguments)
