@@ -7,6 +7,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from moco_tf.command import ConfigError
+from moco_tf.momentum import derive_state
 
 ASIDE = "aside-"  # what is being written or deleted
 
@@ -71,6 +72,7 @@ class Checkpoints:
                 "is taken"
             ) from None
         status.assert_consumed()
+        derive_state(self.model)
         return steps[-1]
 
 

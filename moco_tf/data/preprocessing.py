@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data.arrays import of_eight_bits, rgb
 from moco_tf.data.encoded import decode_safely
 from moco_tf.data.resize import resize, sizes
 
@@ -32,12 +33,12 @@ class Preprocessing:
 
     @tf.autograph.experimental.do_not_convert  # tracing takes half as long
     def __call__(self, images):
-        """(N, H, W, 3) of uint8 or 0-255 floats, any H and W -> normalised float32 (N, S, S, 3).
+        """(N, H, W, 3) or grey (N, H, W, 1) of 0..255, any H and W -> normalised float32 (N, S, S, 3).
 
         The shorter side is resized to S / crop_ratio, then the centre is cut: torchvision's Resize and
         CenterCrop, to the pixel.
         """
-        images = tf.convert_to_tensor(images)
+        images = rgb(of_eight_bits(tf.convert_to_tensor(images)))
         height, width = sizes(images)[-3:-1]
         shorter = round(self.image_size / self.crop_ratio)
         resized = (_at_least(shorter, shorter * height // width), _at_least(shorter, shorter * width // height))
