@@ -40,7 +40,7 @@ FILES = {
 
 def loads(path, code="import keras, moco_tf"):
     code += "; import sys; print(type(keras.models.load_model(sys.argv[1])).__name__)"
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, cwd=path.parent)
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()[-1]
 
