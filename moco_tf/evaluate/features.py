@@ -53,7 +53,7 @@ def main(arguments):
 def write(settings):
     """Writes what is missing of the shards that the settings describe."""
     from moco_tf.evaluate import subject
-    from moco_tf.evaluate.extract import stream
+    from moco_tf.evaluate.extract import central_views, stream
     from moco_tf.run_folder import write_aside
 
     started = time.monotonic()
@@ -77,8 +77,8 @@ def write(settings):
     if shards:
         log.info(f"Going on after image {last}, the last of {shards[-1]}.")
     most = min(settings.limit or source.size, source.size)
-    records = source.in_order(settings.limit or None, after=last)
-    batches = stream(lambda images: encoder.encode(images)[settings.on], records, encoder.preprocessing, most)
+    views = central_views(source.in_order(settings.limit or None, after=last), encoder.preprocessing)
+    batches = stream(lambda images: encoder.encode(images)[settings.on], views, most)
     paths, number, written = source.paths, len(shards), 0
     for features, labels, ids in _regrouped(batches, settings.shard_size):
         arrays = {"features": features, "labels": labels, "ids": ids}
