@@ -52,11 +52,9 @@ class Preprocessing:
         if round(size / self.crop_ratio) != size:
             return self(image[tf.newaxis])[0]
         # An image that has the size already needs no matrices: the same bits in less than half of the time.
-        return tf.cond(
-            tf.reduce_all(tf.shape(image)[:2] == size),
-            lambda: self.normalize(tf.ensure_shape(image, (size, size, 3))),
-            lambda: self(image[tf.newaxis])[0],
-        )
+        fits = tf.reduce_all(tf.shape(image)[:2] == size)
+        view = tf.cond(fits, lambda: self.normalize(image), lambda: self(image[tf.newaxis])[0])
+        return tf.ensure_shape(view, (size, size, 3))  # in a branch, TensorFlow runs it in any case
 
     def normalize(self, images):
         """0-255 of any type -> float32 of about zero mean and unit variance."""
