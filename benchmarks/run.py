@@ -5,7 +5,8 @@
 
 Runs the quickstart, five epochs on a folder of 1,000 images at 64 pixels, and kNN and features of the quickstart's
 encoder, each command in a process of its own. With --before another checkout's commands take turns with these, and the
-last column is how many times as long they take here (median of the rounds' ratios). Writes docs/results/bench/run.json.
+last column is how many times as long they take here (median of the rounds' ratios). Writes its JSON file to
+docs/results/bench/.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from moco_tf import replicas, run_folder, schedules
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.command import ConfigError
 from moco_tf.data import augment, folder, sources, tfds
+from moco_tf.data.check import remarks
 from moco_tf.data.views import pairs
 from moco_tf.encoders import resnet, vit
 from moco_tf.methods.end_to_end import EndToEnd
@@ -81,15 +82,18 @@ def batches(config, strategy, source, task, step):
     )
 
 
-def find(config, split):
-    """What --dataset and a split name: a source, or the `folder.Listing` that `check` makes one of."""
+def find(config, split, begun=False):
+    """What --dataset and a split name: a source, or the `folder.Listing` that `check` makes one of.
+
+    begun: for a run under way (see `folder.scan`).
+    """
     path = Path(config.data_dir, config.dataset).expanduser()
     try:
         if config.dataset == "embedded":
             return sources.embedded(split)
         # With --data_dir, a set of TFDS is a folder there as well.
         if path.exists() and not tfds.is_prepared(path):
-            return folder.scan(path, split)
+            return folder.scan(path, split, begun)
         return tfds.find(config.dataset, config.data_dir, split, config.max_bad_fraction)
     except ValueError as error:
         raise ConfigError(f"--dataset={config.dataset}: {error}") from error
@@ -99,7 +103,11 @@ def check(config, found, manifest=None, begun=False, writes=True):
     """A source of what was found: a folder's files are checked, with what the manifest knows (see `folder.check`)."""
     if not isinstance(found, folder.Listing):
         return found
+    if not begun:
+        _say(found)
     checked = folder.check(found, manifest, begun, writes)
+    if begun:  # with the images that it began with, which the manifest tells
+        _say(checked.listing)
     try:
         source = checked.source()
     except ValueError as error:
@@ -110,11 +118,18 @@ def check(config, found, manifest=None, begun=False, writes=True):
     return source
 
 
+def _say(listing):
+    """Says how a folder was read."""
+    log.info(f"{folder.printable(listing.path)}: {listing.size} images")
+    for sentence in folder.remarks(listing):
+        log.log(logging.WARNING if sentence in listing.doubts else logging.INFO, f"  {sentence}")
+
+
 def _report(checked):
-    """Says on the screen how many images are bad, and in the log which."""
+    """Says on the screen how many images are bad or not what they seem, and in the log which are bad."""
     listing = checked.listing
-    for file in listing.unread:
-        log.warning(f"Not read: {folder.printable(listing.path / file)}, a folder that cannot be opened.")
+    for sentence in remarks(checked.verdicts):
+        log.info(f"  {sentence}")
     if checked.added:
         log.warning(
             f"{checked.added} images came into {listing.path} after the run began and are left out; "

@@ -9,11 +9,13 @@ import sys
 import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.image.metadata import create_summary_metadata
 
 from moco_tf import advice, build, files
 from moco_tf.command import ConfigError
+from moco_tf.data.sources import Source
 from moco_tf.evaluate import vote
 from moco_tf.evaluate.extract import extract
 
@@ -75,11 +77,33 @@ def knn_monitor(config, train_source, run):
     except ConfigError as error:
         log.info(f"No kNN monitor: {error}")
         return None
-    for images in (train_source, queries):
-        if not images.labelled:
-            log.info(f"No kNN monitor: the images of {images.name} have no labels.")
-            return None
+    if reason := _means_nothing(train_source, queries):
+        log.info(f"No kNN monitor: {reason}.")
+        return None
     return KNNMonitor(train_source, queries, config.knn_every)
+
+
+def _means_nothing(bank, queries):
+    """Why the accuracy of a vote of `bank` on `queries` says nothing, or None."""
+    if same := bank.shared_with(queries):
+        return f"{same} of the {queries.size} images of {queries.name} are trained on, and each would find itself"
+    for images in (bank, queries):
+        if not images.labelled:
+            return f"the images of {images.name} have no labels"
+    if bank.class_names != queries.class_names:
+        return f"the classes of {bank.name} are not those of {queries.name}"
+    names = bank.class_names
+    if isinstance(bank, Source):  # the labels of a stream come with its images
+        names = [names[label] for label in sorted(_classes_in(bank) & _classes_in(queries))]
+    if len(names) < 2:
+        found = f"only {names[0]!r}" if names else "none"
+        return f"telling classes apart needs two with images in both {bank.name} and {queries.name}; there is {found}"
+    return None
+
+
+def _classes_in(source):
+    """The classes of the images of a `Source` that can be decoded, a set of numbers."""
+    return set(np.unique(source.labels.numpy()[source.good]).tolist()) - {-1}
 
 
 class TrainingStopped(Exception):

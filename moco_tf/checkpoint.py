@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from moco_tf import files
 from moco_tf.command import ConfigError
+from moco_tf.momentum import derive_state
 
 ASIDE = "aside-"  # what is being written or deleted
 
@@ -72,4 +73,5 @@ class Checkpoints:
                 "is taken"
             ) from None
         status.assert_consumed()
+        derive_state(self.model)
         return steps[-1]

@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import tensorflow as tf
 
 
@@ -9,6 +10,20 @@ def copy_weights(source, target):
     """Sets every weight of `target`, statistics included, to that of `source`, a model of the same build."""
     for a, b in zip(source.weights, target.weights, strict=True):
         b.assign(a)
+    derive_state(target)
+
+
+def derive_state(model):
+    """Lets layers make anew what they derive from their weights, after those were set by hand.
+
+    Normalization, say, computes with its mean and variance in another shape than it keeps them in. When Keras loads
+    a file, layers do so in `load_own_variables`: here they load what they have.
+    """
+    for layer in model._flatten_layers(include_self=False):
+        if type(layer).load_own_variables is not keras.layers.Layer.load_own_variables:
+            own = {}
+            layer.save_own_variables(own)
+            layer.load_own_variables(own)
 
 
 def move_weights(source, target, momentum):

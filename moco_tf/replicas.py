@@ -23,12 +23,27 @@ def count():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+def check_shared(size, number):
+    """Refuses a batch of `size` images that so many replicas cannot share evenly."""
+    if size % number:
+        raise ValueError(
+            f"each of {number} replicas takes the same number of a batch's images; a batch of {size} does not divide: "
+            f"take a multiple of {number}, and leave a partial batch out (drop_remainder=True)"
+        )
+
+
 def gather(values):
-    """(n, ...) of each replica -> (N, ...) on all of them, in the order of the replicas."""
+    """(n, ...) of each replica -> (N, ...) on all of them, in the order of the replicas; n is the same on all."""
     if count() == 1:
         return values
     values = tf.identity(values)  # on this replica's device: where inputs have none, TensorFlow finds no way to send
-    return tf.distribute.get_replica_context().all_gather(values, axis=0)
+    gathered = tf.distribute.get_replica_context().all_gather(values, axis=0)
+    if None not in (size := gathered.shape[0], here := values.shape[0]) and size == here * count():
+        return gathered
+    size, here = tf.shape(gathered)[0], tf.shape(values)[0]
+    text = tf.strings.format(f"a batch of {{}} images is not shared evenly by {count()} replicas", size)
+    with tf.control_dependencies([tf.debugging.Assert(size == here * count(), [text])]):
+        return tf.identity(gathered)
 
 
 def own(values):

@@ -303,21 +303,24 @@ def signatures(encoder, on_bad_image="error"):
     """{name: (function, the specification of its argument)}; the first is the server's default."""
     preprocessing, size = encoder.preprocessing, encoder.preprocessing.image_size
 
+    def of_normalized(images):
+        return _encode(encoder, images)
+
     def of_pixels(images):
-        return encoder.encode(preprocessing(images))
+        return of_normalized(preprocessing(images))
 
     def of_bytes(images):
         views, valid = decoded(images, preprocessing)
         if on_bad_image == "error":
             with tf.control_dependencies([_all_valid(valid)]):
-                return _encode(encoder, tf.identity(views))
-        found = {name: _keep(valid, value) for name, value in _encode(encoder, views).items()}
+                return of_normalized(tf.identity(views))
+        found = {name: _keep(valid, value) for name, value in of_normalized(views).items()}
         return found | {"valid": valid}
 
     return {
         "serving_default": (of_pixels, tf.TensorSpec((None, None, None, 3), tf.uint8, "images")),
         "encoded_images": (of_bytes, tf.TensorSpec((None,), tf.string, "images")),
-        "preprocessed": (encoder.encode, tf.TensorSpec((None, size, size, 3), tf.float32, "images")),
+        "preprocessed": (of_normalized, tf.TensorSpec((None, size, size, 3), tf.float32, "images")),
     }
 
 

@@ -435,7 +435,10 @@ class _Machine:
 
 def _named(name):
     if name not in NAMES:
-        raise TorchFileError(f"refused: the pickle asks for {_short(name)}, which tensors have no need of")
+        raise TorchFileError(
+            f"refused: the pickle asks for {_short(name)}, which tensors have no need of; where you trust the file, "
+            "save its state_dict alone in PyTorch and bring that"
+        )
     return NAMES[name]
 
 

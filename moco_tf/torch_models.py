@@ -19,6 +19,14 @@ from moco_tf.torch_names import ENCODERS, POINTER, QUEUE, Mismatch, match, recog
 EIGHT_GPUS = {"bn_groups": 8}
 V1 = {"augment": "v1", "temperature": 0.07, "lr_schedule": "step"}
 CIFAR = {"image_size": 32, "augment": "cifar"}
+DEMO = CIFAR | {  # of the authors' CIFAR-10 demo
+    "batch_size": 512,
+    "epochs": 200,
+    "lr": 0.06,
+    "weight_decay": 5e-4,
+    "momentum": 0.99,
+    "temperature": 0.1,
+}
 V3 = {
     "augment": "v3",
     "crop_min": 0.2,
@@ -43,18 +51,20 @@ V3_VIT = V3 | {
     "weight_decay": 0.1,
     "temperature": 0.2,
 }
+BORDER = "conv1.border"  # the layer
 
 
 # In.
 
 
-def run_config(found, queue_size, values, given):
+def run_config(found, queue_size, values, given, scheme=""):
     """The `Config` of a run that goes on with a checkpoint.
 
     Args:
       found: the checkpoint's `Architecture`.
       queue_size: K; None in MoCo v3, which has no queue.
       values: {name: value} of all of `Config`'s fields; given: the names that the user set.
+      scheme: as in `Contents`; the demo has settings of its own.
 
     Raises:
       ConfigError: a flag that was given contradicts the file.
@@ -72,6 +82,7 @@ def run_config(found, queue_size, values, given):
         if found.hidden_dim == found.features:  # 0 says so, unless the user does in figures
             held["hidden_dim"] = values["hidden_dim"] if values["hidden_dim"] == found.features else 0
         defaults = EIGHT_GPUS | (V1 if found.head == "linear" else {})
+        defaults = EIGHT_GPUS | DEMO if scheme == torch_names.DEMO else defaults
     for name, value in held.items():
         if name in given and values[name] != value:
             raise ConfigError(f"--{name}={values[name]}, but the checkpoint has {value}: leave the flag out")
@@ -147,7 +158,11 @@ def encoder(found, image_size, heads=0):
         width, depth, usual = row.args
         backbone = vit.vit(width, depth, heads or usual, image_size=found.image_size, patch_size=found.patch_size)
     else:
-        backbone = row(image_size=image_size, width=found.width, stem=found.stem)
+        border = found.stem_padding - 1  # zeros around the image do what the stem's padding beyond 1 would
+        backbone = row(image_size=image_size + 2 * border, width=found.width, stem=found.stem)
+        if border:
+            inputs = keras.Input((image_size, image_size, 3))
+            backbone = keras.Model(inputs, backbone(keras.layers.ZeroPadding2D(border, name=BORDER)(inputs)))
     if found.head not in ("classifier", ""):
         kind = {"projector": "vit" if found.is_vit else "resnet"}.get(found.head, found.head)
         return heads_lib.encoder(backbone, backbone.input_shape[1:], kind, found.dim, found.hidden_dim or None)
@@ -229,6 +244,11 @@ def _state_dicts(model, counters):
     if hasattr(model, "predictor"):
         parts.append(("", model.predictor))
     return [(prefix, torch_names.state_dict(part, _under(counters, prefix), steps)) for prefix, part in parts]
+
+
+def has_border(model):
+    """Whether an `Architecture` with a stem padded by more than 1 was built so."""
+    return any(layer.name == BORDER for layer in model._flatten_layers())
 
 
 def _outputs(encoder):

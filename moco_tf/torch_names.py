@@ -4,6 +4,7 @@ Functions over {name: array}; the tables hold all that is particular to PyTorch,
 `moco_tf.torch_weights` moves weights with them.
 """
 
+import collections
 import dataclasses
 import math
 import re
@@ -35,6 +36,72 @@ WRAPPER = "module."  # DistributedDataParallel's, before every name
 ENCODERS = {"moco": ("encoder_q.", "encoder_k."), "moco_v3": ("base_encoder.", "momentum_encoder.")}  # query's, key's
 QUEUE, POINTER, PREDICTOR = "queue", "queue_ptr", "predictor."
 HEADS = ("fc.", "head.")  # before the names of a ResNet's head, and of a ViT's
+
+# What stands before an encoder's names elsewhere.
+WRAPPERS = (WRAPPER, "model.", "_orig_mod.")  # before every name: also Lightning's modules, and torch.compile's
+BACKBONES = ("backbone.", "encoder.", "resnet.", "net.", "model.")
+HEAD_LAYERS = ("mlp.", "fc.", "fc_cls.", "layers.", "classification_head.")  # between a head's name and its layers'
+LINEAR = {"weight", "bias"}
+MLP = {f"{number}.{kind}" for number in (0, 2) for kind in LINEAR}
+DEMO = "MoCo's CIFAR-10 demo"
+# A ResNet's children in an nn.Sequential: the number of layer1, and with it that of the others. At 4 torchvision's, at
+# 3 without the max-pool (the demo), at 2 without ReLU too (lightly's own ResNets); pool and Flatten before fc.
+CHILDREN = {
+    str(first): {"0": "conv1", "1": "bn1", str(first + 6): "fc"} | {str(first + i): f"layer{i + 1}" for i in range(4)}
+    for first in (2, 3, 4)
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """What a library's checkpoint holds beside its backbone, by how the names begin."""
+
+    name: str
+    projection: str
+    classifier: str
+    others: tuple
+    key: tuple = ()  # the key encoder's backbone and projection, where the file can hold all of a MoCo run
+    also: tuple = ()  # what such a run has no place for
+    stem_padding: int = 1  # of a 3x3 stem
+
+    @property
+    def parts(self):
+        return (self.projection, self.classifier, *self.others)
+
+
+SCHEMES = (
+    Scheme(
+        "mmselfsup or mmpretrain",
+        "neck.",
+        "head.",
+        ("encoder_k.", "momentum_encoder.", "target_net.", "queue", "memory_bank.", "data_preprocessor."),
+        key=("encoder_k.module.0.", "encoder_k.module.1."),
+        also=("encoder_k.steps", "data_preprocessor."),
+    ),
+    Scheme(
+        "solo-learn",
+        "projector.",
+        "classifier.",
+        ("momentum_", "predictor.", "prototypes.", "head.", "queue", "dino_loss_func.", "loss_func."),
+        stem_padding=2,
+    ),
+    Scheme(
+        "lightly",
+        "projection_head.",
+        "online_classifier.",
+        (
+            *("backbone_momentum.", "projection_head_momentum.", "prediction_head.", "prototypes.", "criterion."),
+            *("key_backbone.", "key_projection_head.", "query_backbone.", "query_projection_head."),
+        ),
+    ),
+)
+OLD_MM = {  # mmselfsup 0.x and OpenSelfSup, to mmpretrain's: there the query encoder has the names twice
+    "encoder_q.0.": "backbone.",
+    "encoder_q.1.": "neck.",
+    "encoder_k.0.": "encoder_k.module.0.",
+    "encoder_k.1.": "encoder_k.module.1.",
+}
+
 STEMS = {7: "imagenet", 3: "cifar"}  # by the side of the first convolution's kernel
 RESNETS = {
     (*row.args, row.keywords.get("cardinality", 1), row.keywords.get("base_width", 64)): name
@@ -56,6 +123,15 @@ class Contents:
     query: dict
     key: dict
     rest: dict  # MoCo's queue and its pointer; MoCo v3's predictor, under its whole names
+    scheme: str = ""  # a name in `SCHEMES`, or `DEMO`
+    prefix: str = ""  # before the encoder's names in the file, where neither the authors nor torchvision have one
+    left_out: tuple = ()  # names in the file
+    stem_padding: int = 1  # of a 3x3 stem
+
+    @property
+    def origin(self):
+        """For messages: the scheme and where the encoder is in it; "" for the authors' and torchvision's files."""
+        return " ".join(filter(None, (self.scheme, self.prefix and f"({self.prefix}*)")))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +147,15 @@ class Architecture:
     hidden_dim: int = 0
     patch_size: int = 0  # of a ViT; its positions are those of one image size
     image_size: int = 0
+    stem_padding: int = 1  # of a 3x3 stem, which its tensors do not show
 
     @property
     def is_vit(self):
         return self.arch in VITS.values()
 
     def __str__(self):
-        kind = f"width {self.width}, {self.stem} stem"
+        padding = f" padded by {self.stem_padding}" if self.stem_padding > 1 else ""
+        kind = f"width {self.width}, {self.stem} stem{padding}"
         if self.is_vit:
             kind = f"patches of {self.patch_size} pixels, images of {self.image_size}"
         hidden = f"{self.hidden_dim}-" if self.hidden_dim else ""
@@ -85,26 +163,167 @@ class Architecture:
 
 
 def contents(tensors):
-    """Sorts a state dict into its parts.
+    """Sorts a state dict into its parts, each under the authors' or torchvision's names.
 
     Raises:
       Mismatch: a tensor that belongs to none of them.
     """
-    if all(name.startswith(WRAPPER) for name in tensors):
-        tensors = {name.removeprefix(WRAPPER): value for name, value in tensors.items()}
+    while tensors and (wrapper := next((w for w in WRAPPERS if all(name.startswith(w) for name in tensors)), "")):
+        tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
+    if "encoder_q.0.conv1.weight" in tensors:
+        tensors = _of_old_mm(tensors)
     for method, prefixes in ENCODERS.items():
-        if not any(name.startswith(prefixes[0]) for name in tensors):
-            continue
-        query, key = (
-            {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            for prefix in prefixes
+        if any(name.startswith(prefixes[0]) for name in tensors):
+            return _of_the_authors(tensors, method, prefixes)
+    prefix, backbone, beside = _backbone(tensors)
+    backbone = _named_children(backbone, prefix)
+    return _of_a_scheme(prefix, backbone, beside) if beside else Contents("", backbone, {}, {}, prefix=prefix)
+
+
+def _of_the_authors(tensors, method, prefixes):
+    inner, *_ = _backbone(_under(tensors, prefixes[0]))
+    scheme = DEMO if method == "moco" and inner == "net." else ""
+    parts, rest = [], {name: value for name, value in tensors.items() if not name.startswith(prefixes)}
+    for prefix in prefixes:
+        for name in tensors:
+            if name.startswith(prefix) and not name.startswith(prefix + inner):
+                raise Mismatch(f"left over: {name} {_shape(tensors[name])} is beside {prefix}{inner}*")
+        parts.append(_named_children(_under(tensors, prefix + inner), prefix + inner))
+    for name in rest:
+        if not (name in (QUEUE, POINTER) if method == "moco" else name.startswith(PREDICTOR)):
+            raise Mismatch(f"left over: {name} {_shape(tensors[name])} is in no part of a {method} checkpoint")
+    return Contents(method, *parts, rest, scheme, inner and prefixes[0] + inner)
+
+
+def _of_a_scheme(prefix, backbone, beside):
+    """Contents of a backbone behind a prefix and of what the file has beside it."""
+    scheme = max(SCHEMES, key=lambda scheme: sum(name.startswith(scheme.parts) for name in beside))
+    strays = sorted(name for name in beside if not name.startswith(scheme.parts))
+    if strays:
+        known = ", ".join(row.name for row in SCHEMES) if len(strays) == len(beside) else scheme.name
+        raise Mismatch(
+            f"left over: {strays[0]} {_shape(beside[strays[0]])}, beside {prefix}*, is in no part of a checkpoint of "
+            f"{known}; a file of {prefix}* alone is taken"
         )
-        rest = {name: value for name, value in tensors.items() if not name.startswith(prefixes)}
-        for name in rest:
-            if not (name in (QUEUE, POINTER) if method == "moco" else name.startswith(PREDICTOR)):
-                raise Mismatch(f"left over: {name} {_shape(tensors[name])} is in no part of a {method} checkpoint")
-        return Contents(method, query, key, rest)
-    return Contents("", tensors, {}, {})
+    method, used, head = _used_head(scheme, backbone, beside)
+    known = {name for name in beside if used and name.startswith(used)}
+    key, rest = {}, {}
+    if method and _holds_a_run(scheme, used, beside):
+        key = _under(beside, scheme.key[0]) | _head(beside, scheme.key[1], projects=True)
+        rest = {name: beside[name] for name in (QUEUE, POINTER) if name in beside}
+        of_key = {name for name in beside if name.startswith(scheme.key)}
+        if len(key) != len(of_key):
+            raise Mismatch(
+                f"{scheme.key[1]}* is no head as {used}* is; --part=encoder takes a file of {prefix}* alone"
+            )
+        known |= of_key | rest.keys()
+    left_out = tuple(name for name in beside if name not in known)
+    return Contents(method, backbone | head, key, rest, scheme.name, prefix, left_out, scheme.stem_padding)
+
+
+def _used_head(scheme, backbone, beside):
+    """(method, where it is, its tensors) of the head that the encoder gets: the projection, else the classifier."""
+    if not any(name.startswith(HEADS) for name in backbone):
+        is_vit = "patch_embed.proj.weight" in backbone
+        if not is_vit and (head := _head(beside, scheme.projection, projects=True)):
+            return "moco", scheme.projection, head
+        if head := _head(beside, scheme.classifier, "head." if is_vit else "fc."):
+            return "", scheme.classifier, head
+    return "", "", {}
+
+
+def _holds_a_run(scheme, projection, beside):
+    """Whether all that stands beside the backbone is a MoCo run's, key encoder included."""
+    parts = (projection, *scheme.key, *scheme.also)
+    has_key = scheme.key and any(name.startswith(scheme.key) for name in beside)
+    return has_key and all(name in (QUEUE, POINTER) or name.startswith(parts) for name in beside)
+
+
+def _backbone(tensors):
+    """(prefix, {name without it: value}, {name: value} of the others): where an encoder's first layer is."""
+    first = (*FAMILIES, "0.weight")
+    for prefix in ("", *BACKBONES):
+        if any(prefix + name in tensors for name in first):
+            beside = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
+            return prefix, _under(tensors, prefix), beside
+    for name in tensors:
+        if name.endswith("patch_embed.projection.weight"):
+            raise Mismatch(f"{name} is of mmpretrain's Vision Transformers; only ResNets are taken of its files")
+    return "", tensors, {}
+
+
+def _head(tensors, root, name="fc.", projects=False):
+    """A head's tensors as `name` if it is one that is built here, linear or, where it `projects`, an MLP; else {}."""
+    head = _under(tensors, root)
+    for inner in HEAD_LAYERS:
+        if head and all(layer.startswith(inner) for layer in head):
+            head = _under(head, inner)
+    if head.keys() == LINEAR or (projects and head.keys() == MLP):
+        return {name + layer: value for layer, value in head.items()}
+    return {}
+
+
+def _named_children(tensors, prefix):
+    """torchvision's names in place of the numbers of an nn.Sequential; `prefix` is for messages."""
+    stages = [match[1] for name in tensors if (match := re.fullmatch(r"(\d+)\.0\.conv1\.weight", name))]
+    first = min(stages, key=lambda number: (len(number), number), default="")
+    if not first:
+        return tensors
+    if first not in CHILDREN:
+        raise Mismatch(f"{prefix}{first}.0.conv1.weight is the first block; an nn.Sequential's is known at 2, 3 and 4")
+    stem = tensors.get("0.weight")
+    if first != "4" and stem is not None and stem.shape[2:] != (3, 3):
+        raise Mismatch(
+            f"{prefix}0.weight has shape {_shape(stem)}; a 3x3 kernel was expected, for {prefix}{first} is the first "
+            "stage, which leaves no place for a max-pool"
+        )
+    found = {}
+    for name, value in tensors.items():
+        number, _, layer = name.partition(".")
+        if number not in CHILDREN[first]:
+            raise Mismatch(f"left over: {prefix}{name} {_shape(value)} is no child of a ResNet")
+        if first == "2":
+            layer = layer.replace("shortcut.", "downsample.")
+            bias = tensors.get(name.removesuffix("running_mean") + "bias", value)
+            if name.endswith(".running_mean") and value.size > bias.size:
+                raise Mismatch(
+                    f"{prefix}{name} has shape {_shape(value)}; {_shape(bias)} was expected: lightly's SplitBatchNorm "
+                    "keeps running_mean and running_var of each split, average them over the splits first"
+                )
+        found[f"{CHILDREN[first][number]}.{layer}"] = value
+    return found
+
+
+def _of_old_mm(tensors):
+    """mmpretrain's names for OpenSelfSup's and mmselfsup 0.x's."""
+    found = {}
+    for name, value in tensors.items():
+        old = next((old for old in OLD_MM if name.startswith(old)), "")
+        new = OLD_MM.get(old, "") + name.removeprefix(old)
+        if new in found and (found[new].dtype, found[new].tobytes()) != (value.dtype, value.tobytes()):
+            twice = next(prefix + new.removeprefix(there) for prefix, there in OLD_MM.items() if new.startswith(there))
+            raise Mismatch(f"{new} and {twice} are one tensor in mmselfsup; here they differ")
+        found[new] = value
+    return found
+
+
+def _under(tensors, prefix):
+    """The tensors whose names begin so, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def left_out(contents, whole):
+    """The names of the tensors that no weight is made of, BatchNorm's counters aside."""
+    if whole or not contents.method:
+        return list(contents.left_out)
+    key = ENCODERS[contents.method][1]
+    return [*(key + name for name in contents.key), *contents.rest, *contents.left_out]
+
+
+def grouped(names):
+    """What to say of many names in a line: the first part of each, and how many have it."""
+    counts = collections.Counter(name.partition(".")[0] + ".*" * ("." in name) for name in sorted(names))
+    return [f"{part} ({count} tensors)" if part.endswith("*") else part for part, count in counts.items()]
 
 
 def recognise(tensors, method=""):
@@ -122,7 +341,8 @@ def recognise(tensors, method=""):
             return family(tensors, method)
     raise Mismatch(
         f"no encoder that is known here: none of {', '.join(FAMILIES)} among its {len(tensors)} tensors, "
-        f"the first of which is {next(iter(tensors), 'missing')}"
+        f"the first of which is {next(iter(tensors), 'missing')}; taken are ResNets and ViTs by the authors', "
+        "torchvision's and timm's names"
     )
 
 

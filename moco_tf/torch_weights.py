@@ -4,8 +4,9 @@
   python -m moco_tf.torch_weights --encoder=runs/v2 --output=resnet50.safetensors                # and back
 
 In: checkpoints of MoCo become a run folder that `moco_tf.train` goes on with, every other file an encoder
-(`encoder.keras`). Out: a run folder or an encoder becomes a state dict. PyTorch is needed to write .pth only. The
-flags of `moco_tf.train` shape the run that is made; what the file says of the model need not be given.
+(`encoder.keras`); the names of mmselfsup, mmpretrain, solo-learn and lightly are known too. Out: a run folder or an
+encoder becomes a state dict. PyTorch is needed to write .pth only. The flags of `moco_tf.train` shape the run that is
+made; what the file says of the model need not be given.
 """
 
 import dataclasses
@@ -47,6 +48,11 @@ class Settings:
         0,
         "Attention heads of a ViT that becomes an encoder, which its tensors do not show; 0: as MoCo v3 has them "
         "(vit_small 12). DeiT's and timm's vit_small: 6.",
+    )
+    stem_padding: int = command.flag(
+        0,
+        "Padding of a 3x3 stem that becomes an encoder, 1 or 2, which its tensors do not show; 0: as the library has "
+        "it whose names the file bears (solo-learn 2, others 1).",
     )
     verbose: bool = command.flag(False, "Print a line for each tensor.")
 
@@ -92,19 +98,36 @@ def _run(flag_values, given):
 
 
 def _bring_in(tensors, output, flag_values, given):
-    from moco_tf import torch_models, torch_names
+    from moco_tf import torch_names
 
     contents = torch_names.contents(tensors)
-    checkpoint, part = flag_values.checkpoint, flag_values.part
+    part = flag_values.part
     whole = part == "whole" or (part is None and bool(contents.key or contents.rest))
-    if whole and not contents.method:
-        raise torch_names.Mismatch("a plain network, without key encoder and queue: --part=encoder takes it")
+    if whole and (not contents.method or (contents.scheme and not contents.key)):
+        what = contents.origin or "a plain network"
+        raise torch_names.Mismatch(f"{what}, without key encoder and queue as MoCo has them: --part=encoder takes it")
+    try:
+        return _convert(contents, whole, output, flag_values, given)
+    except torch_names.Mismatch as error:
+        if not contents.origin:
+            raise
+        raise torch_names.Mismatch(f"{contents.origin}, by the authors' or torchvision's names: {error}") from None
+
+
+def _convert(contents, whole, output, flag_values, given):
+    from moco_tf import torch_models, torch_names
+
+    checkpoint = flag_values.checkpoint
     found = torch_names.recognise(contents.query, contents.method)
     if whole and not found.head:
         raise torch_names.Mismatch("missing: the query encoder's head; --part=encoder takes the rest of it")
     if flag_values.heads and (whole or not found.is_vit):
         raise ConfigError(f"--heads={flag_values.heads} is for a ViT that becomes an encoder: leave the flag out")
-    print(f"{checkpoint}: {contents.method or 'encoder'}, {found}.")
+    found = _padded(found, contents, whole, flag_values.stem_padding)
+    print(f"{checkpoint}: {contents.origin or contents.method or 'encoder'}, {found}.")
+    left_out = torch_names.left_out(contents, whole)
+    if left_out:
+        print(f"Left out: {', '.join(torch_names.grouped(left_out))}.")
     values = command.values(flag_values, Config)
     try:
         output.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +149,7 @@ def _bring_in(tensors, output, flag_values, given):
     except OSError as error:
         raise ConfigError(f"--output={output}: {error.strerror or error}") from None
     if flag_values.verbose:
-        print("\n".join(lines))
+        print("\n".join([*lines, *(f"{name} left out" for name in left_out)]))
     if not whole:
         unused = sorted(given & set(values) - {"image_size"})
         if unused:
@@ -135,11 +158,19 @@ def _bring_in(tensors, output, flag_values, given):
     return 0
 
 
+def _padded(found, contents, whole, padding):
+    """The `Architecture` with the padding of its 3x3 stem, which is the flag's or the library's."""
+    if padding and (whole or found.stem != "cifar" or padding not in (1, 2)):
+        raise ConfigError(f"--stem_padding={padding} is 1 or 2, for a 3x3 stem that becomes an encoder: leave it out")
+    padding = padding or contents.stem_padding
+    return dataclasses.replace(found, stem_padding=padding) if found.stem == "cifar" else found
+
+
 def _write_run(folder, contents, found, values, given):
     from moco_tf import build, torch_models
     from moco_tf.checkpoint import Checkpoints
 
-    config = torch_models.run_config(found, torch_models.queue_size(contents), values, given)
+    config = torch_models.run_config(found, torch_models.queue_size(contents), values, given, contents.scheme)
     model = build.model(config, steps_per_epoch=1)  # shapes the schedules only, which are no part of a checkpoint
     lines = torch_models.load_run(model, contents)
     files.write_text(folder / "config.flags", config.flag_lines(), errors="surrogateescape")
@@ -179,6 +210,8 @@ def _bring_out(output, flag_values):
     torch_files.write(output, tensors)
     if flag_values.verbose:
         print("\n".join(f"{name} {value.shape} {value.dtype}" for name, value in tensors.items()))
+    if torch_models.has_border(model):
+        print("Its 3x3 stem pads by 2: so does the network to load this into.")
     print(f"Wrote {output}: {len(tensors)} tensors.")
     return 0
 

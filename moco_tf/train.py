@@ -47,7 +47,7 @@ def _train(config, open_until_the_end):
     chief = build.is_chief(strategy)
     recorded = run_folder.recorded(config.run_dir)
     config = config.on_replicas(strategy.num_replicas_in_sync, recorded)
-    found = build.find(config, config.train_split)
+    found = build.find(config, config.train_split, begun=recorded is not None)
     run = None
     if chief:
         run = open_until_the_end.enter_context(run_folder.RunFolder(config))

@@ -65,8 +65,8 @@ FRAMES = {"save_all": True, "append_images": [RGB.rotate(90)]}
 def test_each_kind_is_decoded_as_pillow_does_and_its_header_tells_its_size(format, image, settings):
     data = file_of(image, format, **settings)
     assert problem_of(data) == ""
-    kind, height, width = verify(data).numpy()
-    assert (encoded.FORMATS[kind], height, width) == (format, 40, 50)
+    kind, height, width, peak = verify(data).numpy()
+    assert (encoded.FORMATS[kind], height, width, peak) == (format, 40, 50, -1)
     assert [int(number) for number in encoded.header(data)] == [kind, 40, 50]
     np.testing.assert_array_equal(decode(data), Image.open(io.BytesIO(data)).convert("RGB"))
 
@@ -81,6 +81,61 @@ def test_of_sixteen_bits_the_upper_eight_are_kept():
     deep = PIXELS.astype(np.uint16) * 256 + 77
     np.testing.assert_array_equal(decode(tf.io.encode_png(deep)), PIXELS)
     np.testing.assert_array_equal(decode(tf.io.encode_png(deep[..., :1])), np.repeat(PIXELS[..., :1], 3, -1))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_of_sixteen_bits_the_largest_value_is_told_alpha_apart(channels):
+    deep = np.zeros((6, 7, channels), np.uint16)
+    deep[2, 3, 0] = 4095
+    if channels in (2, 4):
+        deep[..., -1] = 65535
+    assert verify(tf.io.encode_png(deep)).numpy().tolist() == [encoded.PNG, 6, 7, 4095]
+
+
+def exif(orientation, order, type=3, before=()):
+    """An APP1 segment with these tags."""
+    tags = [*before, (0x0112, orientation)]
+    code = lambda value, count: value.to_bytes(count, order)  # noqa: E731
+    entries = [
+        code(t, 2) + code(type, 2) + code(1, 4) + code(v, 4 if type == 4 else 2).ljust(4, b"\0") for t, v in tags
+    ]
+    start = {"little": b"II*\0\x08\0\0\0", "big": b"MM\0*\0\0\0\x08"}[order]
+    body = b"Exif\0\0" + start + code(len(tags), 2) + b"".join(entries) + bytes(4)
+    return b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("order", ["little", "big"])
+@pytest.mark.parametrize("jfif", [True, False])
+@pytest.mark.parametrize("type", [3, 4])
+def test_the_orientation_in_exif_is_read_as_pillow_reads_it(orientation, order, jfif, type):
+    data = file_of(RGB, "JPEG")  # SOI, then JFIF in 18 bytes
+    segment = exif(orientation, order, type, before=[(0x0100, 50), (0x0101, 40)])
+    data = data[: 20 if jfif else 2] + segment + data[20:]
+    assert Image.open(io.BytesIO(data)).getexif().get(0x0112) == orientation
+    assert encoded.orientation(data[: encoded.HEAD]) == orientation
+    assert verify(data).numpy().tolist() == [encoded.JPEG, 40, 50, -1]
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 6, 8])
+@pytest.mark.parametrize("more", [{}, {"icc_profile": bytes(500)}, {"comment": b"Exif\0\0"}, {"progressive": True}])
+def test_the_orientation_of_files_that_pillow_writes_is_read(orientation, more):
+    tags = Image.Exif()
+    tags[0x010F] = "Exif\0\0 and a maker"
+    if orientation:
+        tags[0x0112] = orientation
+    assert encoded.orientation(file_of(RGB, "JPEG", exif=tags, **more)) == (orientation or 1)
+    assert encoded.orientation(file_of(RGB, "JPEG", **more)) == 1
+
+
+def test_exif_that_is_cut_or_flipped_anywhere_is_no_error():
+    rng = random.Random(0)
+    whole = file_of(RGB, "JPEG")[:20] + exif(6, "big") + file_of(RGB, "JPEG")[20:200]
+    for _ in range(3000):
+        data = bytearray(whole[: rng.randrange(len(whole))])
+        for _ in range(rng.choice((0, 1, 5)) if data else 0):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        assert 1 <= encoded.orientation(bytes(data)) <= 8
 
 
 def test_the_orientation_in_exif_is_left_alone():
@@ -150,7 +205,7 @@ def test_cutting_and_flipping_anywhere_never_ends_the_process_and_what_passes_gi
         if problem_of(data):
             continue
         passed += 1
-        _, height, width = verify(data).numpy()
+        _, height, width, _ = verify(data).numpy()
         rows, columns = rng.randint(1, height), rng.randint(1, width)
         top, left = rng.randint(0, height - rows), rng.randint(0, width - columns)
         assert crop(data, [top, left, rows, columns]).shape == (rows, columns, 3)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from moco_tf.data import check, folder
+from moco_tf.data.sources import split_of
 
 
 @pytest.fixture
@@ -59,12 +60,152 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(write):
         (root / "whole/a/1.png", None, "is a file"),
         (root / "empty", None, "no images"),
         (root / "whole", "test", "is not divided, so it has no split 'test'"),
-        (root / "split", "validation", "has the splits train, val, test, not 'validation'"),
         (root / "split", "tset", "not 'tset'"),
     ]:
         with pytest.raises(ValueError, match=message) as error:
             folder.scan(path, split)
         assert "\n" not in str(error.value)
+
+
+def files_of(root, split=None):
+    return folder.scan(root, split).files
+
+
+def said(root, split=None):
+    return "\n".join(folder.remarks(folder.scan(root, split)))
+
+
+@pytest.mark.parametrize(
+    "kind, names",
+    [
+        ("train", "train Train TRAINING trn train2017 train_images training_set trainset train-data trainval"),
+        ("validation", "val Valid VALIDATION dev eval val2017 val_images ILSVRC2012_img_val holdout hold-out"),
+        ("test", "test Test testing tst test1 test_set testset images_test"),
+        (None, "trains training_shoes test_tube train_station latest valley device images data set1 2017 . cat"),
+    ],
+)  # fmt: skip
+def test_the_usual_names_of_splits_are_known_in_capitals_and_with_what_people_add(kind, names):
+    assert {name: split_of(name) for name in names.split()} == dict.fromkeys(names.split(), kind)
+
+
+@pytest.mark.parametrize("train, held_out", [("Train", "Test"), ("training", "validation"), ("train2017", "val2017")])
+def test_images_in_a_held_out_folder_of_any_usual_name_are_not_trained_on(write, train, held_out):
+    root = write(f"{train}/a/1.png", f"{train}/b/2.png", f"{held_out}/b/3.png")
+    assert folder.scan(root).path == root / train
+    for split in ("test", "val", "validation", held_out):
+        listing = folder.scan(root, split)
+        assert (listing.path, listing.class_names, listing.labels) == (root / held_out, ("a", "b"), [1])
+    assert f"Splits of {root}: " in said(root)
+
+
+def test_a_class_called_train_is_a_class(write):
+    root = write("bus/1.png", "car/2.png", "train/3.png")
+    listing = folder.scan(root, "train")
+    assert (listing.class_names, listing.labels) == (("bus", "car", "train"), [0, 1, 2])
+    assert "Classes: 3 (bus 1, car 1, train 1)" in said(root)
+    assert "The folder train is read as a class, like those beside it; " in said(root)
+    assert f"if it is the training split, give --dataset={root}/train" in said(root)
+    assert files_of(root / "train") == ["3.png"]
+
+
+def test_classes_called_train_have_a_held_out_folder_beside_them_that_has_their_names(write):
+    root = write("bus/1.png", "train/2.png", "val/bus/3.png", "val/train/4.png")
+    assert files_of(root) == ["bus/1.png", "train/2.png"]
+    assert folder.scan(root).class_names == folder.scan(root, "test").class_names == ("bus", "train")
+    assert f"Held out of {root}: val; the rest is trained on" in said(root)
+
+
+def test_a_folder_called_train_that_alone_has_class_folders_is_a_split_and_the_others_are_named(write):
+    root = write("train/a/1.png", "train/b/2.png", "extra/3.png", "extra/4.png", "5.png")
+    assert files_of(root) == ["a/1.png", "b/2.png"]
+    assert "Left out, images in: extra 2, no folder 1; --train_split=. reads all folders, as classes" in said(root)
+    assert len(files_of(root, ".")) == 5
+
+
+def test_folders_beside_splits_are_left_out_and_named(write):
+    root = write("train/a/1.png", "test/a/2.png", "raw/x/3.png", "raw/y/4.png", "Train/5.png")
+    (root / "notes").mkdir()
+    assert files_of(root) == ["a/1.png"]
+    assert f"Splits of {root}: Train, test, train" in said(root)
+    assert "Left out, images in: Train 1, raw 2; " in said(root)
+    assert "Left out" not in said(root, "test")
+
+
+def test_of_two_folders_that_a_split_can_mean_that_of_the_name_is_taken_and_else_both_are_named(write):
+    root = write("train/a/1.png", "val/a/2.png", "valid/a/3.png", "Train/a/4.png")
+    assert folder.scan(root).path == root / "train"
+    assert folder.scan(root, "valid").path == root / "valid"
+    for path, split, names in [(root, "test", "val and valid"), (root, "validation", "val and valid")]:
+        with pytest.raises(ValueError, match=f"{names}, and '{split}' can mean each. Name one of them") as error:
+            folder.scan(path, split)
+        assert "\n" not in str(error.value)
+
+
+def test_a_held_out_folder_beside_classes_whose_names_it_has_is_not_trained_on(write):
+    root = write("cat/1.png", "dog/2.png", "test/cat/3.png", "test/dog/4.png", "test/eel/5.png")
+    assert files_of(root) == ["cat/1.png", "dog/2.png"]
+    assert f"Held out of {root}: test; the rest is trained on" in said(root)
+    held_out = folder.scan(root, "val")
+    assert held_out.class_names == folder.scan(root).class_names == ("cat", "dog", "eel")
+    assert held_out.labels == [0, 1, 2]
+
+
+def test_images_beside_nothing_but_a_held_out_folder_are_what_is_trained_on(write):
+    root = write("1.png", "test/2.png")
+    assert files_of(root) == ["1.png"]
+    assert files_of(root, "test") == ["2.png"]
+
+
+def test_a_class_called_test_is_trained_on_but_not_in_silence(write):
+    root = write("cat/1.png", "dog/2.png", "Test/3.png")
+    assert folder.scan(root).class_names == ("Test", "cat", "dog")
+    assert "The folder Test is read as a class, like those beside it, and trained on: " in said(root)
+    assert f"if it is held out, move the folders beside it into {root}/train" in said(root)
+
+
+def test_several_folders_called_like_training_and_none_held_out_are_classes(write):
+    root = write("train1/1.png", "train2/2.png")
+    assert files_of(root) == ["train1/1.png", "train2/2.png"]
+    assert "The folder train1 is read as a class" in said(root) and "The folder train2 is read as a class" in said(
+        root
+    )
+
+
+def test_held_out_folders_below_classes_are_trained_on_but_not_in_silence(write):
+    root = write("photos/train/a/1.png", "photos/val/a/2.png")
+    assert "inside of classes and trained on: photos/val; " in said(root)
+    assert f"--dataset={root}/photos reads splits" in said(root)
+    root = write("each/cat/train/1.png", "each/cat/test/2.png", "each/dog/test/3.png") / "each"
+    assert "inside of classes and trained on: cat/test, dog/test; move them out" in said(root)
+    assert "trained on" not in said(write("whole/train/test/1.png", "whole/val/test/2.png") / "whole")
+
+
+def test_a_split_may_be_any_folder_that_is_named(write):
+    root = write("train/a/1.png", "val/a/2.png", "unlabelled/3.png", "more/b/4.png")
+    assert files_of(root, "unlabelled") == ["3.png"]
+    assert folder.scan(root, "more").class_names == ("b",)
+    assert "as the split '.' asks: train, val" in said(root, ".")
+
+
+def test_what_is_not_read_is_counted_by_the_end_of_its_name(write):
+    root = write("a/1.png", "a/._1.png", "a/.hidden.png")
+    for number in range(4):
+        (root / f"a/{number}.TIF").write_bytes(b"II*")
+    for name in ("x.txt", "Thumbs.db", "a/README", "a/.DS_Store", "x.zip", "x.heic", "x.csv", "x.tar.gz"):
+        (root / name).write_bytes(b"")
+    assert (
+        said(root).splitlines()[-1]
+        == "Not read: .tif 4, without an ending 1, .csv 1, .db 1, .gz 1, other endings 3, hidden 2"
+    )
+    only = root / "only"
+    only.mkdir()
+    (only / "1.tiff").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"There are no images \(.*\) in .*/only, but .tiff 1. Give"):
+        folder.scan(only)
+
+
+def test_of_a_plain_folder_nothing_is_said_but_its_classes(write):
+    assert said(write("cat/1.png", "cat/2.png", "dog/3.png")) == "Classes: 2 (cat 2, dog 1)"
 
 
 def test_a_link_to_a_folder_above_ends_there_and_a_folder_is_read_once(write):
@@ -162,7 +303,7 @@ def test_a_manifest_that_is_not_as_it_should_be_is_not_believed(write, text):
     manifest = root / "manifest.csv"
     folder.check(folder.scan(root), manifest)
     whole = manifest.read_text()
-    manifest.write_text(whole.replace(",PNG,4,5", ",PNG,4") if text is None else text)
+    manifest.write_text(whole.replace(",PNG,4,5,,", ",PNG,4,,") if text is None else text)
     assert folder.check(folder.scan(root), manifest).bad == []
     assert manifest.read_text() == whole
 
@@ -177,6 +318,79 @@ def test_a_run_under_way_keeps_its_images_and_their_order(write):
     assert (checked.listing.files, checked.added) == (["1.png", "2.png", "3.png"], 1)
     assert checked.bad == [("2.png", "no such file")]
     assert folder.check(folder.scan(root), manifest).listing.files == ["0.png", "1.png", "3.png"]
+
+
+def as_version_1_had_it(path, files):
+    """Writes the manifest of `files` of a folder that the first version wrote."""
+    rows = ["path,size,mtime_ns,problem,format,height,width,rules 1"]
+    for file in files:
+        status = os.stat(path / file)
+        rows.append(f"{file},{status.st_size},{status.st_mtime_ns},,PNG,4,5")
+    (path.parent / "manifest.csv").write_text("\n".join(rows) + "\n")
+    return path.parent / "manifest.csv"
+
+
+@pytest.mark.parametrize(
+    "paths, began_in, files",
+    [
+        (("bus/1.png", "train/2.png", "train/3.png"), "train", ["2.png", "3.png"]),
+        (("Train/a/1.png", "Test/a/2.png"), ".", ["Test/a/2.png", "Train/a/1.png"]),
+        (("cat/1.png", "test/cat/2.png"), ".", ["cat/1.png", "test/cat/2.png"]),
+        (("Train/1.png", "training/2.png", "val/3.png"), ".", ["Train/1.png", "training/2.png", "val/3.png"]),
+    ],
+)
+def test_a_run_that_an_earlier_version_began_goes_on_with_its_images_unchecked(
+    write, monkeypatch, paths, began_in, files
+):
+    root = write(*(f"v/{path}" for path in paths)) / "v"
+    manifest = as_version_1_had_it(root / began_in, files).rename(root.parent / "manifest.csv")
+    monkeypatch.setattr(check, "verdicts", None)  # nothing is read again
+    checked = folder.check(folder.scan(root, "train", begun=True), manifest, begun=True)
+    assert [checked.listing.path / file for file in checked.listing.files] == [
+        root / began_in / file for file in files
+    ]
+    assert (checked.bad, checked.added) == ([], 0)
+
+
+def test_another_run_does_not_believe_the_verdicts_of_an_earlier_version(write):
+    root = write("v/1.png") / "v"
+    manifest = as_version_1_had_it(root, ["1.png"])
+    folder.check(folder.scan(root), manifest)
+    assert manifest.read_text().splitlines()[0].endswith(",peak,orientation,rules 2")
+
+
+def test_a_run_keeps_its_images_when_folders_that_come_change_what_a_split_means(write):
+    root = write("v/bus/1.png", "v/train/2.png") / "v"
+    manifest = root.parent / "manifest.csv"
+    before = folder.check(folder.scan(root), manifest)
+    write("v/val/bus/3.png", "v/val/train/4.png", "v/val/x/5.png", "v/train/bus/6.png")
+    after = folder.check(folder.scan(root), manifest, begun=True)
+    assert (after.listing.path, after.listing.files, after.bad) == (root, before.listing.files, [])
+    assert f"The run began with {root} and keeps to it" in "".join(after.listing.doubts)
+
+
+def test_values_of_sixteen_bits_and_turned_photos_are_told_and_remembered(write):
+    root = write("1.png", "2.jpg")
+    Image.fromarray(np.full((4, 5), 4095, np.uint16)).save(root / "deep.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (5, 4)).save(root / "turned.jpg", exif=exif)
+    manifest = root / "manifest.csv"
+    checked = folder.check(folder.scan(root), manifest)
+    assert [(v.peak, v.orientation) for v in checked.verdicts] == [(None, None), (None, None), (4095, None), (None, 6)]
+    assert folder.check(folder.scan(root), manifest, begun=True).verdicts == checked.verdicts
+    deep, turned = check.remarks(checked.verdicts)
+    assert (
+        deep.startswith("PNGs of 16 bits: 1, largest value 4095 of 65535; ")
+        and "leaves 1 of them dark or black" in deep
+    )
+    assert turned.startswith("Turned or mirrored by EXIF: 1 JPEGs; that is not applied")
+
+
+def test_sixteen_bits_that_are_used_are_no_reason_to_warn():
+    full = check.remarks([check.Verdict("", "PNG", 4, 5, peak=65535), check.Verdict("", "PNG", 4, 5)])
+    assert full == ["PNGs of 16 bits: 1, largest value 65535 of 65535; the upper eight bits are read."]
+    assert check.remarks([check.Verdict("", "JPEG", 4, 5), check.Verdict("empty")]) == []
 
 
 def test_too_many_bad_files_are_refused_with_the_first_ten_named():
@@ -199,4 +413,5 @@ def test_a_folder_that_cannot_be_opened_is_named(write):
     (root / "b").chmod(0)
     listing = folder.scan(root)
     (root / "b").chmod(0o700)
-    assert (listing.files, listing.unread) == (["a/1.png"], ("b",))
+    assert (listing.files, listing.besides.unread) == (["a/1.png"], ["b"])
+    assert folder.remarks(listing)[-1] == f"Not read: {root}/b, a folder that cannot be opened."

@@ -82,3 +82,12 @@ def test_a_cut_is_a_part_of_the_whole_resized_image():
 def test_impossible_sizes_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Preprocessing(**wrong)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (32, 40), (40, 32), (33, 33), (16, 16)])
+def test_a_file_becomes_the_same_bits_as_its_pixels(shape):
+    file = tf.io.encode_jpeg(photograph(*shape))
+    pixels = tf.io.decode_jpeg(file, dct_method="INTEGER_ACCURATE")
+    of_encoded = tf.function(CIFAR10.of_encoded)
+    expected = tf.function(CIFAR10, input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
+    np.testing.assert_array_equal(of_encoded(file), expected(pixels[tf.newaxis])[0])

@@ -154,6 +154,13 @@ def test_a_pickle_that_asks_for_anything_else_is_refused_with_the_name_it_asked_
     assert not MARKER.exists()
 
 
+def test_a_training_state_of_other_libraries_is_refused_with_the_way_out(tmp_path):
+    buffer = Asks("mmengine.logging.history_buffer.HistoryBuffer")
+    path = zip_file(tmp_path / "f.pth", pickled({"state_dict": {"w": tensor()}, "message_hub": {"loss": buffer}}))
+    with pytest.raises(TorchFileError, match=r"HistoryBuffer', .*save its state_dict alone in PyTorch and bring that"):
+        torch_files.read(path)
+
+
 def test_a_name_given_through_the_stack_is_refused_as_well(tmp_path):
     data = pickle.dumps(Reduces(os.system, ("true",)), protocol=4)
     assert b"\x93" in data  # STACK_GLOBAL

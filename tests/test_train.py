@@ -78,7 +78,10 @@ def assert_same_run(a, b):
     x, y = tensors(a), tensors(b)
     assert x.keys() == y.keys() and len(x) > 50
     assert not [name for name in x if not np.array_equal(x[name], y[name])]
-    timeless = [[{k: v for k, v in row.items() if k != "images_per_second"} for row in rows(run)] for run in (a, b)]
+    timeless = [
+        [{k: v for k, v in row.items() if k not in ("images_per_second", "step_share")} for row in rows(run)]
+        for run in (a, b)
+    ]
     assert timeless[0] == timeless[1]
 
 
@@ -106,6 +109,21 @@ def run_and_kill(run_dir, kills, *flags):
     output = process.communicate()[0]
     assert process.returncode == 0, output
     assert "Going on from step" in output
+
+
+def test_the_last_line_says_where_the_wall_time_went(undisturbed):
+    whole, parts = re.search(r"Wall time (\d+) s: (.*)\.$", (undisturbed / "train.log").read_text(), re.M).groups()
+    parts = {name: float(seconds) for name, seconds in re.findall(r"([a-z ]+) (-?[\d.]+)", parts)}
+    assert [name.strip() for name in parts] == [
+        "start",
+        "steps",
+        "waiting for images",
+        "evaluation",
+        "saving",
+        "other",
+    ]
+    assert abs(sum(parts.values()) - float(whole)) < 1 and min(parts.values()) > -0.1
+    assert all(0 < float(row["step_share"]) <= 1 for row in rows(undisturbed))
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])

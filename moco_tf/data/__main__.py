@@ -39,28 +39,28 @@ def look(config):
         raise ConfigError(f"--run_dir names a folder for the picture; {file.parent}: {error.strerror}") from None
     if isinstance(found, folder.Listing):
         place = found.path
+        print("\n".join(folder.remarks(found)), flush=True)  # before a check that may take long
         checked = folder.check(found)
         bad, verdicts = checked.bad, checked.verdicts
         source = checked.source() if len(bad) < found.size else None
-        labels = found.labels
-        for name in found.unread:
-            print(f"Not read: {folder.printable(name)}, a folder that cannot be opened.")
     else:
         place, source = found.name, found
         records = found.unchecked() if isinstance(found, tfds.Prepared) else found.in_order()
         verdicts = check.verdicts(records, lambda record: record["image"], found.size)
         bad = [(f"record {i}", verdict.problem) for i, verdict in enumerate(verdicts) if verdict.problem]
         labels = [int(label) for label in records.map(lambda record: record["label"]).as_numpy_iterator()]
+        print("\n".join(folder.classes(found.class_names, labels)))
 
     good = [verdict for verdict in verdicts if not verdict.problem]
-    print(f"{place}: {found.size} images, {len(bad)} of them undecodable")
-    _print_classes(found.class_names, labels)
+    print(f"{folder.printable(place)}: {found.size} images, {len(bad)} of them undecodable")
     formats = collections.Counter(verdict.format for verdict in good).most_common()
     print("Formats: " + (", ".join(f"{format} {count}" for format, count in formats) or "none"))
     for name, sides in (("Width", [v.width for v in good]), ("Height", [v.height for v in good])):
         if sides:
             sides.sort()
             print(f"{name}: {sides[0]} to {sides[-1]} pixels, median {sides[len(sides) // 2]}")
+    for sentence in check.remarks(verdicts):
+        print(sentence)
     for name, problem in bad[:SHOWN]:
         print(f"Undecodable: {folder.printable(name)} ({problem})")
     if len(bad) > SHOWN:
@@ -79,16 +79,6 @@ def look(config):
         raise ConfigError(refusal or "none of the images can be decoded")
     build.steps_per_epoch(config, found.size)
     return 0
-
-
-def _print_classes(names, labels):
-    counts = collections.Counter(labels)
-    without = counts.pop(-1, 0)
-    shown = ", ".join(f"{name} {counts[number]}" for number, name in enumerate(names[:SHOWN]))
-    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    print(f"Classes: {len(names)}" + (f" ({shown}{more})" if names else ""))
-    if without:
-        print(f"Without a label: {without}")
 
 
 if __name__ == "__main__":

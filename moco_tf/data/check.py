@@ -15,15 +15,22 @@ from moco_tf.startup import stderr_to
 # What TensorFlow raises; the second where its message names a path that is no text.
 ERRORS = tf.errors.OpError, UnicodeDecodeError
 WINDOW = 64  # consecutive records of a stream that stand in for one another
+DARK = 2**14  # a PNG of 16 bits without a value from here on has 63 of 255 at most when it is read
 
 
 class Verdict(NamedTuple):
-    """What is known of an image: why it cannot be decoded, or, where `problem` is empty, its format and size."""
+    """What is known of an image: why it cannot be decoded, or, where `problem` is empty, its format and size.
+
+    peak: the largest value of a PNG of 16 bits. orientation: 2 to 8 of a JPEG that EXIF says to turn or mirror. None
+    where there is no such thing, or a run folder of an earlier version does not tell.
+    """
 
     problem: str
     format: str = ""
     height: int = 0
     width: int = 0
+    peak: int | None = None
+    orientation: int | None = None
 
 
 def verdicts(items, read, total):
@@ -35,13 +42,17 @@ def verdicts(items, read, total):
     bar = keras.utils.Progbar(total, unit_name="image") if sys.stdout.isatty() and total > 1000 else None
     # An item that fails leaves no trace behind `ignore_errors`: the bad ones are those that are missing.
     items = fixed(items)
-    verify = lambda i, item: (i, encoded.verify(read(item)))  # noqa: E731
-    facts = parallel_map(items.enumerate(), verify, deterministic=False)
+
+    def look(number, item):
+        image = read(item)
+        return number, encoded.verify(image), tf.strings.substr(image, 0, encoded.HEAD)
+
+    facts = parallel_map(items.enumerate(), look, deterministic=False)
     done = 0
     with _silent_decoders():
-        for numbers, batch in facts.ignore_errors().batch(256).as_numpy_iterator():
-            for number, (kind, height, width) in zip(numbers.tolist(), batch.tolist(), strict=True):
-                found[number] = Verdict("", encoded.FORMATS[kind], height, width)
+        for numbers, batch, heads in facts.ignore_errors().batch(256).as_numpy_iterator():
+            for number, known, head in zip(numbers.tolist(), batch.tolist(), heads, strict=True):
+                found[number] = _good(head, *known)
             done += len(numbers)
             if bar:
                 bar.update(done, finalize=False)
@@ -52,6 +63,22 @@ def verdicts(items, read, total):
             verify_one = tf.function(lambda item: encoded.verify(read(item)), input_signature=[items.element_spec])
             for number, item in items.enumerate().filter(lambda i, _: missing[i]):
                 found[int(number)] = Verdict(_problem(verify_one, item))
+    return found
+
+
+def remarks(verdicts):
+    """Sentences on images that are read otherwise than people may think."""
+    peaks = [verdict.peak for verdict in verdicts if verdict.peak is not None]
+    dark = sum(peak < DARK for peak in peaks)
+    turned = sum(verdict.orientation is not None for verdict in verdicts)
+    found = []
+    if peaks:
+        found.append(
+            f"PNGs of 16 bits: {len(peaks)}, largest value {max(peaks)} of 65535; the upper eight bits are read"
+            + (f", which leaves {dark} of them dark or black: stretch their values up to 65535." if dark else ".")
+        )
+    if turned:
+        found.append(f"Turned or mirrored by EXIF: {turned} JPEGs; that is not applied, they are read as stored.")
     return found
 
 
@@ -110,6 +137,18 @@ def reason(error):
     # Collectives end their messages with advice for programs that go on; a command ends.
     lines = [line for line in lines if line and not line.startswith("The error could be from a previous operation")]
     return re.sub(r"{{.*?}}\s*|\s*\[Op:.*", "", lines[-1]) if lines else type(error).__name__
+
+
+def _good(head, kind, height, width, peak):
+    orientation = encoded.orientation(head) if kind == encoded.JPEG else 1
+    return Verdict(
+        "",
+        encoded.FORMATS[kind],
+        height,
+        width,
+        peak if peak >= 0 else None,
+        orientation if orientation > 1 else None,
+    )
 
 
 def _decodable(images):

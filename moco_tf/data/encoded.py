@@ -1,6 +1,7 @@
 """Encoded images: what they are, whether they can be decoded, and their pixels. docs/data.md states each policy.
 
-What a file is, its first bytes say, never its name. Everything here is graph operations on one scalar string.
+What a file is, its first bytes say, never its name. But for `orientation`, everything here is graph operations on one
+scalar string.
 """
 
 import numpy as np
@@ -9,6 +10,9 @@ import tensorflow as tf
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WebP")
 JPEG, PNG, BMP, GIF, WEBP = range(len(FORMATS))
 MAX_PIXELS = 89_478_485  # beyond it Pillow warns of a decompression bomb: a quarter of a gigabyte of RGB
+HEAD = 4096  # bytes of a JPEG among which its orientation is sought
+APP1, START_OF_SCAN = 0xE1, 0xDA  # markers of a JPEG
+ORIENTATION, LONG = 0x0112, 4  # a tag and a type of TIFF, which EXIF is written in
 _TOO_LARGE = f"more than {MAX_PIXELS} pixels"
 
 
@@ -25,7 +29,7 @@ def decode_safely(encoded):
 
 def decode_jpeg_safely(encoded):
     """`decode_safely` of a JPEG."""
-    fits = tf.reduce_prod(_jpeg_header(encoded)[1:]) <= MAX_PIXELS
+    fits = tf.reduce_prod(_jpeg_size(encoded)) <= MAX_PIXELS
     return decode_jpeg(_require(fits, _TOO_LARGE, encoded))
 
 
@@ -45,7 +49,9 @@ def decode_other(encoded):
 
 
 def verify(encoded):
-    """(format, height, width), int64 (3,), of an image that decodes; an error where no view could be taken of it.
+    """(format, height, width, peak), int64 (4,), of an image that decodes; an error where it gives no view.
+
+    peak: the largest value of a PNG of 16 bits, alpha apart; -1 of all else.
 
     The whole image is decoded, since a file that was cut short still has a good beginning; but after its size is
     known to be within `MAX_PIXELS`. Of a JPEG all data is read, but only an eighth of the
@@ -53,19 +59,38 @@ def verify(encoded):
     """
 
     def jpeg():
-        facts = _jpeg_header(encoded)
-        fits = tf.reduce_prod(facts[1:]) <= MAX_PIXELS
+        size = _jpeg_size(encoded)
+        fits = tf.reduce_prod(size) <= MAX_PIXELS
         pixels = tf.io.decode_jpeg(_require(fits, _TOO_LARGE, encoded), channels=3, ratio=8)
         # Something has to be asked of the pixels, or TensorFlow spares itself the decoding.
-        return _require(tf.shape(pixels)[0] > 0, "no pixels", facts)
+        return tf.concat([[JPEG], _require(tf.shape(pixels)[0] > 0, "no pixels", size), [-1]], axis=0)
 
     def other():
         facts = _other_header(encoded)
         pixels = decode_other(_require(tf.reduce_prod(facts[1:]) <= MAX_PIXELS, _TOO_LARGE, encoded))
         size = tf.shape(pixels, tf.int64)[:2]  # a GIF's frame may be larger than its header says
-        return tf.concat([facts[:1], _require(tf.reduce_prod(size) <= MAX_PIXELS, _TOO_LARGE, size)], axis=0)
+        size = _require(tf.reduce_prod(size) <= MAX_PIXELS, _TOO_LARGE, size)
+        is_deep = (facts[0] == PNG) & (_bytes_of(encoded, 24, 1)[0] == 16)
+        peak = tf.cond(is_deep, lambda: _peak(encoded), lambda: tf.constant(-1, tf.int64))
+        return tf.concat([facts[:1], size, [peak]], axis=0)
 
     return tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
+
+
+def orientation(head):
+    """How EXIF says that a JPEG is to be turned or mirrored to show it, 1 (not at all) to 8; 1 if it does not say.
+
+    head: the first bytes of the file, as Python has them; `HEAD` of them are enough for what cameras write.
+    """
+    if b"Exif\0\0" not in head:
+        return 1
+    at = 2
+    while at + 4 <= len(head) and head[at] == 0xFF and head[at + 1] != START_OF_SCAN:
+        length = int.from_bytes(head[at + 2 : at + 4], "big")
+        if head[at + 1] == APP1 and head[at + 4 : at + 10] == b"Exif\0\0":
+            return _orientation_in(head[at + 10 : at + 2 + length])
+        at += 2 + length
+    return 1
 
 
 def header(encoded):
@@ -73,9 +98,29 @@ def header(encoded):
     return tf.unstack(tf.cond(tf.io.is_jpeg(encoded), lambda: _jpeg_header(encoded), lambda: _other_header(encoded)))
 
 
+def _orientation_in(tiff):
+    order = "little" if tiff[:2] == b"II" else "big"
+    number = lambda start, count: int.from_bytes(tiff[start : start + count], order)  # noqa: E731
+    first = number(4, 4)
+    for entry in range(first + 2, min(first + 2 + 12 * number(first, 2), len(tiff)), 12):
+        if number(entry, 2) == ORIENTATION:
+            value = number(entry + 8, 4 if number(entry + 2, 2) == LONG else 2)
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def _peak(png):
+    pixels = tf.io.decode_png(png, dtype=tf.uint16)
+    channels = tf.shape(pixels)[-1]
+    return tf.cast(tf.reduce_max(pixels[..., : channels - (1 - channels % 2)]), tf.int64)
+
+
 def _jpeg_header(encoded):
-    size = tf.image.extract_jpeg_shape(encoded, tf.int64)[:2]
-    return tf.concat([tf.constant([JPEG], tf.int64), size], axis=0)
+    return tf.concat([tf.constant([JPEG], tf.int64), _jpeg_size(encoded)], axis=0)
+
+
+def _jpeg_size(encoded):
+    return tf.image.extract_jpeg_shape(encoded, tf.int64)[:2]
 
 
 def _other_header(encoded):

@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data.arrays import of_eight_bits, rgb
 from moco_tf.data.encoded import decode_safely
 from moco_tf.data.resize import resize, sizes
 
@@ -32,12 +33,12 @@ class Preprocessing:
 
     @tf.autograph.experimental.do_not_convert  # tracing takes half as long
     def __call__(self, images):
-        """(N, H, W, 3) of uint8 or 0-255 floats, any H and W -> normalised float32 (N, S, S, 3).
+        """(N, H, W, 3) or grey (N, H, W, 1) of 0..255, any H and W -> normalised float32 (N, S, S, 3).
 
         The shorter side is resized to S / crop_ratio, then the centre is cut: torchvision's Resize and
         CenterCrop, to the pixel.
         """
-        images = tf.convert_to_tensor(images)
+        images = rgb(of_eight_bits(tf.convert_to_tensor(images)))
         height, width = sizes(images)[-3:-1]
         shorter = round(self.image_size / self.crop_ratio)
         resized = (_at_least(shorter, shorter * height // width), _at_least(shorter, shorter * width // height))
@@ -47,7 +48,13 @@ class Preprocessing:
     @tf.autograph.experimental.do_not_convert
     def of_encoded(self, encoded):
         """An encoded image, scalar string -> normalised float32 (S, S, 3); an error where it cannot be decoded."""
-        return self(decode_safely(encoded)[tf.newaxis])[0]
+        size, image = self.image_size, decode_safely(encoded)
+        if round(size / self.crop_ratio) != size:
+            return self(image[tf.newaxis])[0]
+        # An image that has the size already needs no matrices: the same bits in less than half of the time.
+        fits = tf.reduce_all(tf.shape(image)[:2] == size)
+        view = tf.cond(fits, lambda: self.normalize(image), lambda: self(image[tf.newaxis])[0])
+        return tf.ensure_shape(view, (size, size, 3))  # in a branch, TensorFlow runs it in any case
 
     def normalize(self, images):
         """0-255 of any type -> float32 of about zero mean and unit variance."""

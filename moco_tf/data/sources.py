@@ -1,14 +1,16 @@
 """What a source of records is, and the packaged images; `folder.py` and `tfds.py` make the others.
 
 A record is {"image": encoded bytes, "id": int64, "label": int64, -1 if unknown}. A source has a `name`, a `size`,
-`class_names`, `labelled`, `paths`, `only(numbers)`, `in_order(limit, after)`, `cost_of_entering(place)` and
-`shuffled(seed, start, per_epoch, share)`: the order of training is a function of (seed, position), so that an
-interrupted run goes on by computing where it was.
+`class_names`, `labelled`, `paths`, `only(numbers)`, `shared_with(other)`, `in_order(limit, after)`,
+`cost_of_entering(place)` and `shuffled(seed, start, per_epoch, share)`: the order of training is a function of (seed,
+position), so that an interrupted run goes on by computing where it was.
 """
 
 import dataclasses
 import functools
+import os
 import pathlib
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -22,7 +24,19 @@ CIFAR10_CLASSES = (
 EMBEDDED = pathlib.Path(__file__).parent / "embedded"
 WHOLE = (0, 1, 1)  # the share of one that takes every position
 EMBEDDED_SPLITS = ("train", "test")
-HELD_OUT = ("val", "validation", "test")  # names of what is not trained on
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+HELD_OUT = (VALIDATION, TEST)  # what is not trained on
+# What people call them, in lower case and without what stands between words.
+_NAMES = {
+    **dict.fromkeys(("train", "training", "trn", "trainval"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "devel", "development", "eval", "evaluation"), VALIDATION),
+    **dict.fromkeys(("holdout", "heldout"), VALIDATION),
+    **dict.fromkeys(("test", "tests", "testing", "tst"), TEST),
+}
+_OF_IMAGES = "(?:images?|imgs?|pictures?|pics?|photos?|data|dataset|set|split|samples|files?|folder|dir)"
+_SPLIT = re.compile(  # test, test_images, testset, test2017, images_test, ILSVRC2012_img_test
+    rf"(?:ilsvrc\d*[ _.-])?(?:{_OF_IMAGES}[ _.-])?(?P<name>.+?)(?:[ _.-]?{_OF_IMAGES})?(?:[ _.-]?\d+)?"
+)
 
 
 class Permutation:
@@ -97,6 +111,18 @@ class Source:
             contents, labels = tf.gather(self.contents, numbers), tf.gather(self.labels, numbers)
         return dataclasses.replace(self, contents=contents, labels=labels, stand_ins=None)
 
+    def shared_with(self, other):
+        """How many images of another source are images of this one, too, as names and paths tell."""
+        if self.paths is None or other.paths is None:
+            return other.size if self.name == other.name else 0
+        mine, others = (os.path.realpath(os.fsencode(source.name)) for source in (self, other))
+        if mine == others:
+            return other.size
+        if os.path.commonpath((mine, others)) not in (mine, others):
+            return 0  # neither folder lies in the other
+        known = {mine + path[len(os.fsencode(self.name)) :] for path in self.paths.numpy()}
+        return sum(others + path[len(os.fsencode(other.name)) :] in known for path in other.paths.numpy())
+
     def in_order(self, limit=None, after=-1):
         """All good records once, by number; or `limit`, evenly spread. Of these, those above number `after`."""
         numbers = self.good[evenly_spread(len(self.good), limit)]
@@ -118,6 +144,23 @@ class Source:
         first, count, of = share
         taken = tf.data.Dataset.counter(start // of * count).map(lambda i: i // count * of + first + i % count)
         return fixed(parallel_map(taken, at))
+
+
+def split_of(name):
+    """What a name looks like the split for: TRAIN, VALIDATION, TEST; None where it is a name like any other."""
+    match = _SPLIT.fullmatch(name.lower())
+    return match and _NAMES.get(re.sub("[ _.-]", "", match["name"]))
+
+
+def meant_by(wanted, names):
+    """Those of `names` that the split `wanted` can mean: itself; else those of its kind; else any that is held out."""
+    if wanted in names:
+        return [wanted]
+    kind = split_of(wanted)
+    alike = [name for name in names if kind and split_of(name) == kind]
+    if alike or kind not in HELD_OUT:
+        return alike
+    return [name for name in names if split_of(name) in HELD_OUT]
 
 
 def evenly_spread(size, limit=None):

@@ -6,6 +6,7 @@ asked. A record's id is its place in the split: the start of its shard plus its 
 
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import pathlib
@@ -18,7 +19,7 @@ import tensorflow as tf
 from moco_tf import files
 from moco_tf.data import check
 from moco_tf.data.pipeline import fixed, parallel_map
-from moco_tf.data.sources import HELD_OUT, WHOLE, Permutation, Source, evenly_spread
+from moco_tf.data.sources import WHOLE, Permutation, Source, evenly_spread, meant_by
 
 NAME = re.compile(r"(?P<set>[a-z][a-z0-9_]*)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 SHARDS_AT_ONCE = 16  # TFRecord shards read beside one another
@@ -78,6 +79,14 @@ class Prepared:
             labels.append(record["label"])
         with tf.device("CPU:0"):
             return Source(self.name, tf.constant(contents), tf.constant(labels, tf.int64), self.class_names)
+
+    def shared_with(self, other):
+        """How many records of another split of a set are records of this one, too."""
+        return sum(
+            max(0, min(ours.skip + ours.take, theirs.skip + theirs.take) - max(ours.skip, theirs.skip))
+            for ours, theirs in itertools.product(self.instructions, other.instructions)
+            if ours.filename == theirs.filename
+        )
 
     def in_order(self, limit=None, after=-1):
         """All good records once, by id; or about `limit`, spread over the shards. Of these, those above id `after`."""
@@ -281,9 +290,8 @@ def _how_to_prepare(tfds, home, name):
 
 def _split(splits, name, split):
     """TFDS' FileInstructions of a split."""
-    held_out = [one for one in splits if one in HELD_OUT]
-    if split in HELD_OUT and split not in splits and len(held_out) == 1:
-        (split,) = held_out
+    if len(meant := meant_by(split, list(splits))) == 1:
+        (split,) = meant
     try:
         instructions = tuple(shard for shard in splits[split].file_instructions if shard.take)
     except (KeyError, ValueError, AssertionError) as error:

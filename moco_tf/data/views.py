@@ -5,6 +5,7 @@
 
 import tensorflow as tf
 
+from moco_tf.data import arrays
 from moco_tf.data.pipeline import PREFETCH, fixed, parallel_map
 
 
@@ -61,20 +62,29 @@ def labelled(source, task, batch_size, seed, epoch):
 def views(dataset, task, batch_size, seed=0):
     """Batches of (query, key), float32 (N, S, S, 3) each, of any dataset of images; new views in every iteration.
 
-    dataset: a tf.data.Dataset of records ({"image": ...}), of images (uint8 or 0-255 floats, (H, W, 3)), of encoded
-    images (string), or of batches of them, with labels or without: labels are ignored. The last partial batch is
-    dropped. Two datasets made by equal calls give equal views.
+    dataset: a tf.data.Dataset of records ({"image": ...}), of images (uint8 or 0-255 floats, (H, W, 3) or grey
+    (H, W, 1)), of encoded images (string), or of batches of them, with labels or without: labels are ignored. Or all
+    images as one array, or as a list of arrays of one shape. The last partial batch is dropped. Two datasets made by
+    equal calls give equal views.
+
+    Raises:
+      ValueError: they are no images, or their values are plainly not 0..255; fewer than a batch.
     """
+    if not isinstance(dataset, tf.data.Dataset):
+        dataset = tf.data.Dataset.from_tensor_slices(arrays.as_array(dataset))
     images = _unbatched(parallel_map(dataset, _image_of))
+    arrays.check_dataset(images)
     if 0 <= (size := int(images.cardinality())) < batch_size:
         raise ValueError(f"A batch of {batch_size} needs as many images, but the dataset has {size}.")
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
 
     def view(image, seed):
-        return task({"image": image}, seed)
+        return task({"image": arrays.of_eight_bits(image)}, seed)
 
     numbered = tf.data.Dataset.zip(images, seeds)
-    return _batches(parallel_map(numbered, view), batch_size)
+    batches = _batches(parallel_map(numbered, view), batch_size)
+    batches.preprocessing = getattr(task, "preprocessing", None)  # `fit` compares it with the model's
+    return batches
 
 
 def picture(query, key, preprocessing):
@@ -99,12 +109,8 @@ def _batches(examples, batch_size, drop_remainder=True):
 
 
 def _image_of(*element):
-    """The image of a record, of (image, label, ...) or of an image alone; batches alike."""
-    image = element[0]
-    if isinstance(image, dict):
-        if "image" not in image:
-            raise ValueError(f'A record holds its image under "image"; this one has {sorted(image)}.')
-        image = image["image"]
+    """`arrays.image_of`, but only what is an image or a batch of them, in colour."""
+    image = arrays.image_of(*element)
     rank = image.shape.rank
     if image.dtype == tf.string:
         if rank not in (0, 1):
@@ -112,10 +118,10 @@ def _image_of(*element):
         return image
     if rank not in (3, 4) or image.shape[-1] not in (1, 3):
         raise ValueError(
-            f"Images have the shape (H, W, 3) or, in batches, (N, H, W, 3), not {image.shape}. "
-            "Use ensure_shape in a map if the shape is lost."
+            f"Images have the shape (H, W, 3) or, in batches, (N, H, W, 3), 1 in place of 3 if they are grey, not "
+            f"{image.shape}. Use ensure_shape in a map if the shape is lost."
         )
-    return image if image.shape[-1] == 3 else tf.repeat(image, 3, axis=-1)
+    return arrays.rgb(image)
 
 
 def _unbatched(images):

@@ -35,6 +35,10 @@ def encoder(backbone, image_shape, head, dim, hidden_dim=None):
         raise ValueError(f"head is 'linear', 'mlp', 'resnet' or 'vit', not {head!r}")
     inputs = keras.Input(image_shape)
     features = backbone(inputs)
+    if not isinstance(features, keras.KerasTensor):
+        raise ValueError(
+            f"a backbone gives one output, (N, C) or (N, H, W, C); this one gives a {type(features).__name__}"
+        )
     if len(features.shape) == 4:
         features = layers.GlobalAveragePooling2D(name="pool")(features)
     if len(features.shape) != 2:

@@ -1,5 +1,6 @@
 """Frozen features of a source's images. Axes: N images, S side, C features."""
 
+import functools
 import logging
 import time
 
@@ -26,10 +27,9 @@ def extract(encode, source, preprocessing, limit=None, labelled=False):
     Returns:
       NumPy arrays: features (N, C) float32, labels (N,) int64, -1 where unknown.
     """
-    records = source.in_order(limit).filter(lambda record: not labelled or record["label"] >= 0)
     most = min(limit or source.size, source.size)
     features, labels, count = np.empty((0, 0), np.float32), np.empty(most, np.int64), 0
-    for batch, of_batch, _ in stream(encode, records, preprocessing, most):
+    for batch, of_batch, _ in stream(encode, _views_of_all(source, limit, labelled, preprocessing), most):
         if not count:
             features = np.empty((most, batch.shape[1]), np.float32)  # no list of batches, which would take it twice
         features[count : count + len(batch)] = batch
@@ -38,13 +38,24 @@ def extract(encode, source, preprocessing, limit=None, labelled=False):
     return features[:count], labels[:count]
 
 
-def stream(encode, records, preprocessing, total):
-    """Batches of (features (N, C) float32, labels (N,), ids (N,)) of records, NumPy arrays; says a line a minute."""
+@functools.lru_cache(maxsize=8)
+def _views_of_all(source, limit, labelled, preprocessing):
+    """`central_views` of a source, built once: a monitor looks at the same images again and again."""
+    records = source.in_order(limit).filter(lambda record: not labelled or record["label"] >= 0)
+    return central_views(records, preprocessing)
+
+
+def central_views(records, preprocessing):
+    """Batches of (central view (N, S, S, 3) normalised, label (N,), id (N,)) of records."""
 
     def central_view(record):
         return preprocessing.of_encoded(record["image"]), record["label"], record["id"]
 
-    batches = parallel_map(records, central_view).batch(BATCH).prefetch(PREFETCH)
+    return parallel_map(records, central_view).batch(BATCH).prefetch(PREFETCH)
+
+
+def stream(encode, batches, total):
+    """Batches of (features (N, C) float32, labels (N,), ids (N,)) of `central_views`, NumPy; says a line a minute."""
     started = last_line = time.monotonic()
     done = 0
     for images, labels, ids in batches:

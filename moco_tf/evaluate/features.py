@@ -53,7 +53,7 @@ def main(arguments):
 def write(settings):
     """Writes what is missing of the shards that the settings describe."""
     from moco_tf.evaluate import subject
-    from moco_tf.evaluate.extract import stream
+    from moco_tf.evaluate.extract import central_views, stream
 
     started = time.monotonic()
     folder = Path(settings.output)
@@ -66,10 +66,13 @@ def write(settings):
         }
     )
     description = folder / "features.json"
-    if description.exists() and (before := json.loads(description.read_text())) != about:
-        differing = ", ".join(f"{name} (there {before.get(name)!r}, here {about[name]!r})" for name in about
-                              if before.get(name) != about[name])  # fmt: skip
-        raise ConfigError(f"--output={folder} holds features of another {differing}: choose another folder")
+    if description.exists():
+        before = json.loads(description.read_text())
+        before |= {name: os.path.expanduser(before[name]) for name in ("encoder", "dataset") if name in before}
+        if before != about:
+            differing = ", ".join(f"{name} (there {before.get(name)!r}, here {about[name]!r})" for name in about
+                                  if before.get(name) != about[name])  # fmt: skip
+            raise ConfigError(f"--output={folder} holds features of another {differing}: choose another folder")
     source = subject.source(settings, settings.split)
     files.write_json(description, about)
 
@@ -78,8 +81,8 @@ def write(settings):
     if shards:
         log.info(f"Going on after image {last}, the last of {shards[-1]}.")
     most = min(settings.limit or source.size, source.size)
-    records = source.in_order(settings.limit or None, after=last)
-    batches = stream(lambda images: encoder.encode(images)[settings.on], records, encoder.preprocessing, most)
+    views = central_views(source.in_order(settings.limit or None, after=last), encoder.preprocessing)
+    batches = stream(lambda images: encoder.encode(images)[settings.on], views, most)
     paths, number, written = source.paths, len(shards), 0
     for features, labels, ids in _regrouped(batches, settings.shard_size):
         arrays = {"features": features, "labels": labels, "ids": ids}

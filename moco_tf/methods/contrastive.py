@@ -4,11 +4,14 @@ The methods of this folder derive from `ContrastiveModel`; nothing else does.
 """
 
 import dataclasses
+import warnings
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from moco_tf import replicas
+from moco_tf.data import arrays
 from moco_tf.data.preprocessing import Preprocessing
 from moco_tf.methods import normalization
 from moco_tf.momentum import copy_weights
@@ -33,9 +36,16 @@ class ContrastiveModel(keras.Model):
       seconds_waited: how long `fit` has waited for batches, in this process.
     """
 
-    def __init__(self, preprocessing, **kwargs):
+    def __init__(self, image_shape, preprocessing=None, **kwargs):
         super().__init__(autocast=False, **kwargs)  # `predict` takes 0-255 images: too many digits for bfloat16
-        self.preprocessing = preprocessing
+        self._preprocessing_assumed = preprocessing is None
+        preprocessing = getattr(preprocessing, "preprocessing", preprocessing)  # a task's
+        self.preprocessing = preprocessing or Preprocessing(image_size=image_shape[0] or 224)
+        if image_shape[0] not in (None, self.preprocessing.image_size):
+            raise ValueError(
+                f"the backbone takes images of {image_shape[0]} pixels, but preprocessing makes them of "
+                f"{self.preprocessing.image_size}: build the one or the other for the same size"
+            )
         self.step = self.add_weight(name="step", shape=(), initializer="zeros", dtype="int64", trainable=False)
         # Weights of the model and no Keras metrics: those keep a part of the sum on each replica, which does not
         # restore exactly, and are left out of checkpoints. The last place counts.
@@ -55,10 +65,16 @@ class ContrastiveModel(keras.Model):
         return self.query_encoder.layers[1]
 
     def compile(self, optimizer="rmsprop", **kwargs):
-        """As `keras.Model.compile`, but without a loss.
+        """As `keras.Model.compile`, but without losses and metrics, which each method brings along.
 
         XLA (`jit_compile`) is on where there is one GPU and no strategy; for `predict` as well, once a shape.
         """
+        for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"a contrastive model brings its loss and diagnostics along; compile takes no {name}, got "
+                    f"{kwargs[name]!r}: leave it out"
+                )
         super().compile(optimizer=optimizer, **kwargs)
         self.optimizer.build(self.trainable_variables)  # so that files hold, and give back, its state
 
@@ -96,6 +112,80 @@ class ContrastiveModel(keras.Model):
             return logs
 
         self.train_function = train_function
+
+    def fit(self, x=None, *args, **kwargs):
+        """As `keras.Model.fit`, on (query, key) batches; refuses a batch that the replicas cannot share evenly."""
+        for name in ("class_weight", "sample_weight"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"a contrastive model weighs all pairs alike; fit takes no {name}: leave it out")
+        self._check_shares(x, *args, **kwargs)
+        self._meet_views(x)
+        return super().fit(x, *args, **kwargs)
+
+    def _check_shares(self, x, y=None, batch_size=None, *args, **kwargs):
+        """Refuses a batch, where its size is known beforehand, that is not the same number of images each replica."""
+        count = self.distribute_strategy.num_replicas_in_sync
+        if isinstance(x, tf.data.Dataset):
+            batch_size = tf.nest.flatten(x.element_spec)[0].shape[:1].as_list()[0]
+        elif hasattr(x, "shape"):
+            batch_size = batch_size or 32
+        if batch_size:
+            replicas.check_shared(batch_size, count)
+
+    def _meet_views(self, views):
+        """Takes on the preprocessing of views by `moco_tf.views`, or warns that the model has been given another."""
+        theirs = preprocessing_of(views)
+        if theirs in (None, self.preprocessing):
+            return
+        if self._preprocessing_assumed:
+            self.preprocessing = theirs
+            self.predict_function = None  # has the one before in its graph
+            return
+        warnings.warn(
+            f"The views are made with {theirs}, but predict, kNN and export will use {self.preprocessing}: give the "
+            "model preprocessing=task, the task of the views.",
+            stacklevel=3,
+        )
+
+    def predict(self, x, *args, **kwargs):
+        """Backbone features (N, C), a NumPy array, of images as they are; as `keras.Model.predict`.
+
+        x: uint8 or 0-255 images (N, H, W, 3) or grey (N, H, W, 1), a list of images of one size, or a tf.data.Dataset
+        of batches.
+
+        Raises:
+          ValueError: the values are plainly not 0..255.
+        """
+        x = arrays.as_array(x)
+        if isinstance(x, tf.data.Dataset):
+            x = x.map(arrays.image_of)
+            _check_batch_shape(x.element_spec.shape)
+            arrays.check_dataset(x)
+        elif isinstance(x, keras.utils.PyDataset):
+            first = x[0]
+            arrays.check_array(np.asarray(first[0] if isinstance(first, tuple) else first))
+        elif hasattr(x, "dtype"):
+            _check_batch_shape(x.shape)
+            arrays.check_array(x)
+            if not len(x):
+                return np.zeros((0, self.query_encoder.output["features"].shape[-1]), self.totals.dtype)
+        return super().predict(x, *args, **kwargs)
+
+    def export(self, filepath, *args, **kwargs):
+        """Not Keras' own, which would leave the preprocessing of encoded images out: names `export_encoder`."""
+        raise ValueError(
+            f"the encoder of a contrastive model is exported by moco_tf.export_encoder(model, {str(filepath)!r}), "
+            "whose folder ends in a version, as in encoder/1"
+        )
+
+    def save(self, filepath, *args, **kwargs):
+        """As `keras.Model.save`, to a .keras file."""
+        if not str(filepath).endswith(".keras"):
+            raise ValueError(
+                f"a contrastive model is saved whole in a file that ends in .keras; got {str(filepath)!r}: "
+                "moco_tf.export_encoder writes SavedModels"
+            )
+        super().save(filepath, *args, **kwargs)
 
     def compile_from_config(self, config):
         # Whether XLA compiles is this machine's choice, and not that of the one that wrote the file.
@@ -179,15 +269,61 @@ def unpack(data):
     return query_images, key_images
 
 
-def image_shape(backbone, preprocessing=None):
-    """(H, W, 3) of the backbone's input, None for a free side."""
+def _check_batch_shape(shape):
+    """Refuses what is no batch of images in colour or grey."""
+    if len(shape) != 4 or shape[3] not in (1, 3, None):
+        raise ValueError(
+            f"predict takes batches of images, (N, H, W, 3) or grey (N, H, W, 1), not {tuple(shape)}: one image is "
+            "images[None], grey ones are images[..., None]"
+        )
+
+
+def preprocessing_of(dataset):
+    """The `Preprocessing` of the views that a dataset was made of, None if `moco_tf.views` did not make them."""
+    while isinstance(dataset, tf.data.Dataset):
+        if hasattr(dataset, "preprocessing"):
+            return dataset.preprocessing
+        dataset = getattr(dataset, "_input_dataset", None)  # of what has one input (TensorFlow 2.21)
+    return None
+
+
+def of_one_output(backbone):
+    """The backbone; of a functional one with several outputs, the part that gives "features".
+
+    Raises:
+      ValueError: none of them bears that name.
+    """
+    if not isinstance(backbone, keras.layers.Layer):
+        raise ValueError(f"a backbone is a Keras model of images -> features; got {backbone!r}")
+    outputs = getattr(backbone, "output", None)  # subclassed models have none
+    if outputs is None or isinstance(outputs, keras.KerasTensor):
+        return backbone
+    if isinstance(outputs, dict) and "features" in outputs:
+        return keras.Model(backbone.input, outputs["features"], name=backbone.name)
+    names = list(outputs) if isinstance(outputs, dict) else backbone.output_names
+    raise ValueError(
+        f"a backbone has one output, or one of several called 'features'; this one has {', '.join(names)}: "
+        "keras.Model(backbone.input, backbone.output[...]) takes one of them"
+    )
+
+
+def image_shape(backbone):
+    """(H, W, 3) of the backbone's input, None for a free side.
+
+    Raises:
+      ValueError: it takes something else than square images in colour.
+    """
     shape = getattr(backbone, "input_shape", None)  # subclassed models have none
-    if isinstance(shape, tuple) and len(shape) == 4:
-        if shape[1] != shape[2]:
-            raise ValueError(f"a backbone takes square images, or any size; this one takes {shape[1]} x {shape[2]}")
-        return shape[1:]
-    size = preprocessing.image_size if preprocessing else 224
-    return (size, size, 3)
+    if shape is None:
+        return (None, None, 3)
+    if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] not in (3, None):
+        raise ValueError(
+            f"a backbone takes images in colour, (N, H, W, 3); this one takes {shape}: put layers before it that make "
+            "its input of them"
+        )
+    if shape[1] != shape[2]:
+        raise ValueError(f"a backbone takes square images, or any size; this one takes {shape[1]} x {shape[2]}")
+    return (*shape[1:3], 3)
 
 
 def clone(backbone):
@@ -196,12 +332,43 @@ def clone(backbone):
         return keras.models.clone_model(
             backbone, clone_function=lambda layer: type(layer).from_config(layer.get_config()), recursive=True
         )
-    return type(backbone).from_config(backbone.get_config())
+    try:
+        return type(backbone).from_config(backbone.get_config())
+    except (NotImplementedError, TypeError):
+        raise ValueError(
+            f"the key encoder is made as the backbone's config says, which {type(backbone).__name__} does not give: "
+            "write its get_config, or make it a functional model"
+        ) from None
 
 
 def start_key_encoder(query_encoder, key_encoder):
     """Makes a model of the same build a momentum encoder: the query's weights, and none for the optimizer."""
     copy_weights(query_encoder, key_encoder)
+    _check_copied(query_encoder, key_encoder)
     # Per variable: `key_encoder.trainable = False` would put stock BatchNorm into inference mode.
     for variable in key_encoder.trainable_variables:
         variable.trainable = False
+
+
+def _check_copied(query_encoder, key_encoder):
+    """Refuses a copy that computes something else, where layers are neither Keras' nor this package's.
+
+    A layer can keep what it computes with neither in its config nor in its weights.
+    """
+    foreign = {
+        type(layer).__name__
+        for layer in query_encoder._flatten_layers(include_self=False)
+        if type(layer).__module__.split(".")[0] not in ("keras", "moco_tf")
+    }
+    if not foreign or not tf.executing_eagerly():
+        return
+    size = query_encoder.input_shape[1] or 64
+    images = tf.random.stateless_normal((2, size, size, 3), (0, 0))
+    first, again, copy = (
+        encoder(images, training=False)["features"].numpy() for encoder in (query_encoder, query_encoder, key_encoder)
+    )
+    if np.array_equal(first, again) and not np.allclose(first, copy, rtol=1e-3, atol=1e-6, equal_nan=True):
+        raise ValueError(
+            "the key encoder begins as a copy of the query's, but a copy of this backbone computes something else: "
+            f"{', '.join(sorted(foreign))} must have all that they compute with in get_config or in their weights"
+        )

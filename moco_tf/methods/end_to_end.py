@@ -11,7 +11,6 @@ import keras
 import tensorflow as tf
 
 from moco_tf import replicas
-from moco_tf.data.preprocessing import Preprocessing
 from moco_tf.encoders import heads
 from moco_tf.losses import batch_info_nce, unit_length
 from moco_tf.methods import contrastive, normalization
@@ -61,8 +60,9 @@ class EndToEnd(contrastive.ContrastiveModel):
                 f"EndToEnd needs shared of {', '.join(SHARED)}, loss of {', '.join(LOSSES)} and temperature > 0, not "
                 f"shared={shared!r}, loss={loss!r}, temperature={temperature}"
             )
-        image_shape = contrastive.image_shape(backbone, preprocessing)
-        super().__init__(preprocessing or Preprocessing(image_size=image_shape[0] or 224), **kwargs)
+        backbone = contrastive.of_one_output(backbone)
+        image_shape = contrastive.image_shape(backbone)
+        super().__init__(image_shape, preprocessing, **kwargs)
         self.dim = dim
         self.head = head
         self.hidden_dim = hidden_dim

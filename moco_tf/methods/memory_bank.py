@@ -16,7 +16,6 @@ import tensorflow as tf
 
 from moco_tf import replicas
 from moco_tf.bank import Bank
-from moco_tf.data.preprocessing import Preprocessing
 from moco_tf.encoders import heads
 from moco_tf.losses import info_nce, log_normalizer, nce, unit_length
 from moco_tf.methods import contrastive, normalization
@@ -70,8 +69,9 @@ class MemoryBank(contrastive.ContrastiveModel):
                 f"{', '.join(LOSSES)}, not records={records}, queue_size={queue_size}, temperature={temperature}, "
                 f"bank_momentum={bank_momentum}, loss={loss!r}"
             )
-        image_shape = contrastive.image_shape(backbone, preprocessing)
-        super().__init__(preprocessing or Preprocessing(image_size=image_shape[0] or 224), **kwargs)
+        backbone = contrastive.of_one_output(backbone)
+        image_shape = contrastive.image_shape(backbone)
+        super().__init__(image_shape, preprocessing, **kwargs)
         self.dim = dim
         self.head = head
         self.hidden_dim = hidden_dim

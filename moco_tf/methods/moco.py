@@ -11,7 +11,6 @@ import keras
 import tensorflow as tf
 
 from moco_tf import replicas
-from moco_tf.data.preprocessing import Preprocessing
 from moco_tf.encoders import heads
 from moco_tf.losses import info_nce, unit_length
 from moco_tf.methods import contrastive, normalization
@@ -27,8 +26,9 @@ class MoCo(contrastive.ContrastiveModel):
     takes images as they are, uint8 or 0-255 floats (N, H, W, 3) of any size, and gives backbone features.
 
     Args:
-      backbone: a Keras model of images -> features (N, C) or (N, H, W, C); functional, Sequential or with
-        `get_config`. It becomes the query encoder's trunk; a copy with the same weights becomes the key's.
+      backbone: a Keras model of images (N, H, W, 3) -> features (N, C) or (N, H, W, C), or -> several outputs, one of
+        them "features"; functional, Sequential or with `get_config`. It becomes the query encoder's trunk; a copy with
+        the same weights becomes the key's.
       dim: C, the length of a projection; 128 in the papers.
       head: "linear" (v1) or "mlp" (v2).
       hidden_dim: width of the MLP head's hidden layer; None: as many as there are features (2048 for R50).
@@ -41,8 +41,9 @@ class MoCo(contrastive.ContrastiveModel):
       bn_groups: equal parts of the global batch that BatchNorm normalises apart, as that many devices would;
         the papers' 8 GPUs are 8. A multiple of the replicas; None: one each. More than one a replica need this
         package's BatchNorm in the backbone.
-      preprocessing: how `predict` brings images to the backbone's input. None: ImageNet's mean and std, the
-        central crop of 7/8, the backbone's size (224 if it takes any).
+      preprocessing: how `predict` brings images to the backbone's input: a `Preprocessing`, or the task of the views,
+        which has one. None: that of the views that `fit` gets from `moco_tf.views`; before that, ImageNet's mean and
+        std, the central crop of 7/8, the backbone's size (224 if it takes any).
       seed: of the queue's first keys and of the shuffles.
 
     Attributes:
@@ -71,8 +72,9 @@ class MoCo(contrastive.ContrastiveModel):
                 "MoCo needs queue_size > 0, temperature > 0 and 0 <= momentum <= 1, not "
                 f"queue_size={queue_size}, temperature={temperature}, momentum={momentum}"
             )
-        image_shape = contrastive.image_shape(backbone, preprocessing)
-        super().__init__(preprocessing or Preprocessing(image_size=image_shape[0] or 224), **kwargs)
+        backbone = contrastive.of_one_output(backbone)
+        image_shape = contrastive.image_shape(backbone)
+        super().__init__(image_shape, preprocessing, **kwargs)
         self.dim = dim
         self.head = head
         self.hidden_dim = hidden_dim

@@ -12,7 +12,6 @@ import keras
 import tensorflow as tf
 
 from moco_tf import replicas
-from moco_tf.data.preprocessing import Preprocessing
 from moco_tf.encoders import heads
 from moco_tf.losses import in_batch, unit_length
 from moco_tf.methods import contrastive, normalization
@@ -41,8 +40,9 @@ class MoCoV3(contrastive.ContrastiveModel):
       momentum_decay_steps: if given, m rises from `momentum` to 1 along a half cosine over this many steps, as in
         the paper.
       temperature: T of the loss; 1.0 for ResNet-50 and 0.2 for ViTs in the paper.
-      preprocessing: how `predict` brings images to the backbone's input. None: ImageNet's mean and std, the
-        central crop of 7/8, the backbone's size (224 if it takes any).
+      preprocessing: how `predict` brings images to the backbone's input: a `Preprocessing`, or the task of the views,
+        which has one. None: that of the views that `fit` gets from `moco_tf.views`; before that, ImageNet's mean and
+        std, the central crop of 7/8, the backbone's size (224 if it takes any).
 
     Attributes:
       query_encoder, key_encoder: models of normalised images -> {"features", "projection"}.
@@ -68,8 +68,9 @@ class MoCoV3(contrastive.ContrastiveModel):
                 "MoCoV3 needs temperature > 0 and 0 <= momentum <= 1, not "
                 f"temperature={temperature}, momentum={momentum}"
             )
-        image_shape = contrastive.image_shape(backbone, preprocessing)
-        super().__init__(preprocessing or Preprocessing(image_size=image_shape[0] or 224), **kwargs)
+        backbone = contrastive.of_one_output(backbone)
+        image_shape = contrastive.image_shape(backbone)
+        super().__init__(image_shape, preprocessing, **kwargs)
         self.head = head
         self.dim = dim
         self.hidden_dim = hidden_dim

@@ -1,0 +1,87 @@
+"""When the kNN monitor is shown: where its accuracy means something, and with the reason in the log where not."""
+
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from moco_tf import build, callbacks
+from moco_tf.config import Config
+from moco_tf.data import tfds
+
+
+@pytest.fixture
+def monitor(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(callbacks.log, "propagate", True)
+
+    def monitor(*paths, **settings):
+        """(the monitor of a run on a folder with images at these paths, what was logged)."""
+        png = tf.io.encode_png(np.zeros((4, 5, 3), np.uint8)).numpy()
+        for path in paths:
+            (tmp_path / "v" / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "v" / path).write_bytes(png)
+        config = Config(dataset=str(tmp_path / "v"), **settings)
+        source = build.check(config, build.find(config, config.train_split))
+        with caplog.at_level("INFO", "moco_tf"):
+            found = callbacks.knn_monitor(config, source, types.SimpleNamespace(path=tmp_path, begun=False))
+        return found, caplog.text
+
+    return monitor
+
+
+def test_two_classes_with_images_in_both_splits_have_a_monitor(monitor):
+    found, text = monitor("train/a/1.png", "train/b/2.png", "train/c/3.png", "val/a/4.png", "val/b/5.png", "val/6.png")
+    assert found and "No kNN monitor" not in text
+
+
+@pytest.mark.parametrize(
+    "paths, reason",
+    [
+        (("train/images/1.png", "val/images/2.png"), "there is only 'images'"),
+        (("train/a/1.png", "train/b/2.png", "val/a/3.png"), "there is only 'a'"),
+        (("train/a/1.png", "train/b/2.png", "val/c/3.png", "val/d/4.png"), "there is none"),
+        (("train/a/1.png", "train/b/2.png", "val/3.png"), "v/val have no labels"),
+    ],
+)
+def test_without_two_classes_in_both_splits_there_is_no_monitor_and_a_reason(monitor, paths, reason):
+    found, text = monitor(*paths)
+    assert found is None and "No kNN monitor: " in text and reason in text
+
+
+@pytest.mark.parametrize(
+    "paths, settings",
+    [
+        (("train/a/1.png", "train/b/2.png"), {"eval_split": "train"}),
+        (("a/1.png", "b/2.png"), {"eval_split": "."}),
+        (("a/1.png", "b/2.png", "test/c/3.png", "test/d/4.png"), {}),  # test is read as a class
+        (("train/a/1.png", "train/b/2.png", "val/a/3.png", "val/b/4.png"), {"train_split": "."}),
+    ],
+)
+def test_images_that_are_trained_on_do_not_judge(monitor, paths, settings):
+    found, text = monitor(*paths, **settings)
+    assert found is None and "are trained on, and each would find itself" in text
+
+
+def test_a_link_to_the_training_images_does_not_judge(monitor, tmp_path):
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v/val").symlink_to("train")
+    found, text = monitor("train/a/1.png", "train/b/2.png")
+    assert found is None and "2 of the 2 images of" in text
+
+
+def test_classes_that_are_numbered_otherwise_are_not_compared(monitor):
+    paths = ("one/b/1.png", "one/c/2.png", "two/a/3.png", "two/b/4.png", "two/c/5.png")
+    found, text = monitor(*paths, train_split="one", eval_split="two")
+    assert found is None and "the classes of" in text and "are not those of" in text
+
+
+def test_parts_of_a_split_of_tfds_that_overlap_do_not_judge():
+    def part(*shards):
+        instructions = tuple(types.SimpleNamespace(filename=f, skip=s, take=t) for f, s, t in shards)
+        return tfds.Prepared("a set", instructions, None, ("a", "b"), True)
+
+    whole, last = part(("0", 0, 10), ("1", 0, 10)), part(("1", 5, 5))
+    assert whole.shared_with(last) == last.shared_with(whole) == 5
+    assert part(("0", 0, 10), ("1", 0, 5)).shared_with(last) == 0
+    assert "5 of the 5 images of a set are trained on" in callbacks._means_nothing(whole, last)

@@ -1,0 +1,73 @@
+"""Where a run's wall time goes: what counts as a step, as waiting, as evaluation."""
+
+import types
+
+import pytest
+
+from moco_tf import callbacks, run_folder
+from moco_tf.config import Config
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on when it is told to."""
+    clock = types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def test_the_share_of_steps_leaves_out_the_first_step_waiting_and_evaluation(clock):
+    monitor, saver = types.SimpleNamespace(seconds=2.0), types.SimpleNamespace(seconds=0.0)  # evaluated before
+    wall_time = callbacks.WallTime(clock.now, monitor, saver)
+    wall_time._model = model = types.SimpleNamespace(seconds_waited=0.0)
+
+    def pass_by(seconds):
+        clock.now += seconds
+
+    def step(seconds, waits=0.0):
+        wall_time.on_train_batch_begin(0)
+        pass_by(seconds)
+        model.seconds_waited += waits
+        wall_time.on_train_batch_end(0)
+
+    def epoch_end():
+        logs = {}
+        wall_time.on_epoch_end(0, logs)
+        return logs.get("step_share")
+
+    pass_by(5)
+    step(4, waits=1)  # traces: 9 seconds since the run began, 2 of them evaluation
+    assert wall_time.start == 7
+    step(3, waits=1)
+    pass_by(2)  # of something else
+    assert epoch_end() == 0.4  # 2 of 5
+    pass_by(10)
+    monitor.seconds += 10
+    pass_by(1)
+    saver.seconds += 1
+    step(4)
+    assert epoch_end() == 0.8  # 4 of 5, the evaluation apart
+    pass_by(0.5)
+    parts = "start 7.0, steps 6.0, waiting for images 1.0, evaluation 12.0, saving 1.0, other 2.5"
+    assert str(wall_time) == f"30 s: {parts}"
+
+
+def test_an_epoch_of_the_first_step_alone_has_no_share(clock):
+    wall_time = callbacks.WallTime(clock.now, None, types.SimpleNamespace(seconds=0.0))
+    wall_time._model = types.SimpleNamespace(seconds_waited=0.0)
+    wall_time.on_train_batch_begin(0)
+    clock.now += 1
+    wall_time.on_train_batch_end(0)
+    logs = {}
+    wall_time.on_epoch_end(0, logs)
+    assert logs == {}
+
+
+def test_a_run_of_a_version_without_a_column_goes_on(tmp_path):
+    run = run_folder.RunFolder(Config(run_dir=str(tmp_path)))
+    (tmp_path / "metrics.csv").write_text("epoch,step,loss\n1,10,2.5\n")
+    run.rewind(10, 10)
+    run.add_row({"epoch": 2, "step": 20, "loss": 2.0, "step_share": 0.9})
+    first, second = run.rows()
+    assert (first["loss"], first["step_share"], second["step_share"]) == ("2.5", "", "0.9")
+    assert list(first) == list(run_folder.METRICS)
