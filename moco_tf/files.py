@@ -37,7 +37,8 @@ def aside(path):
             sync(file)
         os.replace(writing, path)
     except BaseException:
-        writing.unlink(missing_ok=True) if not writing.is_dir() else shutil.rmtree(writing, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it may not be there
+            shutil.rmtree(writing) if writing.is_dir() else writing.unlink()
         raise
     sync(path.parent)
 

@@ -130,9 +130,8 @@ def _convert(contents, whole, output, flag_values, given):
         print(f"Left out: {', '.join(torch_names.grouped(left_out))}.")
     values = command.values(flag_values, Config)
     try:
-        output.absolute().parent.mkdir(parents=True, exist_ok=True)
         with files.aside(output.absolute()) as aside:
-            aside.mkdir()
+            aside.mkdir(parents=True)
             if whole:
                 lines = _write_run(aside, contents, found, values, given)
                 flag_file = f"{output}/config.flags"
