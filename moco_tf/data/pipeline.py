@@ -22,6 +22,4 @@ def fixed(dataset):
     """The dataset without autotuning, nor do pipelines that are made of it have any."""
     options = tf.data.Options()
     options.autotune.enabled = False
-    # TensorFlow's own threads are busy with the training step: there, records would wait until it is done.
-    options.threading.private_threadpool_size = PARALLEL
     return dataset.with_options(options)
