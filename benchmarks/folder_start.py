@@ -48,6 +48,7 @@ def start(path, manifest):
 
     load_tensorflow()
     from moco_tf.data import augment, folder, sources
+    from moco_tf.data.manifest import check_files
     from moco_tf.data.views import pairs
 
     next(iter(pairs(sources.embedded("train"), augment.cifar(32), 64, seed=0)))  # what any training needs
@@ -55,7 +56,7 @@ def start(path, manifest):
     began, worked = time.perf_counter(), time.process_time()
     listing = folder.scan(path)
     scanned = time.perf_counter()
-    checked = folder.check(listing, manifest)
+    checked = check_files(listing, manifest)
     verified = time.perf_counter()
     source = checked.source()
     next(iter(pairs(source, augment.cifar(32), 64, seed=0)))

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from benchmarks import folder_start, results, turns
+from moco_tf.startup import load_tensorflow
 
 ROOT = Path(__file__).parent.parent
 OUTPUT = results.file("run")
@@ -34,6 +35,7 @@ def main():
     parser.add_argument("--commands", default="quickstart,folder,knn,features", help="those to run, of these")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
+    load_tensorflow()  # `fill` reads images with it
     checkouts = {"here": ROOT} | ({"before": arguments.before.resolve()} if arguments.before else {})
     found = {"machine": turns.machine(), "rounds": arguments.rounds, "commands": {}}
     with tempfile.TemporaryDirectory() as place:

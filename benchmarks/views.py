@@ -78,9 +78,10 @@ def ours(folder, _):
 
     load_tensorflow(training=True)
     from moco_tf.data import augment, views
-    from moco_tf.data.folder import check, scan
+    from moco_tf.data.folder import scan
+    from moco_tf.data.manifest import check_files
 
-    source = check(scan(folder)).source()
+    source = check_files(scan(folder)).source()
     return iter(views.pairs(source, augment.v2(224), BATCH, seed=0))
 
 

@@ -13,6 +13,7 @@ from moco_tf.checkpoint import Checkpoints
 from moco_tf.command import ConfigError
 from moco_tf.data import augment, folder, sources, tfds
 from moco_tf.data.check import remarks
+from moco_tf.data.manifest import check_files, too_many_bad
 from moco_tf.data.views import pairs
 from moco_tf.encoders import resnet, vit
 from moco_tf.methods.end_to_end import EndToEnd
@@ -100,12 +101,12 @@ def find(config, split, begun=False):
 
 
 def check(config, found, manifest=None, begun=False, writes=True):
-    """A source of what was found: a folder's files are checked, with what the manifest knows (see `folder.check`)."""
+    """A source of what was found: a folder's files are checked, with what the manifest knows."""
     if not isinstance(found, folder.Listing):
         return found
     if not begun:
         _say(found)
-    checked = folder.check(found, manifest, begun, writes)
+    checked = check_files(found, manifest, begun, writes)
     if begun:  # with the images that it began with, which the manifest tells
         _say(checked.listing)
     try:
@@ -113,7 +114,7 @@ def check(config, found, manifest=None, begun=False, writes=True):
     except ValueError as error:
         raise ConfigError(f"--dataset={config.dataset}: {error}") from error
     _report(checked)
-    if refusal := folder.too_many_bad(checked.bad, source.size, config.max_bad_fraction):
+    if refusal := too_many_bad(checked.bad, source.size, config.max_bad_fraction):
         raise ConfigError(refusal)
     return source
 

@@ -70,13 +70,13 @@ class Config:
     )
     train_split: str = _flag(
         "train",
-        "Split to train on: for a folder, its sub-folder of this name if it has one; for TFDS, its split language, "
-        "such as train[:90%].",
+        "Split to train on: for a folder, its sub-folder of this name, or of this kind (Train, training, train2017), "
+        "if it has one; '.' reads all its folders as classes. For TFDS, its split language, such as train[:90%].",
     )
     eval_split: str = _flag(
         "test",
-        "Labelled split for the kNN monitor: test, val or validation, whichever there is; for TFDS, its split "
-        "language.",
+        "Labelled split for the kNN monitor: test or validation, whichever there is (docs/data.md has the names); for "
+        "TFDS, its split language.",
     )
     max_bad_fraction: float = _flag(
         0.05, "Share of undecodable images, 0 to 1, that a run accepts; good ones stand in for them.", about=FREE

@@ -28,7 +28,8 @@ from moco_tf.command import ConfigError
 from moco_tf.data import encoded
 from moco_tf.data.preprocessing import IMAGENET, Preprocessing
 from moco_tf.losses import unit_length
-from moco_tf.methods.contrastive import ContrastiveModel, image_shape
+from moco_tf.methods.backbones import image_shape
+from moco_tf.methods.contrastive import ContrastiveModel
 
 BAD_IMAGES = ("error", "zeros")
 

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from moco_tf.data import check, folder
-from moco_tf.data.sources import split_of
+from moco_tf.data.manifest import check_files, too_many_bad
+from moco_tf.data.splits import split_of
+from moco_tf.files import printable
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def write(tmp_path):
 def test_class_folders_label_images_at_any_depth_by_path(write):
     root = write("cat/2.png", "cat/deep/er/1.PNG", "Dog/3.jpeg", ".hidden/4.png", "cat/.5.png")
     (root / "cat/notes.txt").write_text("no image")
-    source = folder.check(folder.scan(root)).source()
+    source = check_files(folder.scan(root)).source()
     assert source.class_names == ("Dog", "cat")
     names = [path.decode().removeprefix(f"{root}/") for path in source.contents.numpy()]
     assert names == ["Dog/3.jpeg", "cat/2.png", "cat/deep/er/1.PNG"]
@@ -34,7 +36,7 @@ def test_class_folders_label_images_at_any_depth_by_path(write):
 
 
 def test_a_flat_folder_has_no_labels(write):
-    source = folder.check(folder.scan(write("b.gif", "a.bmp", "c.jpg"))).source()
+    source = check_files(folder.scan(write("b.gif", "a.bmp", "c.jpg"))).source()
     assert source.class_names == ()
     assert source.labels.numpy().tolist() == [-1, -1, -1]
 
@@ -229,12 +231,12 @@ def test_names_in_any_script_and_names_that_are_no_text_are_read(write):
     with open(os.path.join(os.fsencode(root), b"\xff\xfe.png"), "wb") as file:
         file.write((root / "äöü/猫.png").read_bytes())
     manifest = root / "manifest.csv"
-    checked = folder.check(folder.scan(root), manifest)
+    checked = check_files(folder.scan(root), manifest)
     assert checked.bad == [] and len(checked.listing.files) == 5
     assert len(list(checked.source().in_order())) == 5
-    again = folder.check(folder.scan(root), manifest, begun=True)
+    again = check_files(folder.scan(root), manifest, begun=True)
     assert again.listing.files == checked.listing.files and again.verdicts == checked.verdicts
-    assert folder.printable("line\nbreak\udcff猫") == "line\\nbreak\\udcff猫"
+    assert printable("line\nbreak\udcff猫") == "line\\nbreak\\udcff猫"
 
 
 def test_a_class_whose_name_is_no_text_has_a_name_that_is_and_keeps_its_images(write):
@@ -243,7 +245,7 @@ def test_a_class_whose_name_is_no_text_has_a_name_that_is_and_keeps_its_images(w
         os.rename(root / split / "a", os.path.join(os.fsencode(root / split), b"m\xfcnchen"))
     write("train/zoo/2.png")
     for split, labels in (("train", [0, 1]), ("test", [0])):
-        source = folder.check(folder.scan(root, split)).source()
+        source = check_files(folder.scan(root, split)).source()
         assert source.class_names == ("m\\udcfcnchen", "zoo")
         assert source.labels.numpy().tolist() == labels
 
@@ -254,7 +256,7 @@ def test_what_is_no_regular_file_is_no_image_and_a_link_to_nothing_is_a_bad_one(
     (root / "folder.png/2.png").write_bytes((root / "1.png").read_bytes())
     os.mkfifo(root / "pipe.png")
     (root / "broken.png").symlink_to(root / "nowhere.png")
-    checked = folder.check(folder.scan(root))
+    checked = check_files(folder.scan(root))
     assert checked.listing.files == ["1.png", "broken.png", "folder.png/2.png"]
     assert checked.bad == [("broken.png", "no such file")]
 
@@ -267,7 +269,7 @@ def test_the_next_good_file_stands_in_for_a_bad_one_and_the_first_after_the_last
     root = write("a/0.png", "a/1.png", "b/2.png", "b/3.png")
     for name in ("a/1.png", "b/3.png"):
         spoil(root / name)
-    checked = folder.check(folder.scan(root))
+    checked = check_files(folder.scan(root))
     source = checked.source()
     assert checked.bad == [(name, "none of JPEG, PNG, BMP, GIF, WebP") for name in ("a/1.png", "b/3.png")]
     assert source.size == 4
@@ -281,7 +283,7 @@ def test_a_second_check_reads_only_what_has_changed(write, monkeypatch):
     root = write("0.png", "1.png", "2.png")
     spoil(root / "1.png")
     manifest = root / "manifest.csv"
-    first = folder.check(folder.scan(root), manifest)
+    first = check_files(folder.scan(root), manifest)
     read = []
     verdicts = check.verdicts
 
@@ -290,10 +292,10 @@ def test_a_second_check_reads_only_what_has_changed(write, monkeypatch):
         return verdicts(items, read_item, total)
 
     monkeypatch.setattr(check, "verdicts", counted)
-    assert folder.check(folder.scan(root), manifest).verdicts == first.verdicts
+    assert check_files(folder.scan(root), manifest).verdicts == first.verdicts
     assert read == []
     spoil(root / "2.png")
-    assert [name for name, _ in folder.check(folder.scan(root), manifest).bad] == ["1.png", "2.png"]
+    assert [name for name, _ in check_files(folder.scan(root), manifest).bad] == ["1.png", "2.png"]
     assert read == ["2.png"]
 
 
@@ -301,23 +303,23 @@ def test_a_second_check_reads_only_what_has_changed(write, monkeypatch):
 def test_a_manifest_that_is_not_as_it_should_be_is_not_believed(write, text):
     root = write("0.png")
     manifest = root / "manifest.csv"
-    folder.check(folder.scan(root), manifest)
+    check_files(folder.scan(root), manifest)
     whole = manifest.read_text()
     manifest.write_text(whole.replace(",PNG,4,5,,", ",PNG,4,,") if text is None else text)
-    assert folder.check(folder.scan(root), manifest).bad == []
+    assert check_files(folder.scan(root), manifest).bad == []
     assert manifest.read_text() == whole
 
 
 def test_a_run_under_way_keeps_its_images_and_their_order(write):
     root = write("1.png", "2.png", "3.png")
     manifest = root / "manifest.csv"
-    folder.check(folder.scan(root), manifest)
+    check_files(folder.scan(root), manifest)
     write("0.png")
     (root / "2.png").unlink()
-    checked = folder.check(folder.scan(root), manifest, begun=True)
+    checked = check_files(folder.scan(root), manifest, begun=True)
     assert (checked.listing.files, checked.added) == (["1.png", "2.png", "3.png"], 1)
     assert checked.bad == [("2.png", "no such file")]
-    assert folder.check(folder.scan(root), manifest).listing.files == ["0.png", "1.png", "3.png"]
+    assert check_files(folder.scan(root), manifest).listing.files == ["0.png", "1.png", "3.png"]
 
 
 def as_version_1_had_it(path, files):
@@ -345,7 +347,7 @@ def test_a_run_that_an_earlier_version_began_goes_on_with_its_images_unchecked(
     root = write(*(f"v/{path}" for path in paths)) / "v"
     manifest = as_version_1_had_it(root / began_in, files).rename(root.parent / "manifest.csv")
     monkeypatch.setattr(check, "verdicts", None)  # nothing is read again
-    checked = folder.check(folder.scan(root, "train", begun=True), manifest, begun=True)
+    checked = check_files(folder.scan(root, "train", begun=True), manifest, begun=True)
     assert [checked.listing.path / file for file in checked.listing.files] == [
         root / began_in / file for file in files
     ]
@@ -355,16 +357,16 @@ def test_a_run_that_an_earlier_version_began_goes_on_with_its_images_unchecked(
 def test_another_run_does_not_believe_the_verdicts_of_an_earlier_version(write):
     root = write("v/1.png") / "v"
     manifest = as_version_1_had_it(root, ["1.png"])
-    folder.check(folder.scan(root), manifest)
+    check_files(folder.scan(root), manifest)
     assert manifest.read_text().splitlines()[0].endswith(",peak,orientation,rules 2")
 
 
 def test_a_run_keeps_its_images_when_folders_that_come_change_what_a_split_means(write):
     root = write("v/bus/1.png", "v/train/2.png") / "v"
     manifest = root.parent / "manifest.csv"
-    before = folder.check(folder.scan(root), manifest)
+    before = check_files(folder.scan(root), manifest)
     write("v/val/bus/3.png", "v/val/train/4.png", "v/val/x/5.png", "v/train/bus/6.png")
-    after = folder.check(folder.scan(root), manifest, begun=True)
+    after = check_files(folder.scan(root), manifest, begun=True)
     assert (after.listing.path, after.listing.files, after.bad) == (root, before.listing.files, [])
     assert f"The run began with {root} and keeps to it" in "".join(after.listing.doubts)
 
@@ -376,9 +378,9 @@ def test_values_of_sixteen_bits_and_turned_photos_are_told_and_remembered(write)
     exif[0x0112] = 6
     Image.new("RGB", (5, 4)).save(root / "turned.jpg", exif=exif)
     manifest = root / "manifest.csv"
-    checked = folder.check(folder.scan(root), manifest)
+    checked = check_files(folder.scan(root), manifest)
     assert [(v.peak, v.orientation) for v in checked.verdicts] == [(None, None), (None, None), (4095, None), (None, 6)]
-    assert folder.check(folder.scan(root), manifest, begun=True).verdicts == checked.verdicts
+    assert check_files(folder.scan(root), manifest, begun=True).verdicts == checked.verdicts
     deep, turned = check.remarks(checked.verdicts)
     assert (
         deep.startswith("PNGs of 16 bits: 1, largest value 4095 of 65535; ")
@@ -395,8 +397,8 @@ def test_sixteen_bits_that_are_used_are_no_reason_to_warn():
 
 def test_too_many_bad_files_are_refused_with_the_first_ten_named():
     bad = [(f"{i:02d}.jpg", "empty") for i in range(12)]
-    assert folder.too_many_bad(bad, 240, 0.05) is None
-    line = folder.too_many_bad(bad, 239, 0.05)
+    assert too_many_bad(bad, 240, 0.05) is None
+    line = too_many_bad(bad, 239, 0.05)
     assert "12 of 239" in line and "09.jpg (empty), ..." in line and "10.jpg" not in line and "\n" not in line
 
 
@@ -404,7 +406,7 @@ def test_a_folder_without_a_good_image_is_refused(write):
     root = write("0.png")
     spoil(root / "0.png")
     with pytest.raises(ValueError, match=r"None of the 1 images .* 0\.png \(none of"):
-        folder.check(folder.scan(root)).source()
+        check_files(folder.scan(root)).source()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unreadable for the superuser")

@@ -9,8 +9,9 @@ import keras
 import pytest
 
 import moco_tf
-from moco_tf import registration
+from moco_tf import registration, torch_weights, train
 from moco_tf.encoders import resnet, vit
+from moco_tf.evaluate import finetune
 
 PACKAGE = Path(__file__).parent.parent / "moco_tf"
 
@@ -38,23 +39,38 @@ FILES = {
 }
 
 
-def loads(path, code="import keras, moco_tf"):
-    code += "; import sys; print(type(keras.models.load_model(sys.argv[1])).__name__)"
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, cwd=PACKAGE.parent)
+def kinds(paths, code="import keras, moco_tf"):
+    """The classes of the models in files, loaded in one new process."""
+    code += "; import sys; print(*(type(keras.models.load_model(path)).__name__ for path in sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()[-1]
+    return done.stdout.split()
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_saved_model_loads_in_another_process(name, tmp_path):
-    FILES[name](tmp_path / "model.keras")
-    assert loads(tmp_path / "model.keras") == (name if hasattr(moco_tf, name) else "Functional")
+def test_saved_models_load_in_another_process(tmp_path):
+    paths = [tmp_path / f"{name}.keras" for name in FILES]
+    for save, path in zip(FILES.values(), paths, strict=True):
+        save(path)
+    assert kinds(paths) == [name if hasattr(moco_tf, name) else "Functional" for name in FILES]
 
 
 @pytest.mark.parametrize("code", ["import moco_tf, keras", "import tensorflow, moco_tf, keras"])
 def test_the_order_of_imports_does_not_matter(code, tmp_path):
     FILES["MoCo"](tmp_path / "model.keras")
-    assert loads(tmp_path / "model.keras", code) == "MoCo"
+    assert kinds([tmp_path / "model.keras"], code) == ["MoCo"]
+
+
+def test_what_commands_leave_loads_in_another_process(tmp_path):
+    """Fine-tuning's network, and the encoder that a PyTorch file becomes."""
+    run, tensors = tmp_path / "run", tmp_path / "encoder.safetensors"
+    small = ["--arch=resnet10", "--width=4", "--stem=cifar", "--image_size=16", "--augment=cifar", "--knn_every=0"]
+    data = ["--train_split=test", "--batch_size=8", "--queue_size=8", "--max_steps=1"]
+    assert train.main([*small, *data, f"--run_dir={run}"]) == 0
+    assert finetune.main([f"--encoder={run}", "--limit=20", "--epochs=1", f"--output={tmp_path / 'finetuned'}"]) == 0
+    assert torch_weights.main([f"--encoder={run}", f"--output={tensors}"]) == 0
+    assert torch_weights.main([f"--checkpoint={tensors}", f"--output={tmp_path / 'converted'}"]) == 0
+    paths = [tmp_path / "finetuned/model.keras", tmp_path / "converted/encoder.keras"]
+    assert kinds(paths) == ["Functional", "Functional"]
 
 
 def test_every_registered_class_is_listed():

@@ -10,7 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up; a file imports only from floors below its own. Files of a folder share its entry.
 FLOORS = [
-    {"command", "dictionary", "files"},
+    {"registration", "command", "dictionary", "files"},
     {"config", "losses", "momentum", "schedules", "replicas", "optimizers", "startup", "torch_files"},
     {"encoders", "data", "queue", "bank", "run_folder", "advice", "checkpoint"},
     {"methods", "torch_names"},

@@ -29,6 +29,7 @@ def look(config):
 
     from moco_tf import build
     from moco_tf.data import check, folder, tfds
+    from moco_tf.data.manifest import check_files, too_many_bad
     from moco_tf.data.views import first_pairs, picture
 
     found = build.find(config, config.train_split)
@@ -40,7 +41,7 @@ def look(config):
     if isinstance(found, folder.Listing):
         place = found.path
         print("\n".join(folder.remarks(found)), flush=True)  # before a check that may take long
-        checked = folder.check(found)
+        checked = check_files(found)
         bad, verdicts = checked.bad, checked.verdicts
         source = checked.source() if len(bad) < found.size else None
     else:
@@ -74,7 +75,7 @@ def look(config):
             raise ConfigError(check.reason(error)) from None
         files.write_bytes(file, tf.io.encode_png(picture(query, key, task.preprocessing)).numpy())
         print(f"Views of --augment={config.augment}, queries above, their keys below: {file}")
-    refusal = folder.too_many_bad(bad, found.size, config.max_bad_fraction)
+    refusal = too_many_bad(bad, found.size, config.max_bad_fraction)
     if refusal or not good:
         raise ConfigError(refusal or "none of the images can be decoded")
     build.steps_per_epoch(config, found.size)

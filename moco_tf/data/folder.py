@@ -1,32 +1,23 @@
-"""A folder of images as people have them: `scan` lists it, `check` makes a `Source` of what can be decoded.
+"""A folder of images as people have them: which folders are splits and which classes, which files are images.
 
-The manifest remembers the verdicts, so that a second start reads only what has changed, and the order of the files,
-so that a run goes on with the images that it began with. docs/data.md states the policies.
+`scan` lists it, `remarks` say how it was read; `manifest.check_files` opens the files. docs/data.md states the
+policies.
 """
 
 import collections
-import csv
 import dataclasses
-import functools
 import os
 import pathlib
 import re
 import stat
 
 import numpy as np
-import tensorflow as tf
 
-from moco_tf.data import check as checking
-from moco_tf.data.check import Verdict
-from moco_tf.data.sources import HELD_OUT, TRAIN, Source, meant_by, split_of
-from moco_tf.files import aside, printable
+from moco_tf.data.splits import HELD_OUT, TRAIN, meant_by, split_of
+from moco_tf.files import printable
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
 UNREADABLE = -1  # the size of what cannot even be looked at
-GONE = "no such file"
-COLUMNS = ("path", "size", "mtime_ns", "problem", "format", "height", "width", "peak", "orientation")
-RULES = "rules 2"  # of what is found out: a manifest made by others is not believed
-EARLIER = (*COLUMNS[:7], "rules 1")  # but by a run that began with it, as far as it goes
 _ENDINGS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
 _ENDING = re.compile(rb"(?<=.)\.[A-Za-z0-9]{1,8}$", re.DOTALL)  # of any file's name
 SHOWN = 10  # names in a line; of the rest there is a count
@@ -82,55 +73,13 @@ class Division:
     doubtful: tuple = ()  # folders that are called like splits, and are classes
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Checked:
-    """A listing with a `Verdict` for each file, and the files that came after the run began, which are left out."""
-
-    listing: Listing
-    verdicts: list
-    added: int = 0
-
-    @property
-    def bad(self):
-        """(path, problem) of each file that cannot be decoded."""
-        pairs = zip(self.listing.files, self.verdicts, strict=True)
-        return [(file, verdict.problem) for file, verdict in pairs if verdict.problem]
-
-    def source(self):
-        """The `Source`; the next good file by path stands in for a bad one, after the last the first.
-
-        Raises:
-          ValueError: there is no good file.
-        """
-        listing = self.listing
-        good = np.array([not verdict.problem for verdict in self.verdicts])
-        numbers = np.flatnonzero(good)
-        if not len(numbers):
-            raise ValueError(
-                f"None of the {listing.size} images in {listing.path} can be decoded: {_bad_ones(self.bad)}."
-            )
-        stand_ins = numbers[np.searchsorted(numbers, np.arange(listing.size)) % len(numbers)]
-        root = os.fsencode(listing.path)
-        with tf.device("CPU:0"):
-            contents = tf.constant([os.path.join(root, os.fsencode(file)) for file in listing.files])
-            labels = tf.constant(listing.labels, tf.int64)
-        return Source(
-            str(listing.path),
-            contents,
-            labels,
-            listing.class_names,
-            read=tf.io.read_file,
-            stand_ins=None if good.all() else stand_ins,
-        )
-
-
 def scan(path, split=None, begun=False):
     """A `Listing` of the images at any depth of a folder; the first level of sub-folders are the classes.
 
     `_divide` tells which folders are splits; `split`, "train" if it is not given, names one of them, as
-    `sources.meant_by` has it, or any other folder.
+    `splits.meant_by` has it, or any other folder.
 
-    begun: for a run under way, whose images `check` will find, whatever the split means by now.
+    begun: for a run under way, whose images `check_files` will find, whatever the split means by now.
 
     Raises:
       ValueError: no such folder, split or images, or several folders that the split can mean.
@@ -147,49 +96,13 @@ def scan(path, split=None, begun=False):
         os.scandir(chosen).close()
         left_out = division.splits if chosen == root and division.rest_trains and split_of(wanted) else ()
         folders = _classes(root, division, chosen, left_out)
-        listing = _list(chosen, folders, root, left_out)
+        listing = list_images(chosen, folders, root, left_out)
         if split_of(wanted) in HELD_OUT:  # how the folders are read is said to those who train
             return listing
         notes, doubts = _notes(division, listing, wanted), _doubts(division, listing, wanted)
         return dataclasses.replace(listing, notes=tuple(notes), doubts=tuple(doubts))
     except OSError as error:
         raise ValueError(f"{error.filename or root} cannot be read: {error.strerror}. Allow reading it.") from None
-
-
-def check(listing, manifest=None, begun=False, writes=True):
-    """A `Checked` listing; what the manifest knows is not read again.
-
-    manifest: a file to believe where path, size and time are the same, and to write; None: check all.
-    writes: whether to write it; of several machines that train together, one does.
-    begun: the manifest is that of a run under way, whose images and their order are kept: what is gone is bad, and
-    what has come since is left out.
-    """
-    known = _read(manifest, begun) if manifest else {}
-    added = 0
-    if begun and known:
-        listing, added = _as_begun(listing, list(known))
-    verdicts, unknown = [], []
-    gone, nothing = Verdict(GONE), (None, None, None)
-    stats = zip(listing.files, listing.sizes.tolist(), listing.times.tolist(), strict=True)
-    for number, (file, size, time) in enumerate(stats):
-        known_size, known_time, verdict = known.get(file, nothing)
-        if size == UNREADABLE:
-            verdict = gone
-        elif size != known_size or time != known_time:
-            verdict = None
-            unknown.append(number)
-        verdicts.append(verdict)
-    if unknown:
-        root = os.fsencode(listing.path)
-        paths = tf.data.Dataset.from_tensor_slices(
-            [os.path.join(root, os.fsencode(listing.files[n])) for n in unknown]
-        )
-        for number, verdict in zip(unknown, checking.verdicts(paths, tf.io.read_file, len(unknown)), strict=True):
-            verdicts[number] = verdict
-    checked = Checked(listing, verdicts, added)
-    if manifest and writes and (unknown or list(known) != listing.files):
-        _write(manifest, checked)
-    return checked
 
 
 def remarks(listing):
@@ -211,21 +124,7 @@ def classes(names, labels):
     return [*found, f"Without a label: {without}"] if without else found
 
 
-def too_many_bad(bad, total, most):
-    """The refusal of a set of which more than the share `most` is bad, or None."""
-    if len(bad) <= most * total:
-        return None
-    return (
-        f"at most --max_bad_fraction={most:g} of the images may be undecodable; {len(bad)} of {total} are: "
-        f"{_bad_ones(bad)}. Mend or remove them, or allow more"
-    )
-
-
-def _bad_ones(bad):
-    return _some([f"{name} ({problem})" for name, problem in bad])
-
-
-def _some(names):
+def some(names):
     return ", ".join(printable(name) for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
@@ -252,7 +151,7 @@ def _divide(root):
     Folders that are called as training and as held-out splits are splits where there are both. With one kind alone
     it is the names of the folders inside that tell a split from a class that is called like one.
     """
-    names = _subfolders(root)
+    names = subfolders(root)
     looking = [name for name in names if split_of(name)]
     if not looking:
         return Division()
@@ -263,7 +162,7 @@ def _divide(root):
     loose = _loose_images(root)
 
     def bear_names_of_others(folders):
-        return any(not set(others).isdisjoint(_subfolders(root / name)) for name in folders)
+        return any(not set(others).isdisjoint(subfolders(root / name)) for name in folders)
 
     if training and held_out:
         if bear_names_of_others(held_out) and not bear_names_of_others(training):
@@ -284,7 +183,7 @@ def _divide(root):
 
 def _choose(root, division, wanted, begun):
     """The folder that a split lies in; `root` for all of it, or for what is not held out."""
-    splits, names = division.splits, _subfolders(root)
+    splits, names = division.splits, subfolders(root)
     kind = split_of(wanted)
     if kind is None and (root / wanted).is_dir():
         return root / wanted
@@ -312,10 +211,10 @@ def _choose(root, division, wanted, begun):
 def _classes(root, division, chosen, left_out):
     # Numbers of classes must agree between splits, even if one lacks a class.
     if chosen not in [root / name for name in division.splits] and not left_out:
-        return tuple(_subfolders(chosen))
-    names = {name for split in division.splits for name in _subfolders(root / split)}
+        return tuple(subfolders(chosen))
+    names = {name for split in division.splits for name in subfolders(root / split)}
     if division.rest_trains:
-        names.update(set(_subfolders(root)) - set(division.splits))
+        names.update(set(subfolders(root)) - set(division.splits))
     return tuple(sorted(names))
 
 
@@ -324,10 +223,10 @@ def _notes(division, listing, wanted):
     root, splits = listing.given, division.splits
     if listing.path == root:
         if split_of(wanted) and division.rest_trains:
-            yield f"Held out of {printable(root)}: {_some(splits)}; the rest is trained on"
+            yield f"Held out of {printable(root)}: {some(splits)}; the rest is trained on"
     elif listing.path in [root / name for name in splits]:
-        yield f"Splits of {printable(root)}: {_some(splits)}"
-        beside = [name for name in _subfolders(root) if name not in splits or split_of(name) == TRAIN]
+        yield f"Splits of {printable(root)}: {some(splits)}"
+        beside = [name for name in subfolders(root) if name not in splits or split_of(name) == TRAIN]
         folders = [root / name for name in beside if root / name != listing.path]
         counts = [(path.name, sum(1 for _ in _image_files(os.fsencode(path), Besides()))) for path in folders]
         counts = [(name, count) for name, count in [*counts, ("no folder", _loose_images(root))] if count]
@@ -340,7 +239,7 @@ def _doubts(division, listing, wanted):
     root = listing.given
     if listing.path == root and not split_of(wanted):
         if looking := [name for name in listing.class_names if split_of(name)]:
-            yield f"Read as classes, as the split {wanted!r} asks: {_some(looking)}"
+            yield f"Read as classes, as the split {wanted!r} asks: {some(looking)}"
     elif listing.path == root:
         for name in division.doubtful:
             read = f"The folder {printable(name)} is read as a class, like those beside it"
@@ -361,10 +260,10 @@ def _doubts(division, listing, wanted):
         way = "move them out"
         if len(parents) == 1 and parents <= beside:
             way = f"--dataset={printable(listing.path / parents.pop())} reads splits"
-        yield f"Called as if held out, but inside of classes and trained on: {_some(inside)}; {way}"
+        yield f"Called as if held out, but inside of classes and trained on: {some(inside)}; {way}"
 
 
-def _list(path, folders, given, left_out=()):
+def list_images(path, folders, given, left_out=()):
     """The `Listing` of a folder, without the folders `left_out` in it."""
     besides = Besides()
     found = sorted(_image_files(os.fsencode(path), besides, {os.fsencode(name) for name in left_out}))
@@ -378,51 +277,12 @@ def _list(path, folders, given, left_out=()):
     return Listing(path, folders, list(files), np.array(sizes, np.int64), np.array(times, np.int64), besides, given)
 
 
-def _as_begun(listing, files):
-    """(a listing of the `files` with which a run began, how many others there are)."""
-    place = _where_begun(listing, files)
-    if place != listing.path:
-        begun = _list(place, tuple(_subfolders(place)), listing.given)
-        new = f"a new one would read {printable(listing.path)}"
-        listing = dataclasses.replace(begun, doubts=(f"The run began with {printable(place)} and keeps to it; {new}",))
-    now = {file: number for number, file in enumerate(listing.files)}
-    numbers = [now.get(file) for file in files]
-    stats = [
-        _size_and_time(listing.path / file) if n is None else (listing.sizes[n], listing.times[n])
-        for n, file in zip(numbers, files, strict=True)
-    ]
-    added = listing.size - sum(number is not None for number in numbers)
-    sizes, times = np.array(stats, np.int64).T
-    return dataclasses.replace(listing, files=files, sizes=sizes, times=times), added
-
-
-def _where_begun(listing, files):
-    """The folder of a run's files: that of the listing, unless it has none of them and another has.
-
-    An earlier version, or folders that came since, may have had the split mean another one.
-    """
-    sample = files[:: max(1, len(files) // 50)]
-    looking = [listing.given / name for name in _subfolders(listing.given) if split_of(name)]
-    for place in (listing.path, listing.given, *looking):
-        if any(os.path.lexists(place / file) for file in sample):
-            return place
-    return listing.path
-
-
-def _size_and_time(path):
-    try:
-        status = os.stat(path)
-    except OSError:
-        return UNREADABLE, 0
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (UNREADABLE, 0)
-
-
 def _holds_images(path):
     return any(True for _ in _image_files(os.fsencode(path), Besides()))
 
 
 def _has_class_folders(path):
-    return any(_holds_images(path / name) for name in _subfolders(path))
+    return any(_holds_images(path / name) for name in subfolders(path))
 
 
 def _loose_images(root):
@@ -435,7 +295,7 @@ def _is_image(name):
     return name.lower().endswith(_ENDINGS) and not name.startswith(b".")
 
 
-def _subfolders(path):
+def subfolders(path):
     return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
 
 
@@ -487,36 +347,3 @@ def _image_files(root, besides, left_out=()):
                     below.append(prefix + name)
                     besides.folders.append(os.fsdecode(prefix + name))
         level = below
-
-
-def _read(manifest, begun):
-    """{path: (size, time, Verdict)} in the order of the file; nothing if it is missing or not to be believed."""
-    try:
-        with open(manifest, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = csv.reader(file)
-            first = next(rows, None)
-            if first == [*EARLIER] and begun:
-                rows = ([*row, "", ""] for row in rows)
-            elif first != [*COLUMNS, RULES]:
-                return {}
-            number = lambda text: int(text) if text else None  # noqa: E731
-            verdict = functools.cache(
-                lambda problem, format, height, width, peak, orientation: Verdict(
-                    problem, format, int(height), int(width), number(peak), number(orientation)
-                )
-            )
-            return {path: (int(size), int(time), verdict(*facts)) for path, size, time, *facts in rows}
-    except (OSError, ValueError, TypeError, csv.Error):  # missing, or not as `_write` leaves it
-        return {}
-
-
-def _write(manifest, checked):
-    listing = checked.listing
-    with (
-        aside(manifest) as writing,
-        open(writing, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        rows = csv.writer(file)
-        rows.writerow([*COLUMNS, RULES])
-        stats = zip(listing.files, listing.sizes.tolist(), listing.times.tolist(), checked.verdicts, strict=True)
-        rows.writerows((path, size, time, *verdict) for path, size, time, verdict in stats)

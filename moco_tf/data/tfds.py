@@ -19,7 +19,8 @@ import tensorflow as tf
 from moco_tf import files
 from moco_tf.data import check
 from moco_tf.data.pipeline import fixed, parallel_map
-from moco_tf.data.sources import WHOLE, Permutation, Source, evenly_spread, meant_by
+from moco_tf.data.sources import WHOLE, Permutation, Source, evenly_spread
+from moco_tf.data.splits import meant_by
 
 NAME = re.compile(r"(?P<set>[a-z][a-z0-9_]*)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 SHARDS_AT_ONCE = 16  # TFRecord shards read beside one another

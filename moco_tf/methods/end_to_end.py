@@ -13,7 +13,7 @@ import tensorflow as tf
 from moco_tf import replicas
 from moco_tf.encoders import heads
 from moco_tf.losses import batch_info_nce, unit_length
-from moco_tf.methods import contrastive, normalization
+from moco_tf.methods import backbones, contrastive, normalization
 from moco_tf.momentum import copy_weights
 
 SHARED = ("encoder", "trunk", "none")
@@ -60,8 +60,8 @@ class EndToEnd(contrastive.ContrastiveModel):
                 f"EndToEnd needs shared of {', '.join(SHARED)}, loss of {', '.join(LOSSES)} and temperature > 0, not "
                 f"shared={shared!r}, loss={loss!r}, temperature={temperature}"
             )
-        backbone = contrastive.of_one_output(backbone)
-        image_shape = contrastive.image_shape(backbone)
+        backbone = backbones.of_one_output(backbone)
+        image_shape = backbones.image_shape(backbone)
         super().__init__(image_shape, preprocessing, **kwargs)
         self.dim = dim
         self.head = head
@@ -78,7 +78,7 @@ class EndToEnd(contrastive.ContrastiveModel):
         if shared == "encoder":
             self.key_encoder = self.query_encoder
         else:
-            trunk = backbone if shared == "trunk" else contrastive.clone(backbone)
+            trunk = backbone if shared == "trunk" else backbones.clone(backbone)
             self.key_encoder = heads.encoder(trunk, image_shape, head, dim, hidden_dim)
             copy_weights(self.query_encoder, self.key_encoder)
         for encoder in self._normed():

@@ -18,7 +18,7 @@ from moco_tf import replicas
 from moco_tf.bank import Bank
 from moco_tf.encoders import heads
 from moco_tf.losses import info_nce, log_normalizer, nce, unit_length
-from moco_tf.methods import contrastive, normalization
+from moco_tf.methods import backbones, contrastive, normalization
 
 LOSSES = ("infonce", "nce")
 
@@ -69,8 +69,8 @@ class MemoryBank(contrastive.ContrastiveModel):
                 f"{', '.join(LOSSES)}, not records={records}, queue_size={queue_size}, temperature={temperature}, "
                 f"bank_momentum={bank_momentum}, loss={loss!r}"
             )
-        backbone = contrastive.of_one_output(backbone)
-        image_shape = contrastive.image_shape(backbone)
+        backbone = backbones.of_one_output(backbone)
+        image_shape = backbones.image_shape(backbone)
         super().__init__(image_shape, preprocessing, **kwargs)
         self.dim = dim
         self.head = head

@@ -13,7 +13,7 @@ import tensorflow as tf
 from moco_tf import replicas
 from moco_tf.encoders import heads
 from moco_tf.losses import info_nce, unit_length
-from moco_tf.methods import contrastive, normalization
+from moco_tf.methods import backbones, contrastive, normalization
 from moco_tf.momentum import cosine_momentum, move_weights
 from moco_tf.queue import Queue
 
@@ -72,8 +72,8 @@ class MoCo(contrastive.ContrastiveModel):
                 "MoCo needs queue_size > 0, temperature > 0 and 0 <= momentum <= 1, not "
                 f"queue_size={queue_size}, temperature={temperature}, momentum={momentum}"
             )
-        backbone = contrastive.of_one_output(backbone)
-        image_shape = contrastive.image_shape(backbone)
+        backbone = backbones.of_one_output(backbone)
+        image_shape = backbones.image_shape(backbone)
         super().__init__(image_shape, preprocessing, **kwargs)
         self.dim = dim
         self.head = head
@@ -87,10 +87,10 @@ class MoCo(contrastive.ContrastiveModel):
         self.seed = seed
 
         self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)
-        self.key_encoder = heads.encoder(contrastive.clone(backbone), image_shape, head, dim, hidden_dim)
+        self.key_encoder = heads.encoder(backbones.clone(backbone), image_shape, head, dim, hidden_dim)
         for encoder in (self.query_encoder, self.key_encoder):
             normalization.set_groups(encoder, self.groups_here)
-        contrastive.start_key_encoder(self.query_encoder, self.key_encoder)
+        backbones.start_key_encoder(self.query_encoder, self.key_encoder)
         self.queue = Queue(queue_size, dim, seed=seed, name="queue")
 
     def train_step(self, data):

@@ -14,7 +14,7 @@ import tensorflow as tf
 from moco_tf import replicas
 from moco_tf.encoders import heads
 from moco_tf.losses import in_batch, unit_length
-from moco_tf.methods import contrastive, normalization
+from moco_tf.methods import backbones, contrastive, normalization
 from moco_tf.momentum import cosine_momentum, move_weights
 
 BLOCK_NAME = re.compile(r"(blocks\.\d+|layer\d+\.\d+)\.")  # how layers of ViTs' and ResNets' blocks are named
@@ -68,8 +68,8 @@ class MoCoV3(contrastive.ContrastiveModel):
                 "MoCoV3 needs temperature > 0 and 0 <= momentum <= 1, not "
                 f"temperature={temperature}, momentum={momentum}"
             )
-        backbone = contrastive.of_one_output(backbone)
-        image_shape = contrastive.image_shape(backbone)
+        backbone = backbones.of_one_output(backbone)
+        image_shape = backbones.image_shape(backbone)
         super().__init__(image_shape, preprocessing, **kwargs)
         self.head = head
         self.dim = dim
@@ -79,9 +79,9 @@ class MoCoV3(contrastive.ContrastiveModel):
         self.temperature = temperature
 
         self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)
-        self.key_encoder = heads.encoder(contrastive.clone(backbone), image_shape, head, dim, hidden_dim)
+        self.key_encoder = heads.encoder(backbones.clone(backbone), image_shape, head, dim, hidden_dim)
         self.predictor = heads.predictor(head, dim, hidden_dim)
-        contrastive.start_key_encoder(self.query_encoder, self.key_encoder)
+        backbones.start_key_encoder(self.query_encoder, self.key_encoder)
         for part in (self.query_encoder, self.key_encoder, self.predictor):
             normalization.synchronize(part)
 

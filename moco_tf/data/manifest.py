@@ -1,0 +1,190 @@
+"""Which images of a folder can be decoded: `check_files` makes a `Checked`, which gives a `Source`.
+
+The manifest remembers the verdicts, so that a second start reads only what has changed, and the order of the files,
+so that a run goes on with the images that it began with.
+"""
+
+import csv
+import dataclasses
+import functools
+import os
+import stat
+
+import numpy as np
+import tensorflow as tf
+
+from moco_tf.data import check as checking
+from moco_tf.data.check import Verdict
+from moco_tf.data.folder import UNREADABLE, Listing, list_images, some, subfolders
+from moco_tf.data.sources import Source
+from moco_tf.data.splits import split_of
+from moco_tf.files import aside, printable
+
+GONE = "no such file"
+COLUMNS = ("path", "size", "mtime_ns", "problem", "format", "height", "width", "peak", "orientation")
+RULES = "rules 2"  # of what is found out: a manifest made by others is not believed
+EARLIER = (*COLUMNS[:7], "rules 1")  # but by a run that began with it, as far as it goes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checked:
+    """A listing with a `Verdict` for each file, and the files that came after the run began, which are left out."""
+
+    listing: Listing
+    verdicts: list
+    added: int = 0
+
+    @property
+    def bad(self):
+        """(path, problem) of each file that cannot be decoded."""
+        pairs = zip(self.listing.files, self.verdicts, strict=True)
+        return [(file, verdict.problem) for file, verdict in pairs if verdict.problem]
+
+    def source(self):
+        """The `Source`; the next good file by path stands in for a bad one, after the last the first.
+
+        Raises:
+          ValueError: there is no good file.
+        """
+        listing = self.listing
+        good = np.array([not verdict.problem for verdict in self.verdicts])
+        numbers = np.flatnonzero(good)
+        if not len(numbers):
+            raise ValueError(
+                f"None of the {listing.size} images in {listing.path} can be decoded: {_bad_ones(self.bad)}."
+            )
+        stand_ins = numbers[np.searchsorted(numbers, np.arange(listing.size)) % len(numbers)]
+        root = os.fsencode(listing.path)
+        with tf.device("CPU:0"):
+            contents = tf.constant([os.path.join(root, os.fsencode(file)) for file in listing.files])
+            labels = tf.constant(listing.labels, tf.int64)
+        return Source(
+            str(listing.path),
+            contents,
+            labels,
+            listing.class_names,
+            read=tf.io.read_file,
+            stand_ins=None if good.all() else stand_ins,
+        )
+
+
+def check_files(listing, manifest=None, begun=False, writes=True):
+    """A `Checked` listing; what the manifest knows is not read again.
+
+    manifest: a file to believe where path, size and time are the same, and to write; None: check all.
+    writes: whether to write it; of several machines that train together, one does.
+    begun: the manifest is that of a run under way, whose images and their order are kept: what is gone is bad, and
+    what has come since is left out.
+    """
+    known = _read(manifest, begun) if manifest else {}
+    added = 0
+    if begun and known:
+        listing, added = _as_begun(listing, list(known))
+    verdicts, unknown = [], []
+    gone, nothing = Verdict(GONE), (None, None, None)
+    stats = zip(listing.files, listing.sizes.tolist(), listing.times.tolist(), strict=True)
+    for number, (file, size, time) in enumerate(stats):
+        known_size, known_time, verdict = known.get(file, nothing)
+        if size == UNREADABLE:
+            verdict = gone
+        elif size != known_size or time != known_time:
+            verdict = None
+            unknown.append(number)
+        verdicts.append(verdict)
+    if unknown:
+        root = os.fsencode(listing.path)
+        paths = tf.data.Dataset.from_tensor_slices(
+            [os.path.join(root, os.fsencode(listing.files[n])) for n in unknown]
+        )
+        for number, verdict in zip(unknown, checking.verdicts(paths, tf.io.read_file, len(unknown)), strict=True):
+            verdicts[number] = verdict
+    checked = Checked(listing, verdicts, added)
+    if manifest and writes and (unknown or list(known) != listing.files):
+        _write(manifest, checked)
+    return checked
+
+
+def too_many_bad(bad, total, most):
+    """The refusal of a set of which more than the share `most` is bad, or None."""
+    if len(bad) <= most * total:
+        return None
+    return (
+        f"at most --max_bad_fraction={most:g} of the images may be undecodable; {len(bad)} of {total} are: "
+        f"{_bad_ones(bad)}. Mend or remove them, or allow more"
+    )
+
+
+def _bad_ones(bad):
+    return some([f"{name} ({problem})" for name, problem in bad])
+
+
+def _as_begun(listing, files):
+    """(a listing of the `files` with which a run began, how many others there are)."""
+    place = _where_begun(listing, files)
+    if place != listing.path:
+        begun = list_images(place, tuple(subfolders(place)), listing.given)
+        new = f"a new one would read {printable(listing.path)}"
+        listing = dataclasses.replace(begun, doubts=(f"The run began with {printable(place)} and keeps to it; {new}",))
+    now = {file: number for number, file in enumerate(listing.files)}
+    numbers = [now.get(file) for file in files]
+    stats = [
+        _size_and_time(listing.path / file) if n is None else (listing.sizes[n], listing.times[n])
+        for n, file in zip(numbers, files, strict=True)
+    ]
+    added = listing.size - sum(number is not None for number in numbers)
+    sizes, times = np.array(stats, np.int64).T
+    return dataclasses.replace(listing, files=files, sizes=sizes, times=times), added
+
+
+def _where_begun(listing, files):
+    """The folder of a run's files: that of the listing, unless it has none of them and another has.
+
+    An earlier version, or folders that came since, may have had the split mean another one.
+    """
+    sample = files[:: max(1, len(files) // 50)]
+    looking = [listing.given / name for name in subfolders(listing.given) if split_of(name)]
+    for place in (listing.path, listing.given, *looking):
+        if any(os.path.lexists(place / file) for file in sample):
+            return place
+    return listing.path
+
+
+def _size_and_time(path):
+    try:
+        status = os.stat(path)
+    except OSError:
+        return UNREADABLE, 0
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (UNREADABLE, 0)
+
+
+def _read(manifest, begun):
+    """{path: (size, time, Verdict)} in the order of the file; nothing if it is missing or not to be believed."""
+    try:
+        with open(manifest, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = csv.reader(file)
+            first = next(rows, None)
+            if first == [*EARLIER] and begun:
+                rows = ([*row, "", ""] for row in rows)
+            elif first != [*COLUMNS, RULES]:
+                return {}
+            number = lambda text: int(text) if text else None  # noqa: E731
+            verdict = functools.cache(
+                lambda problem, format, height, width, peak, orientation: Verdict(
+                    problem, format, int(height), int(width), number(peak), number(orientation)
+                )
+            )
+            return {path: (int(size), int(time), verdict(*facts)) for path, size, time, *facts in rows}
+    except (OSError, ValueError, TypeError, csv.Error):  # missing, or not as `_write` leaves it
+        return {}
+
+
+def _write(manifest, checked):
+    listing = checked.listing
+    with (
+        aside(manifest) as writing,
+        open(writing, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        rows = csv.writer(file)
+        rows.writerow([*COLUMNS, RULES])
+        stats = zip(listing.files, listing.sizes.tolist(), listing.times.tolist(), checked.verdicts, strict=True)
+        rows.writerows((path, size, time, *verdict) for path, size, time, verdict in stats)

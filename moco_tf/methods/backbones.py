@@ -1,0 +1,94 @@
+"""What a backbone must be, and how the key encoder is made of the query's."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from moco_tf.momentum import copy_weights
+
+
+def of_one_output(backbone):
+    """The backbone; of a functional one with several outputs, the part that gives "features".
+
+    Raises:
+      ValueError: none of them bears that name.
+    """
+    if not isinstance(backbone, keras.layers.Layer):
+        raise ValueError(f"a backbone is a Keras model of images -> features; got {backbone!r}")
+    outputs = getattr(backbone, "output", None)  # subclassed models have none
+    if outputs is None or isinstance(outputs, keras.KerasTensor):
+        return backbone
+    if isinstance(outputs, dict) and "features" in outputs:
+        return keras.Model(backbone.input, outputs["features"], name=backbone.name)
+    names = list(outputs) if isinstance(outputs, dict) else backbone.output_names
+    raise ValueError(
+        f"a backbone has one output, or one of several called 'features'; this one has {', '.join(names)}: "
+        "keras.Model(backbone.input, backbone.output[...]) takes one of them"
+    )
+
+
+def image_shape(backbone):
+    """(H, W, 3) of the backbone's input, None for a free side.
+
+    Raises:
+      ValueError: it takes something else than square images in colour.
+    """
+    shape = getattr(backbone, "input_shape", None)  # subclassed models have none
+    if shape is None:
+        return (None, None, 3)
+    if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] not in (3, None):
+        raise ValueError(
+            f"a backbone takes images in colour, (N, H, W, 3); this one takes {shape}: put layers before it that make "
+            "its input of them"
+        )
+    if shape[1] != shape[2]:
+        raise ValueError(f"a backbone takes square images, or any size; this one takes {shape[1]} x {shape[2]}")
+    return (*shape[1:3], 3)
+
+
+def clone(backbone):
+    """A model of the same build with weights of its own."""
+    if isinstance(backbone, (keras.Function, keras.Sequential)):
+        return keras.models.clone_model(
+            backbone, clone_function=lambda layer: type(layer).from_config(layer.get_config()), recursive=True
+        )
+    try:
+        return type(backbone).from_config(backbone.get_config())
+    except (NotImplementedError, TypeError):
+        raise ValueError(
+            f"the key encoder is made as the backbone's config says, which {type(backbone).__name__} does not give: "
+            "write its get_config, or make it a functional model"
+        ) from None
+
+
+def start_key_encoder(query_encoder, key_encoder):
+    """Makes a model of the same build a momentum encoder: the query's weights, and none for the optimizer."""
+    copy_weights(query_encoder, key_encoder)
+    _check_copied(query_encoder, key_encoder)
+    # Per variable: `key_encoder.trainable = False` would put stock BatchNorm into inference mode.
+    for variable in key_encoder.trainable_variables:
+        variable.trainable = False
+
+
+def _check_copied(query_encoder, key_encoder):
+    """Refuses a copy that computes something else, where layers are neither Keras' nor this package's.
+
+    A layer can keep what it computes with neither in its config nor in its weights.
+    """
+    foreign = {
+        type(layer).__name__
+        for layer in query_encoder._flatten_layers(include_self=False)
+        if type(layer).__module__.split(".")[0] not in ("keras", "moco_tf")
+    }
+    if not foreign or not tf.executing_eagerly():
+        return
+    size = query_encoder.input_shape[1] or 64
+    images = tf.random.stateless_normal((2, size, size, 3), (0, 0))
+    first, again, copy = (
+        encoder(images, training=False)["features"].numpy() for encoder in (query_encoder, query_encoder, key_encoder)
+    )
+    if np.array_equal(first, again) and not np.allclose(first, copy, rtol=1e-3, atol=1e-6, equal_nan=True):
+        raise ValueError(
+            "the key encoder begins as a copy of the query's, but a copy of this backbone computes something else: "
+            f"{', '.join(sorted(foreign))} must have all that they compute with in get_config or in their weights"
+        )
