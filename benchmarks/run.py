@@ -75,7 +75,7 @@ def measure(command, checkouts, rounds, output):
             found[name].append(round(time.perf_counter() - begun, 2))
             if trains and name == "here":
                 with open(output / "metrics.csv", newline="") as file:
-                    shares += [float(row["step_share"]) for row in csv.DictReader(file)]
+                    shares += [float(row["step_share"]) for row in csv.DictReader(file) if row["step_share"]]
             shutil.rmtree(output)
     found["step_share"] = round(statistics.median(shares), 3) if shares else None
     if "before" in found:

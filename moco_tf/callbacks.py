@@ -17,7 +17,7 @@ from moco_tf import advice, build, files
 from moco_tf.command import ConfigError
 from moco_tf.data.sources import Source
 from moco_tf.evaluate import vote
-from moco_tf.evaluate.extract import extract
+from moco_tf.evaluate.extract import extract, views_of
 
 log = logging.getLogger("moco_tf")
 
@@ -38,6 +38,7 @@ class KNNMonitor(keras.callbacks.Callback):
         self.every = every
         self.limit = limit
         self.seconds = 0.0  # that evaluations have taken
+        self._kept, self._kept_for = {}, None
 
     def set_model(self, model):
         if self.model is not model:  # each `fit` sets it anew; one trace is enough
@@ -61,11 +62,22 @@ class KNNMonitor(keras.callbacks.Callback):
     def _accuracy(self, encode, preprocessing):
         begun = time.perf_counter()
         bank, queries = (
-            extract(encode, source, preprocessing, self.limit, labelled=True) for source in (self.bank, self.queries)
+            extract(encode, source, preprocessing, self.limit, True, self._views(source, preprocessing))
+            for source in (self.bank, self.queries)
         )
         accuracy = vote.accuracy(*bank, *queries, len(self.bank.class_names))
         self.seconds += time.perf_counter() - begun
         return accuracy
+
+    def _views(self, source, preprocessing):
+        """The central views of a source: tracing them takes a second, and each evaluation needs the same ones."""
+        if preprocessing != self.model.preprocessing:  # of pixels, once
+            return None
+        if self._kept_for != preprocessing:
+            self._kept, self._kept_for = {}, preprocessing
+        if source not in self._kept:
+            self._kept[source] = views_of(source, preprocessing, self.limit, labelled=True)
+        return self._kept[source]
 
 
 def knn_monitor(config, train_source, run):
@@ -190,7 +202,8 @@ class WallTime(keras.callbacks.Callback):
     """Knows where a run's wall time goes, and adds `step_share` to an epoch's logs.
 
     `step_share` is the part of the wall time since the epoch before was recorded, evaluation apart, that was spent in
-    training steps, without their wait for images. The first step of a process is part of its start: it traces.
+    training steps, with their wait for images, which the model measures. The first step of a process is part of its
+    start: it traces.
 
     Args:
       started: when the run began, as `time.perf_counter` has it.
@@ -208,7 +221,6 @@ class WallTime(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         self.begun = time.perf_counter()
-        self.waited_before = self.model.seconds_waited
 
     def on_train_batch_end(self, batch, logs=None):
         now = time.perf_counter()
@@ -217,7 +229,7 @@ class WallTime(keras.callbacks.Callback):
             self.waited_at_start = self.model.seconds_waited
             self.recorded = now, 0.0, self.evaluation
             return
-        self.steps += now - self.begun - (self.model.seconds_waited - self.waited_before)
+        self.steps += now - self.begun
 
     def on_epoch_end(self, epoch, logs=None):
         before, self.recorded = self.recorded, (time.perf_counter(), self.steps, self.evaluation)
@@ -232,10 +244,11 @@ class WallTime(keras.callbacks.Callback):
     def __str__(self):
         """A sentence: seconds by what they were spent on."""
         whole = time.perf_counter() - self.started
+        waited = self.model.seconds_waited - self.waited_at_start
         parts = {
             "start": self.start or 0.0,
-            "steps": self.steps,
-            "waiting for images": self.model.seconds_waited - self.waited_at_start,
+            "steps": self.steps - waited,
+            "waiting for images": waited,
             "evaluation": self.evaluation,
             "saving": self.saver.seconds,
         }

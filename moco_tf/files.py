@@ -31,16 +31,21 @@ def aside(path):
     """
     path = Path(path)
     writing = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    _remove(writing)  # what a killed process of the same number has left
     try:
         yield writing
         for file in (writing, *writing.rglob("*")):
             sync(file)
         os.replace(writing, path)
     except BaseException:
-        with contextlib.suppress(OSError):  # it may not be there
-            shutil.rmtree(writing) if writing.is_dir() else writing.unlink()
+        _remove(writing)
         raise
     sync(path.parent)
+
+
+def _remove(path):
+    with contextlib.suppress(OSError):  # it may not be there
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_text(path, text, errors="backslashreplace"):

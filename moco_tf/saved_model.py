@@ -139,7 +139,7 @@ def _preprocessing(path, size):
         raise ConfigError(f"{description} does not say image_size, crop_ratio, mean and std under `input`") from None
     if fields["image_size"] != size:
         raise ConfigError(f"{description} says an input of {fields['image_size']} pixels, the graph has {size}")
-    return Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    return Preprocessing(**fields)
 
 
 # Writing.

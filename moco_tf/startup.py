@@ -7,6 +7,8 @@ import os
 import sys
 import tempfile
 
+from moco_tf.command import ConfigError
+
 
 def load_tensorflow(virtual_cpus=0, training=False):
     """Imports TensorFlow and Keras; passes on what they wrote to stderr only if that fails.
@@ -36,11 +38,21 @@ def load_tensorflow(virtual_cpus=0, training=False):
                     (cpu,) = tf.config.list_physical_devices("CPU")
                     parts = [tf.config.LogicalDeviceConfiguration()] * virtual_cpus
                     if tf.config.get_logical_device_configuration(cpu) != parts:
-                        tf.config.set_logical_device_configuration(cpu, parts)
+                        _divide(tf, cpu, parts)
         except BaseException:
             greetings.seek(0)
             sys.stderr.buffer.write(greetings.read())
             raise
+
+
+def _divide(tf, cpu, parts):
+    try:
+        tf.config.set_logical_device_configuration(cpu, parts)
+    except RuntimeError:  # it has begun to compute
+        raise ConfigError(
+            "a process divides its CPU once, before TensorFlow computes anything; got "
+            f"--virtual_replicas={len(parts)} after that: start it in a process of its own"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -19,6 +19,8 @@ WRONG = {
     "mean and std": ((IMAGES / 255 - 0.45) / 0.22).astype("float32"),
     "12 bits": IMAGES.astype("uint16") * 16,
     "16 bits": IMAGES.astype("int32") * 257,
+    "12 bits as floats": IMAGES.astype("float32") * 16,
+    "16 bits as floats": IMAGES.astype("float32") * 257,
     "below 0": IMAGES.astype("int16") - 128,
     "not finite": np.full((4, 20, 20, 3), np.nan, "float32"),
     "booleans": IMAGES > 100,

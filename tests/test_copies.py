@@ -123,11 +123,28 @@ def with_layer(layer):
     return keras.Model(inputs, layers.GlobalAveragePooling2D()(layer(inputs)))
 
 
-def test_a_layer_that_cannot_be_copied_is_refused_by_name():
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_that_cannot_be_copied_is_refused_by_name(method):
     layer = Offset()
     layer.offset = 1.0
     with pytest.raises(ValueError, match="a copy of this backbone computes something else: Offset must have"):
-        moco_tf.MoCo(with_layer(layer), dim=4, queue_size=8)
+        METHODS[method](with_layer(layer))
+
+
+class OfOneSize(keras.Model):
+    """Subclassed, and built for images of one size only."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.flatten, self.dense = layers.Flatten(), layers.Dense(4)
+
+    def call(self, images):
+        return self.dense(self.flatten(images))
+
+
+def test_a_subclassed_backbone_of_one_size_is_copied():
+    model = moco_tf.MoCo(OfOneSize(), dim=4, queue_size=8, preprocessing=moco_tf.Preprocessing(12))
+    assert_copied(model, IMAGES[:, :12, :12])
 
 
 @pytest.mark.parametrize("layer", [Offset, Noise])

@@ -9,8 +9,8 @@ import tensorflow as tf
 from keras import layers
 
 import moco_tf
-from moco_tf import replicas
-from moco_tf.data import preprocessing
+from moco_tf import callbacks, replicas
+from moco_tf.data import preprocessing, sources
 
 SIZE = 8
 RNG = np.random.default_rng(0)
@@ -73,6 +73,11 @@ class WithoutConfig(keras.Model):
 
     def call(self, x):
         return self.conv(x)
+
+
+def test_one_output_in_a_list_is_that_output():
+    model = moco(backbone(outputs=lambda x: [x]))
+    np.testing.assert_array_equal(model.query_encoder(VIEWS)["features"], model.backbone(VIEWS))
 
 
 def test_of_several_outputs_features_is_taken_and_the_rest_is_left_out():
@@ -171,6 +176,18 @@ def test_a_model_with_the_preprocessing_of_its_views_is_not_warned_of():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*preprocessing")
         moco(preprocessing=task).fit(moco_tf.views(IMAGES, task, 8), verbose=0)
+
+
+def test_a_model_that_was_loaded_goes_on_with_the_same_views_and_is_monitored(tmp_path):
+    task = moco_tf.augment.cifar(SIZE)
+    moco(preprocessing=task).save(tmp_path / "model.keras")
+    model = keras.models.load_model(tmp_path / "model.keras")
+    assert model.preprocessing == task.preprocessing
+    monitor = callbacks.KNNMonitor(*[sources.embedded("test").only(list(range(20)))] * 2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*preprocessing")
+        model.fit(moco_tf.views(IMAGES, task, 8), verbose=0, callbacks=[monitor])
+    assert monitor.evaluate() == monitor.evaluate() <= 100
 
 
 def test_preprocessing_for_another_size_than_the_backbones_is_refused():

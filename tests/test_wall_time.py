@@ -16,7 +16,7 @@ def clock(monkeypatch):
     return clock
 
 
-def test_the_share_of_steps_leaves_out_the_first_step_waiting_and_evaluation(clock):
+def test_the_share_of_steps_leaves_out_the_first_step_and_evaluation(clock):
     monitor, saver = types.SimpleNamespace(seconds=2.0), types.SimpleNamespace(seconds=0.0)  # evaluated before
     wall_time = callbacks.WallTime(clock.now, monitor, saver)
     wall_time._model = model = types.SimpleNamespace(seconds_waited=0.0)
@@ -40,7 +40,7 @@ def test_the_share_of_steps_leaves_out_the_first_step_waiting_and_evaluation(clo
     assert wall_time.start == 7
     step(3, waits=1)
     pass_by(2)  # of something else
-    assert epoch_end() == 0.4  # 2 of 5
+    assert epoch_end() == 0.6  # 3 of 5
     pass_by(10)
     monitor.seconds += 10
     pass_by(1)

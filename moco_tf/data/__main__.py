@@ -50,7 +50,7 @@ def look(config):
         verdicts = check.verdicts(records, lambda record: record["image"], found.size)
         bad = [(f"record {i}", verdict.problem) for i, verdict in enumerate(verdicts) if verdict.problem]
         labels = [int(label) for label in records.map(lambda record: record["label"]).as_numpy_iterator()]
-        print("\n".join(folder.classes(found.class_names, labels)))
+        print("\n".join(folder.class_counts(found.class_names, labels)))
 
     good = [verdict for verdict in verdicts if not verdict.problem]
     print(f"{folder.printable(place)}: {found.size} images, {len(bad)} of them undecodable")

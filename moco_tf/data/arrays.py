@@ -76,13 +76,15 @@ def check_dataset(dataset):
 def check_range(low, high, count):
     """Refuses the range of `count` images, NumPy scalars, that is plainly another than 0..255.
 
-    Images of one value tell nothing. Filters may leave something below 0.
+    Images of one value tell nothing. Filters may leave something below 0 or above 255.
     """
     rounds = low.dtype.kind in "iu"
     if rounds:
         wrong, remedy = low < 0 or high > 255, "bring them to 8 bits, from 16 by images // 257"
     elif low < 0:
         wrong, remedy = high <= 1 or -low > high / 2, "undo their normalisation, from -1..1 by (images + 1) * 127.5"
+    elif high > 2 * 255:
+        wrong, remedy = True, "bring them to 8 bits, from 16 by images / 257"
     else:
         wrong, remedy = low < high <= 1, "multiply them by 255, or leave Rescaling(1 / 255) out"
     if wrong or not (rounds or np.isfinite([low, high]).all()):

@@ -95,7 +95,7 @@ def scan(path, split=None, begun=False):
         chosen = _choose(root, division, wanted, begun)
         os.scandir(chosen).close()
         left_out = division.splits if chosen == root and division.rest_trains and split_of(wanted) else ()
-        folders = _classes(root, division, chosen, left_out)
+        folders = _class_folders(root, division, chosen, left_out)
         listing = list_images(chosen, folders, root, left_out)
         if split_of(wanted) in HELD_OUT:  # how the folders are read is said to those who train
             return listing
@@ -107,7 +107,7 @@ def scan(path, split=None, begun=False):
 
 def remarks(listing):
     """Sentences on how a folder was read: classes, splits, and what was left out."""
-    found = [*classes(listing.class_names, listing.labels), *listing.notes, *listing.doubts]
+    found = [*class_counts(listing.class_names, listing.labels), *listing.notes, *listing.doubts]
     if not_read := _not_read(listing.besides):
         found.append(f"Not read: {not_read}")
     for name in listing.besides.unread:
@@ -115,7 +115,7 @@ def remarks(listing):
     return found
 
 
-def classes(names, labels):
+def class_counts(names, labels):
     """Sentences on how many images of a source each class has, and how many none."""
     counts = collections.Counter(labels)
     without = counts.pop(-1, 0)
@@ -199,16 +199,15 @@ def _choose(root, division, wanted, begun):
     if begun:
         return root
     if not splits:
-        raise ValueError(
-            f"{root} is not divided, so it has no split {wanted!r}. Put the images into {root}/train and "
-            f"{root}/{wanted}, or leave the split out."
-        )
+        divided = "" if kind == TRAIN else f"put the images into {root}/train and {root}/{wanted}, or "
+        way = f"{divided}leave the split out"
+        raise ValueError(f"{root} is not divided, so it has no split {wanted!r}. {way[0].upper()}{way[1:]}.")
     if meant:
         raise ValueError(f"{root} has {' and '.join(sorted(meant))}, and {wanted!r} can mean each. Name one of them.")
     raise ValueError(f"{root} has the splits {', '.join(splits)}, not {wanted!r}. Name one of them.")
 
 
-def _classes(root, division, chosen, left_out):
+def _class_folders(root, division, chosen, left_out):
     # Numbers of classes must agree between splits, even if one lacks a class.
     if chosen not in [root / name for name in division.splits] and not left_out:
         return tuple(subfolders(chosen))

@@ -137,16 +137,16 @@ def _as_begun(listing, files):
 
 
 def _where_begun(listing, files):
-    """The folder of a run's files: that of the listing, unless it has none of them and another has.
+    """The folder of a run's files: that of the listing, unless another has more of them.
 
     An earlier version, or folders that came since, may have had the split mean another one.
     """
     sample = files[:: max(1, len(files) // 50)]
     looking = [listing.given / name for name in subfolders(listing.given) if split_of(name)]
-    for place in (listing.path, listing.given, *looking):
-        if any(os.path.lexists(place / file) for file in sample):
-            return place
-    return listing.path
+    places = (listing.path, listing.given, *looking)
+    return max(
+        places, key=lambda place: sum(os.path.lexists(place / file) for file in sample)
+    )  # the first of the best
 
 
 def _size_and_time(path):

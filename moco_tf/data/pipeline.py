@@ -1,7 +1,8 @@
 """How this package runs tf.data: with fixed numbers, so that the end of a pipeline waits for nothing.
 
 tf.data's autotuning is a thread that sleeps between its looks at a pipeline, longer each time, up to a minute; whoever
-ends the pipeline waits for it to wake up. Every pipeline of the package goes through `fixed`, and none says AUTOTUNE.
+ends the pipeline waits for it to wake up. Every pipeline of the package goes through `fixed`; a served
+graph has it off as well, but leaves the numbers to the server, whose processors are not known here.
 """
 
 import os
@@ -9,7 +10,7 @@ import os
 import tensorflow as tf
 
 # Records in work at a time: twice the processors, so that a slow one, which the others wait for, leaves none idle.
-PARALLEL = 2 * len(os.sched_getaffinity(0))
+PARALLEL = 2 * (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
 PREFETCH = 2  # batches, or what else comes last, ready ahead
 
 

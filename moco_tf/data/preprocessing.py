@@ -23,6 +23,8 @@ class Preprocessing:
     std: tuple = (0.229, 0.224, 0.225)
 
     def __post_init__(self):
+        for name in ("mean", "std"):  # JSON makes lists of them
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1 pixel, not {self.image_size}.")
         if not 0 < self.crop_ratio <= 1:

@@ -1,6 +1,5 @@
 """Frozen features of a source's images. Axes: N images, S side, C features."""
 
-import functools
 import logging
 import time
 
@@ -14,7 +13,7 @@ BATCH = 256
 log = logging.getLogger("moco_tf")
 
 
-def extract(encode, source, preprocessing, limit=None, labelled=False):
+def extract(encode, source, preprocessing, limit=None, labelled=False, views=None):
     """Encodes the central view of each image.
 
     Args:
@@ -23,13 +22,15 @@ def extract(encode, source, preprocessing, limit=None, labelled=False):
       preprocessing: the encoder's `Preprocessing`.
       limit: if given, take at most this many records, evenly spread.
       labelled: leave out records without a label.
+      views: what `views_of` gives for the same arguments, if it has been made before.
 
     Returns:
       NumPy arrays: features (N, C) float32, labels (N,) int64, -1 where unknown.
     """
+    views = views or views_of(source, preprocessing, limit, labelled)
     most = min(limit or source.size, source.size)
     features, labels, count = np.empty((0, 0), np.float32), np.empty(most, np.int64), 0
-    for batch, of_batch, _ in stream(encode, _views_of_all(source, limit, labelled, preprocessing), most):
+    for batch, of_batch, _ in stream(encode, views, most):
         if not count:
             features = np.empty((most, batch.shape[1]), np.float32)  # no list of batches, which would take it twice
         features[count : count + len(batch)] = batch
@@ -38,9 +39,8 @@ def extract(encode, source, preprocessing, limit=None, labelled=False):
     return features[:count], labels[:count]
 
 
-@functools.lru_cache(maxsize=8)
-def _views_of_all(source, limit, labelled, preprocessing):
-    """`central_views` of a source, built once: a monitor looks at the same images again and again."""
+def views_of(source, preprocessing, limit=None, labelled=False):
+    """`central_views` of a source's images, as `extract` takes them."""
     records = source.in_order(limit).filter(lambda record: not labelled or record["label"] >= 0)
     return central_views(records, preprocessing)
 

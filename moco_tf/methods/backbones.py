@@ -16,6 +16,8 @@ def of_one_output(backbone):
     if not isinstance(backbone, keras.layers.Layer):
         raise ValueError(f"a backbone is a Keras model of images -> features; got {backbone!r}")
     outputs = getattr(backbone, "output", None)  # subclassed models have none
+    if isinstance(outputs, (list, tuple)) and len(outputs) == 1:
+        return keras.Model(backbone.input, outputs[0], name=backbone.name)
     if outputs is None or isinstance(outputs, keras.KerasTensor):
         return backbone
     if isinstance(outputs, dict) and "features" in outputs:
@@ -27,15 +29,19 @@ def of_one_output(backbone):
     )
 
 
-def image_shape(backbone):
+def image_shape(backbone, preprocessing=None):
     """(H, W, 3) of the backbone's input, None for a free side.
+
+    A subclassed model does not tell: it is built for the images that `preprocessing` (or a task's) makes, or for 224.
 
     Raises:
       ValueError: it takes something else than square images in colour.
     """
     shape = getattr(backbone, "input_shape", None)  # subclassed models have none
     if shape is None:
-        return (None, None, 3)
+        preprocessing = getattr(preprocessing, "preprocessing", preprocessing)
+        size = preprocessing.image_size if preprocessing else 224
+        return (size, size, 3)
     if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] not in (3, None):
         raise ValueError(
             f"a backbone takes images in colour, (N, H, W, 3); this one takes {shape}: put layers before it that make "
@@ -64,13 +70,13 @@ def clone(backbone):
 def start_key_encoder(query_encoder, key_encoder):
     """Makes a model of the same build a momentum encoder: the query's weights, and none for the optimizer."""
     copy_weights(query_encoder, key_encoder)
-    _check_copied(query_encoder, key_encoder)
+    check_copied(query_encoder, key_encoder)
     # Per variable: `key_encoder.trainable = False` would put stock BatchNorm into inference mode.
     for variable in key_encoder.trainable_variables:
         variable.trainable = False
 
 
-def _check_copied(query_encoder, key_encoder):
+def check_copied(query_encoder, key_encoder):
     """Refuses a copy that computes something else, where layers are neither Keras' nor this package's.
 
     A layer can keep what it computes with neither in its config nor in its weights.

@@ -61,7 +61,7 @@ class EndToEnd(contrastive.ContrastiveModel):
                 f"shared={shared!r}, loss={loss!r}, temperature={temperature}"
             )
         backbone = backbones.of_one_output(backbone)
-        image_shape = backbones.image_shape(backbone)
+        image_shape = backbones.image_shape(backbone, preprocessing)
         super().__init__(image_shape, preprocessing, **kwargs)
         self.dim = dim
         self.head = head
@@ -81,6 +81,7 @@ class EndToEnd(contrastive.ContrastiveModel):
             trunk = backbone if shared == "trunk" else backbones.clone(backbone)
             self.key_encoder = heads.encoder(trunk, image_shape, head, dim, hidden_dim)
             copy_weights(self.query_encoder, self.key_encoder)
+            backbones.check_copied(self.query_encoder, self.key_encoder)
         for encoder in self._normed():
             normalization.set_groups(encoder, self.groups_here)
 

@@ -70,7 +70,7 @@ class MemoryBank(contrastive.ContrastiveModel):
                 f"bank_momentum={bank_momentum}, loss={loss!r}"
             )
         backbone = backbones.of_one_output(backbone)
-        image_shape = backbones.image_shape(backbone)
+        image_shape = backbones.image_shape(backbone, preprocessing)
         super().__init__(image_shape, preprocessing, **kwargs)
         self.dim = dim
         self.head = head

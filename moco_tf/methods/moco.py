@@ -73,7 +73,7 @@ class MoCo(contrastive.ContrastiveModel):
                 f"queue_size={queue_size}, temperature={temperature}, momentum={momentum}"
             )
         backbone = backbones.of_one_output(backbone)
-        image_shape = backbones.image_shape(backbone)
+        image_shape = backbones.image_shape(backbone, preprocessing)
         super().__init__(image_shape, preprocessing, **kwargs)
         self.dim = dim
         self.head = head

@@ -69,7 +69,7 @@ class MoCoV3(contrastive.ContrastiveModel):
                 f"temperature={temperature}, momentum={momentum}"
             )
         backbone = backbones.of_one_output(backbone)
-        image_shape = backbones.image_shape(backbone)
+        image_shape = backbones.image_shape(backbone, preprocessing)
         super().__init__(image_shape, preprocessing, **kwargs)
         self.head = head
         self.dim = dim
