@@ -130,6 +130,7 @@ def test_a_comparison_keeps_its_supervised_network_and_takes_it_again(place, run
     assert_text(run / "compare")
 
 
+@pytest.mark.slow
 def test_an_encoder_is_exported_and_read_back(place, run):
     probe, output = place / os.fsdecode(b"pr\xf6be"), place / os.fsdecode(b"exp\xf6rt")
     assert linear_probe.main([f"--encoder={run}", f"--output={probe}", "--lr=1", "--epochs=1"]) == 0

@@ -54,6 +54,7 @@ def test_saved_models_load_in_another_process(tmp_path):
     assert kinds(paths) == [name if hasattr(moco_tf, name) else "Functional" for name in FILES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["import moco_tf, keras", "import tensorflow, moco_tf, keras"])
 def test_the_order_of_imports_does_not_matter(code, tmp_path):
     FILES["MoCo"](tmp_path / "model.keras")

@@ -251,6 +251,7 @@ def held_by_nobody_afterwards():
     assert not [handler for handler in files if handler not in before]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("held_by_nobody_afterwards")
 def test_a_run_goes_on_and_others_begin_in_the_same_process_as_in_new_ones(undisturbed, tmp_path):
     one, other = (f"--run_dir={tmp_path / name}" for name in ("one", "other"))
