@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data.pipeline import fixed
+
 LOOKED_AT = 64  # images, whose range is taken for that of all
 
 
@@ -66,7 +68,7 @@ def check_dataset(dataset):
         return
     images = dataset.unbatch() if dataset.element_spec.shape.rank == 4 else dataset
     lows, highs = [], []
-    for image in images.take(LOOKED_AT).as_numpy_iterator():
+    for image in fixed(images.take(LOOKED_AT)).as_numpy_iterator():
         lows.append(image.min())
         highs.append(image.max())
     if lows:
