@@ -26,7 +26,7 @@ def main():
     load_tensorflow()
     import numpy as np
 
-    from moco_tf.evaluate import vote
+    from moco_tf.evaluate import nearest_neighbors
 
     rng = np.random.default_rng(0)
     bank = np.empty((arguments.bank, arguments.width), np.float32)
@@ -36,7 +36,7 @@ def main():
     queries = rng.standard_normal((arguments.queries, arguments.width), np.float32)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began, worked = time.perf_counter(), time.process_time()
-    vote.predict(bank, labels, queries, arguments.classes, arguments.k)
+    nearest_neighbors.predict(bank, labels, queries, arguments.classes, arguments.k)
     ended, worked = time.perf_counter() - began, time.process_time() - worked
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(

@@ -30,8 +30,8 @@ def main():
     import tensorflow as tf
 
     import moco_tf
-    from moco_tf.losses import info_nce, unit_length
-    from moco_tf.momentum import move_weights
+    from moco_tf.methods.ema import move_weights
+    from moco_tf.methods.losses import info_nce, unit_length
 
     model = moco_tf.MoCo(
         moco_tf.encoders.resnet.resnet50(), head="mlp", queue_size=arguments.queue_size, temperature=0.2

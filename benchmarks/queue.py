@@ -54,8 +54,8 @@ def measure(size, rounds):
     load_tensorflow(training=True)
     import tensorflow as tf
 
-    from moco_tf.losses import info_nce, unit_length
-    from moco_tf.queue import Queue
+    from moco_tf.methods.losses import info_nce, unit_length
+    from moco_tf.methods.queue import Queue
 
     queries, keys = (unit_length(tf.random.stateless_normal((BATCH, DIM), (0, side))) for side in range(2))
     tf.linalg.matmul(queries, keys, transpose_b=True).numpy()  # starts the runtime

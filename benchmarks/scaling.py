@@ -29,8 +29,8 @@ def traffic(replicas, batch_size):
     """Prints the bytes that each replica sends in a step of v1, as rings do it: a gather passes on (R - 1) / R of the
     whole, a reduce twice that."""
     import moco_tf
-    from moco_tf.methods.contrastive import DIAGNOSTICS
     from moco_tf.methods.normalization import running_statistics
+    from moco_tf.methods.pretrainer import DIAGNOSTICS
 
     model = moco_tf.MoCo(moco_tf.encoders.resnet.resnet50(), dim=128, head="linear", queue_size=256)
     parameters = sum(v.shape.num_elements() for v in model.trainable_variables)

@@ -78,8 +78,8 @@ def ways(folder, images):
     import tensorflow as tf
 
     import moco_tf
-    from moco_tf import onnx_file
     from moco_tf.command import ConfigError
+    from moco_tf.serving import onnx_file
 
     model = moco_tf.MoCo(moco_tf.encoders.resnet.resnet50(), dim=128, head="mlp", queue_size=256)
     moco_tf.export_encoder(model, folder / "1")

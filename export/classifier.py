@@ -48,7 +48,7 @@ def main(arguments):
 
 def _run(settings):
     load_tensorflow()  # takes seconds: wrong flags have been answered by now
-    from moco_tf import saved_model
+    from moco_tf.serving import saved_model
 
     path = saved_model.version_to_write(settings.output, settings.version)
     saved_model.export_probe(settings.run_dir, settings.probe, path, settings.on_bad_image)

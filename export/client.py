@@ -13,8 +13,9 @@ import time
 
 import numpy as np
 
-from moco_tf import client, command, files
+from moco_tf import command, files
 from moco_tf.command import ConfigError
+from moco_tf.serving import client
 
 TOLERANCE = 1e-4  # of an output's largest value
 PORTS = {"rest": 8501, "grpc": 8500}

@@ -54,12 +54,12 @@ def main(arguments):
 def _run(settings):
     load_tensorflow()  # takes seconds: wrong flags have been answered by now
     if settings.format == "onnx":
-        from moco_tf import onnx_file
+        from moco_tf.serving import onnx_file
 
         deviation = onnx_file.export_run(settings.run_dir, settings.output)
         print(f"Wrote {settings.output}. ONNX Runtime deviates by {deviation:.1e} of the largest value.")
         return 0
-    from moco_tf import saved_model
+    from moco_tf.serving import saved_model
 
     path = saved_model.version_to_write(settings.output, settings.version)
     saved_model.export_run(settings.run_dir, path, settings.on_bad_image)

@@ -18,7 +18,7 @@ _OBJECTS = {
     "MoCoV3": "moco_tf.methods.moco_v3",
     "Preprocessing": "moco_tf.data.preprocessing",
     "SGD": "moco_tf.optimizers",
-    "export_encoder": "moco_tf.saved_model",
+    "export_encoder": "moco_tf.serving.saved_model",
     "views": "moco_tf.data.views",
 }
 

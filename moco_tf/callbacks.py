@@ -16,7 +16,7 @@ from tensorboard.plugins.image.metadata import create_summary_metadata
 from moco_tf import advice, build, files
 from moco_tf.command import ConfigError
 from moco_tf.data.sources import Source
-from moco_tf.evaluate import vote
+from moco_tf.evaluate import nearest_neighbors
 from moco_tf.evaluate.extract import extract, views_of
 
 log = logging.getLogger("moco_tf")
@@ -65,7 +65,7 @@ class KNNMonitor(keras.callbacks.Callback):
             extract(encode, source, preprocessing, self.limit, True, self._views(source, preprocessing))
             for source in (self.bank, self.queries)
         )
-        accuracy = vote.accuracy(*bank, *queries, len(self.bank.class_names))
+        accuracy = nearest_neighbors.accuracy(*bank, *queries, len(self.bank.class_names))
         self.seconds += time.perf_counter() - begun
         return accuracy
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from moco_tf import files
 from moco_tf.command import ConfigError
-from moco_tf.momentum import derive_state
+from moco_tf.methods.ema import derive_state
 
 ASIDE = "aside-"  # what is being written or deleted
 

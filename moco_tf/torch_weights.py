@@ -16,9 +16,10 @@ from pathlib import Path
 
 from absl import flags
 
-from moco_tf import command, files, torch_files
+from moco_tf import command, files
 from moco_tf.command import ConfigError
 from moco_tf.config import Config
+from moco_tf.pytorch import checkpoint_files
 from moco_tf.startup import load_tensorflow
 
 SIDECAR = "torch.json"  # beside the weights: where they came from, and what has no place in a Keras model
@@ -28,7 +29,7 @@ def main(arguments):
     """Runs the command; returns the process's exit status."""
     try:
         return command.run("moco_tf.torch_weights", __doc__, lambda given: _run(*_parse(given)), arguments)
-    except torch_files.TorchFileError as error:
+    except checkpoint_files.TorchFileError as error:
         print(f"moco_tf.torch_weights: {error}", file=sys.stderr)
         return 1
 
@@ -77,13 +78,13 @@ def _run(flag_values, given):
     if flag_values.checkpoint:
         if output.is_symlink() or (output.exists() and not (output.is_dir() and not any(output.iterdir()))):
             raise ConfigError(f"--output={output} exists: choose another folder, or delete it yourself")
-        tensors = torch_files.read(flag_values.checkpoint)
+        tensors = checkpoint_files.read(flag_values.checkpoint)
     else:
-        torch_files.check_writable(output)
+        checkpoint_files.check_writable(output)
         if not Path(flag_values.encoder).exists():
             raise ConfigError(f"--encoder={flag_values.encoder}: there is no such file or folder")
     load_tensorflow()  # takes seconds: what could be refused without it has been
-    from moco_tf.torch_names import Mismatch
+    from moco_tf.pytorch.tensor_names import Mismatch
 
     try:
         if flag_values.checkpoint:
@@ -91,43 +92,43 @@ def _run(flag_values, given):
         return _bring_out(output, flag_values)
     except Mismatch as error:
         source = flag_values.checkpoint or flag_values.encoder
-        raise torch_files.TorchFileError(f"{source}: {error}") from None
+        raise checkpoint_files.TorchFileError(f"{source}: {error}") from None
 
 
 # In.
 
 
 def _bring_in(tensors, output, flag_values, given):
-    from moco_tf import torch_names
+    from moco_tf.pytorch import tensor_names
 
-    contents = torch_names.contents(tensors)
+    contents = tensor_names.contents(tensors)
     part = flag_values.part
     whole = part == "whole" or (part is None and bool(contents.key or contents.rest))
     if whole and (not contents.method or (contents.scheme and not contents.key)):
         what = contents.origin or "a plain network"
-        raise torch_names.Mismatch(f"{what}, without key encoder and queue as MoCo has them: --part=encoder takes it")
+        raise tensor_names.Mismatch(f"{what}, without key encoder and queue as MoCo has them: --part=encoder takes it")
     try:
         return _convert(contents, whole, output, flag_values, given)
-    except torch_names.Mismatch as error:
+    except tensor_names.Mismatch as error:
         if not contents.origin:
             raise
-        raise torch_names.Mismatch(f"{contents.origin}, by the authors' or torchvision's names: {error}") from None
+        raise tensor_names.Mismatch(f"{contents.origin}, by the authors' or torchvision's names: {error}") from None
 
 
 def _convert(contents, whole, output, flag_values, given):
-    from moco_tf import torch_models, torch_names
+    from moco_tf.pytorch import conversion, tensor_names
 
     checkpoint = flag_values.checkpoint
-    found = torch_names.recognise(contents.query, contents.method)
+    found = tensor_names.recognise(contents.query, contents.method)
     if whole and not found.head:
-        raise torch_names.Mismatch("missing: the query encoder's head; --part=encoder takes the rest of it")
+        raise tensor_names.Mismatch("missing: the query encoder's head; --part=encoder takes the rest of it")
     if flag_values.heads and (whole or not found.is_vit):
         raise ConfigError(f"--heads={flag_values.heads} is for a ViT that becomes an encoder: leave the flag out")
     found = _padded(found, contents, whole, flag_values.stem_padding)
     print(f"{checkpoint}: {contents.origin or contents.method or 'encoder'}, {found}.")
-    left_out = torch_names.left_out(contents, whole)
+    left_out = tensor_names.left_out(contents, whole)
     if left_out:
-        print(f"Left out: {', '.join(torch_names.grouped(left_out))}.")
+        print(f"Left out: {', '.join(tensor_names.grouped(left_out))}.")
     values = command.values(flag_values, Config)
     try:
         with files.aside(output.absolute()) as aside:
@@ -142,7 +143,7 @@ def _convert(contents, whole, output, flag_values, given):
             sidecar = {
                 "checkpoint": Path(checkpoint).name,
                 "architecture": dataclasses.asdict(found),
-                "counters": torch_models.counters(contents, found, whole),
+                "counters": conversion.counters(contents, found, whole),
             }
             files.write_json(aside / SIDECAR, sidecar)
     except OSError as error:
@@ -166,29 +167,30 @@ def _padded(found, contents, whole, padding):
 
 
 def _write_run(folder, contents, found, values, given):
-    from moco_tf import build, torch_models
+    from moco_tf import build
     from moco_tf.checkpoint import Checkpoints
+    from moco_tf.pytorch import conversion
 
-    config = torch_models.run_config(found, torch_models.queue_size(contents), values, given, contents.scheme)
+    config = conversion.run_config(found, conversion.queue_size(contents), values, given, contents.scheme)
     model = build.model(config, steps_per_epoch=1)  # shapes the schedules only, which are no part of a checkpoint
-    lines = torch_models.load_run(model, contents)
+    lines = conversion.load_run(model, contents)
     files.write_text(folder / "config.flags", config.flag_lines(), errors="surrogateescape")
     Checkpoints(folder / "checkpoints", model).save()
     return lines
 
 
 def _write_encoder(folder, tensors, found, values, given, heads):
-    from moco_tf import torch_models
+    from moco_tf.pytorch import conversion
 
     image_size = values["image_size"]
     if found.stem == "cifar" and "image_size" not in given:
-        image_size = torch_models.CIFAR["image_size"]
+        image_size = conversion.CIFAR["image_size"]
     if found.is_vit and "image_size" in given and image_size != found.image_size:
         raise ConfigError(
             f"--image_size={image_size}, but the file's positions are of {found.image_size}: leave it out"
         )
-    model = torch_models.encoder(found, image_size, heads)
-    lines = torch_models.load_encoder(model, tensors)
+    model = conversion.encoder(found, image_size, heads)
+    lines = conversion.load_encoder(model, tensors)
     model.save(files.for_tensorflow(folder / "encoder.keras"))
     return lines
 
@@ -197,19 +199,19 @@ def _write_encoder(folder, tensors, found, values, given, heads):
 
 
 def _bring_out(output, flag_values):
-    from moco_tf import torch_models
+    from moco_tf.pytorch import conversion
 
     source = Path(flag_values.encoder)
     model = _load(source)
     sidecar = source / SIDECAR
     counters = json.loads(sidecar.read_text())["counters"] if sidecar.exists() else None
     whole = flag_values.part == "whole"
-    state_dict = torch_models.whole_state_dict if whole else torch_models.backbone_state_dict
+    state_dict = conversion.whole_state_dict if whole else conversion.backbone_state_dict
     tensors = state_dict(model, counters)
-    torch_files.write(output, tensors)
+    checkpoint_files.write(output, tensors)
     if flag_values.verbose:
         print("\n".join(f"{name} {value.shape} {value.dtype}" for name, value in tensors.items()))
-    if torch_models.has_border(model):
+    if conversion.has_border(model):
         print("Its 3x3 stem pads by 2: so does the network to load this into.")
     print(f"Wrote {output}: {len(tensors)} tensors.")
     return 0

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent / "goldens"))
 import tensors
 
 import moco_tf
-from moco_tf.momentum import copy_weights
-from moco_tf.torch_names import names, to_keras, to_torch
+from moco_tf.methods.ema import copy_weights
+from moco_tf.pytorch.tensor_names import names, to_keras, to_torch
 
 LOSS, RELATIVE = 1e-7, 1e-6  # the golden files' own tolerances
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_tf.bank import Bank
 from moco_tf.data import sources
+from moco_tf.methods.bank import Bank
 
 
 def test_an_update_moves_keys_as_a_naive_loop_does_and_a_records_first_feature_counts():

@@ -8,7 +8,7 @@ from keras import layers
 
 import moco_tf
 from moco_tf.checkpoint import Checkpoints
-from moco_tf.momentum import copy_weights
+from moco_tf.methods.ema import copy_weights
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(100, 50, (8, 32, 32, 3)).astype("float32")

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_tf import build, command, files, run_folder, saved_model, train
+from moco_tf import build, command, files, frozen, run_folder, train
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.evaluate import compare, features, finetune, knn, linear_probe, look, subject
+from moco_tf.serving import saved_model
 
 REPOSITORY = Path(__file__).parent.parent
 CLASSES = ("blue & <white>", "green", "red")
@@ -95,7 +96,7 @@ def test_a_probe_leaves_the_encoder_alone_and_a_classifier_that_scores_what_it_s
     assert "tensors of the encoder, BatchNorm's statistics included, are bit-equal" in capsys.readouterr().out
     model = build.trained(run)
     settings = knn.Settings(encoder=str(run), output=str(tmp_path)).resolved()
-    encoder = saved_model.of_model(model)
+    encoder = frozen.of_model(model)
     test = subject.source(settings, "test")
     of_test, labels = subject.features(settings, encoder, test)
     probe = np.load(tmp_path / "probe.npz")
@@ -135,7 +136,7 @@ def test_fine_tuning_takes_the_steps_that_it_says_and_keeps_a_network_that_score
     assert found["train_images"] == 12 and found["steps"] == 12  # 8 + 4 images, six times
     model = keras.models.load_model(tmp_path / "model.keras")
     settings = knn.Settings(encoder=str(run), output=str(tmp_path)).resolved()
-    classifier = saved_model.Encoder(build.trained(run).preprocessing, lambda x: {"logits": model(x)}, "classifier")
+    classifier = frozen.Encoder(build.trained(run).preprocessing, lambda x: {"logits": model(x)}, "classifier")
     logits, labels = subject.features(settings, classifier, subject.source(settings, "test"), "logits")
     assert found["top1"] == pytest.approx(100 * (logits.argmax(axis=1) == labels).mean(), abs=1e-3)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_tf.losses import batch_info_nce, info_nce, log_normalizer, nce, unit_length
+from moco_tf.methods.losses import batch_info_nce, info_nce, log_normalizer, nce, unit_length
 
 
 def _unit(*shape, seed=0):

@@ -8,7 +8,7 @@ from keras import layers
 
 import moco_tf
 from moco_tf.encoders import BatchNorm, vit
-from moco_tf.losses import in_batch
+from moco_tf.methods.losses import in_batch
 
 SIZE, BATCH = 8, 6
 

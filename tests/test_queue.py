@@ -3,8 +3,8 @@ import pytest
 import tensorflow as tf
 
 from moco_tf import replicas
-from moco_tf.losses import info_nce, unit_length
-from moco_tf.queue import Queue
+from moco_tf.methods.losses import info_nce, unit_length
+from moco_tf.methods.queue import Queue
 
 
 @pytest.mark.parametrize("size, batch", [(8, 4), (8, 3), (7, 5), (4, 4), (4, 11), (1, 3), (5, 1)])

@@ -13,10 +13,11 @@ from absl import flags
 from keras import layers
 
 import moco_tf
-from moco_tf import saved_model
+from moco_tf import frozen
 from moco_tf.command import ConfigError
 from moco_tf.data.preprocessing import Preprocessing
 from moco_tf.encoders import resnet, vit
+from moco_tf.serving import saved_model
 
 HERE = Path(__file__).parent
 SIZE = 16
@@ -179,7 +180,7 @@ def onnx_runtime(path, model, cases, folder):
         pytest.importorskip(package, reason=f"{package} is not installed: pip install 'moco_tf[onnx]'")
     import onnxruntime
 
-    from moco_tf import onnx_file
+    from moco_tf.serving import onnx_file
 
     assert onnx_file.export(model, folder / "encoder.onnx") < CLOSE
     session = onnxruntime.InferenceSession(folder / "encoder.onnx")
@@ -242,9 +243,9 @@ def test_every_reader_finds_what_predict_finds_at_full_size(tmp_path, name, read
 def test_normalised_images_give_what_pixels_give(exported):
     model, path = exported["own"]
     images = photographs(3, 30, 30)
-    encoder = saved_model.read(path.parent)
+    encoder = frozen.read(path.parent)
     assert encoder.preprocessing == model.preprocessing
-    for encode in (encoder.encode, saved_model.of_model(model).encode):
+    for encode in (encoder.encode, frozen.of_model(model).encode):
         found = {name: value.numpy() for name, value in encode(encoder.preprocessing(images)).items()}
         assert deviation(found, expected(model, images)) < CLOSE
 
@@ -357,7 +358,7 @@ def test_a_foreign_saved_model_is_read_by_its_signature(tmp_path, capsys):
     module = Foreign()
     tf.saved_model.save(module, str(tmp_path / "3"), {"preprocessed": module.encode})
     (tmp_path / "20").mkdir()  # half a version
-    encoder = saved_model.read(tmp_path)
+    encoder = frozen.read(tmp_path)
     assert encoder.preprocessing == Preprocessing(12) and encoder.name == str(tmp_path / "3")
     assert "ImageNet's mean, std and crop, at 12 pixels" in capsys.readouterr().out
     np.testing.assert_allclose(encoder.encode(np.ones((2, 12, 12, 3)))["features"], np.ones((2, 3)), rtol=2e-7)
@@ -366,7 +367,7 @@ def test_a_foreign_saved_model_is_read_by_its_signature(tmp_path, capsys):
 def test_what_cannot_be_read_is_refused_in_one_line(tmp_path):
     def refusal(path):
         with pytest.raises(ConfigError) as error:
-            saved_model.read(path)
+            frozen.read(path)
         assert "\n" not in str(error.value)
         return str(error.value)
 

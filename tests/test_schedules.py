@@ -3,7 +3,7 @@ import math
 import pytest
 
 from moco_tf import schedules
-from moco_tf.momentum import cosine_momentum
+from moco_tf.methods.ema import cosine_momentum
 
 
 def test_steps_drop_when_their_epoch_begins():

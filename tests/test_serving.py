@@ -24,11 +24,12 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from export import classifier as export_classifier
 from export import client as export_client
 from export import encoder as export_encoder
-from moco_tf import build, client, saved_model
+from moco_tf import build, frozen
 from moco_tf import config as config_lib
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.command import ConfigError
 from moco_tf.data import sources
+from moco_tf.serving import client
 
 REPOSITORY = Path(__file__).parent.parent
 SERVING = REPOSITORY / "export/serving"
@@ -148,7 +149,7 @@ def wait_for(server, url, log):
 
 
 def answers(served, files):
-    signature = saved_model.load(served["models"] / "encoder").signatures["encoded_images"]
+    signature = frozen.load(served["models"] / "encoder").signatures["encoded_images"]
     found = signature(images=tf.constant([file.read_bytes() for file in files]))
     return {name: value.numpy() for name, value in found.items()}
 

@@ -19,7 +19,7 @@ import timm  # noqa: E402
 import torch_agreement  # noqa: E402
 import torchvision  # noqa: E402
 
-from moco_tf import torch_files  # noqa: E402
+from moco_tf.pytorch import checkpoint_files  # noqa: E402
 from moco_tf.torch_weights import main  # noqa: E402
 from moco_tf.train import main as train  # noqa: E402
 
@@ -94,7 +94,7 @@ def test_a_v3_file_that_pytorch_wrote_comes_out_for_pytorch_again(new_format, tm
 def test_torchvisions_own_state_dict_goes_in_and_comes_out_loadable(name, tmp_path):
     network = torchvision.models.resnet18()
     state = {key: value.detach().numpy() for key, value in network.state_dict().items()}
-    torch_files.write(tmp_path / name, state)
+    checkpoint_files.write(tmp_path / name, state)
     assert main([f"--checkpoint={tmp_path / name}", f"--output={tmp_path / 'encoder'}"]) == 0
     assert main([f"--encoder={tmp_path / 'encoder'}", f"--output={tmp_path / 'out.pth'}"]) == 0
     again = torch.load(tmp_path / "out.pth", weights_only=True)

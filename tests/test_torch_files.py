@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from moco_tf import torch_files
-from moco_tf.torch_files import TorchFileError
+from moco_tf.pytorch import checkpoint_files
+from moco_tf.pytorch.checkpoint_files import TorchFileError
 
-FILES = Path(__file__).parent / "torch_files"
+FILES = Path(__file__).parent / "checkpoint_files"
 FORMATS = ("types_zip.pth", "types_legacy.pth")
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_type_shape_stride_and_offset_is_read_from_both_formats(name):
-    found = torch_files.read(FILES / name)
+    found = checkpoint_files.read(FILES / name)
     expected = {  # as make_torch_fixtures.py wrote them
         "float32": np.arange(6, dtype="float32").reshape(2, 3).T,
         "float64": np.arange(2.0, 6.0),
@@ -43,9 +43,9 @@ def test_every_type_shape_stride_and_offset_is_read_from_both_formats(name):
 
 
 def test_safetensors_go_out_and_in_bit_for_bit(tmp_path):
-    tensors = dict(torch_files.read(FILES / "types_zip.pth"))
-    torch_files.write(tmp_path / "t.safetensors", tensors)
-    again = torch_files.read(tmp_path / "t.safetensors")
+    tensors = dict(checkpoint_files.read(FILES / "types_zip.pth"))
+    checkpoint_files.write(tmp_path / "t.safetensors", tensors)
+    again = checkpoint_files.read(tmp_path / "t.safetensors")
     assert again.keys() == tensors.keys()
     for name, value in tensors.items():
         assert (again[name].dtype, again[name].tobytes()) == (value.dtype, value.tobytes())
@@ -103,7 +103,7 @@ def zip_file(path, data_pkl, data=bytes(16), compression=zipfile.ZIP_STORED, **e
 
 
 def legacy_file(path, data_pkl, little_endian=True, keys=("0",)):
-    head = [torch_files.LEGACY_MAGIC, 1001, {"little_endian": little_endian, "type_sizes": {}}]
+    head = [checkpoint_files.LEGACY_MAGIC, 1001, {"little_endian": little_endian, "type_sizes": {}}]
     path.write_bytes(
         b"".join(pickled(part) for part in head) + data_pkl + pickled(list(keys)) + struct.pack("<q", 4) + bytes(16)
     )
@@ -116,7 +116,7 @@ WRITERS = (zip_file, legacy_file)
 @pytest.mark.parametrize("write", WRITERS)
 def test_the_attackers_tools_write_files_that_are_read_where_they_are_harmless(write, tmp_path):
     path = write(tmp_path / "f.pth", pickled({"state_dict": {"w": tensor(size=(2, 2), stride=(2, 1))}, "epoch": 1}))
-    np.testing.assert_array_equal(torch_files.read(path)["w"], np.zeros((2, 2), "float32"), strict=True)
+    np.testing.assert_array_equal(checkpoint_files.read(path)["w"], np.zeros((2, 2), "float32"), strict=True)
 
 
 class Reduces:
@@ -148,7 +148,7 @@ HOSTILE = {
 def test_a_pickle_that_asks_for_anything_else_is_refused_with_the_name_it_asked_for(name, write, tmp_path):
     path = write(tmp_path / "f.pth", pickled({"state_dict": {"w": tensor()}, "extra": HOSTILE[name]}))
     with pytest.raises(TorchFileError) as refusal:
-        torch_files.read(path)
+        checkpoint_files.read(path)
     assert str(refusal.value).startswith(f"{path}: refused: the pickle asks for '{name}'")
     assert "\n" not in str(refusal.value)
     assert not MARKER.exists()
@@ -158,14 +158,14 @@ def test_a_training_state_of_other_libraries_is_refused_with_the_way_out(tmp_pat
     buffer = Asks("mmengine.logging.history_buffer.HistoryBuffer")
     path = zip_file(tmp_path / "f.pth", pickled({"state_dict": {"w": tensor()}, "message_hub": {"loss": buffer}}))
     with pytest.raises(TorchFileError, match=r"HistoryBuffer', .*save its state_dict alone in PyTorch and bring that"):
-        torch_files.read(path)
+        checkpoint_files.read(path)
 
 
 def test_a_name_given_through_the_stack_is_refused_as_well(tmp_path):
     data = pickle.dumps(Reduces(os.system, ("true",)), protocol=4)
     assert b"\x93" in data  # STACK_GLOBAL
     with pytest.raises(TorchFileError, match=r"asks for 'posix\.system'"):
-        torch_files.read(zip_file(tmp_path / "f.pth", data))
+        checkpoint_files.read(zip_file(tmp_path / "f.pth", data))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_name_given_through_the_stack_is_refused_as_well(tmp_path):
 )
 def test_operations_that_tensors_do_not_need_are_refused(data, message, tmp_path):
     with pytest.raises(TorchFileError, match=message or "holds no state dict|not a tensor"):
-        torch_files.read(zip_file(tmp_path / "f.pth", data))
+        checkpoint_files.read(zip_file(tmp_path / "f.pth", data))
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -222,13 +222,13 @@ def test_operations_that_tensors_do_not_need_are_refused(data, message, tmp_path
 )
 def test_no_tensor_reaches_beyond_its_storage(write, value, message, tmp_path):
     with pytest.raises(TorchFileError, match=message):
-        torch_files.read(write(tmp_path / "f.pth", pickled({"state_dict": {"w": value}})))
+        checkpoint_files.read(write(tmp_path / "f.pth", pickled({"state_dict": {"w": value}})))
 
 
 def test_one_storage_has_one_type(tmp_path):
     other = tensor(storage=("storage", "torch IntStorage", "0", "cpu", 4))
     with pytest.raises(TorchFileError, match="storage '0' has two types or lengths"):
-        torch_files.read(zip_file(tmp_path / "f.pth", pickled({"a": tensor(), "b": other})))
+        checkpoint_files.read(zip_file(tmp_path / "f.pth", pickled({"a": tensor(), "b": other})))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_what_is_no_state_dict_ends_in_one_line_that_says_so(make, message, tmp_
     path = tmp_path / "f.pth"
     make(path, pickled({"w": tensor()}))
     with pytest.raises(TorchFileError, match=message) as refusal:
-        torch_files.read(path)
+        checkpoint_files.read(path)
     assert str(refusal.value).startswith(f"{path}: ")
     assert "\n" not in str(refusal.value)
 
@@ -271,7 +271,7 @@ def test_a_file_cut_off_or_damaged_anywhere_is_refused_or_read_never_worse(name,
     def is_refused(data):
         path.write_bytes(data)
         try:
-            torch_files.read(path)
+            checkpoint_files.read(path)
         except TorchFileError as refusal:
             assert "\n" not in str(refusal)
             return True
@@ -294,7 +294,7 @@ def test_a_length_that_lies_takes_no_memory(length, tmp_path):
     for path in (zip_file(tmp_path / "z.pth", string), legacy_file(tmp_path / "l.pth", string)):
         tracemalloc.start()
         with pytest.raises(TorchFileError, match="damaged or cut-off pickle"):
-            torch_files.read(path)
+            checkpoint_files.read(path)
         assert tracemalloc.get_traced_memory()[1] < 1e7
         tracemalloc.stop()
 
@@ -303,7 +303,7 @@ def test_a_safetensors_file_that_lies_about_its_lengths_is_refused(tmp_path):
     header = json.dumps({"w": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]}}).encode()
     (tmp_path / "f.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
     with pytest.raises(TorchFileError, match=r"a damaged \.safetensors file"):
-        torch_files.read(tmp_path / "f.safetensors")
+        checkpoint_files.read(tmp_path / "f.safetensors")
 
 
 def test_state_dicts_attributes_and_optimizers_are_no_obstacle(tmp_path):
@@ -311,7 +311,7 @@ def test_state_dicts_attributes_and_optimizers_are_no_obstacle(tmp_path):
     tree = OrderedDict(state_dict=OrderedDict(w=tensor()), optimizer=optimizer, arch="resnet50", best=None, x=1.5)
     data = pickled(tree, protocol=2)
     assert b"OrderedDict" in data
-    assert list(torch_files.read(zip_file(tmp_path / "f.pth", data))) == ["w"]
+    assert list(checkpoint_files.read(zip_file(tmp_path / "f.pth", data))) == ["w"]
 
 
 @pytest.mark.parametrize(
@@ -325,6 +325,6 @@ def test_state_dicts_attributes_and_optimizers_are_no_obstacle(tmp_path):
 def test_a_file_is_never_written_over_nor_in_another_format(name, message, tmp_path):
     (tmp_path / "there.safetensors").write_text("mine")
     with pytest.raises(TorchFileError, match=message):
-        torch_files.write(tmp_path / name, {"w": np.ones(2, "float32")})
+        checkpoint_files.write(tmp_path / name, {"w": np.ones(2, "float32")})
     assert (tmp_path / "there.safetensors").read_text() == "mine"
     assert [p.name for p in tmp_path.iterdir()] == ["there.safetensors"]

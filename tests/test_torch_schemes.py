@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from moco_tf import config as config_lib
-from moco_tf import torch_files, torch_models, torch_names
 from moco_tf.config import Config
+from moco_tf.pytorch import checkpoint_files, conversion, tensor_names
 from moco_tf.torch_weights import main
 
 ONES = np.ones(3, "float32")
@@ -24,9 +24,9 @@ def run(*arguments):
 def network(head="", stem="imagenet", seed=0, arch="resnet10", features=32):
     """A ResNet of width 4 under torchvision's names, no two tensors alike."""
     dims = {"mlp": {"dim": 5, "hidden_dim": 32}, "linear": {"dim": 5}, "classifier": {"dim": 7}}.get(head, {})
-    model = torch_models.encoder(torch_names.Architecture(arch, 4, stem, features, head, **dims), 32)
+    model = conversion.encoder(tensor_names.Architecture(arch, 4, stem, features, head, **dims), 32)
     rng = np.random.default_rng(seed)
-    tensors = {name: rng.normal(0, 0.3, value.shape) for name, value in torch_names.state_dict(model).items()}
+    tensors = {name: rng.normal(0, 0.3, value.shape) for name, value in tensor_names.state_dict(model).items()}
     return {
         name: np.array(3) if name.endswith("tracked") else (abs(v) if name.endswith("var") else v).astype("float32")
         for name, v in tensors.items()
@@ -39,7 +39,7 @@ def prefixed(tensors, prefix):
 
 def split(tensors, prefix, head):
     """The backbone behind a prefix and `fc` as a head of another name."""
-    backbone = prefixed(torch_names.without_head(tensors), prefix)
+    backbone = prefixed(tensor_names.without_head(tensors), prefix)
     return backbone | {name.replace("fc", head, 1): v for name, v in tensors.items() if name.startswith("fc")}
 
 
@@ -80,7 +80,7 @@ def of_old_mm():
 def of_openselfsup():
     query, key, queue = moco("linear")
     tensors = split(query, "encoder_q.0.", "encoder_q.1.fc") | split(key, "encoder_k.0.", "encoder_k.1.fc")
-    return tensors | prefixed(torch_names.without_head(query), "backbone.") | queue
+    return tensors | prefixed(tensor_names.without_head(query), "backbone.") | queue
 
 
 def of_the_demo():
@@ -102,7 +102,7 @@ def of_lightly():
     for seed, head in ((0, "projection_head.layers"), (5, "projection_head_momentum.layers")):
         tensors = network("mlp", seed=seed)
         found |= {name.replace("fc", head, 1): value for name, value in tensors.items() if name.startswith("fc")}
-    query, key = (torch_names.without_head(network("mlp", seed=seed)) for seed in (0, 5))
+    query, key = (tensor_names.without_head(network("mlp", seed=seed)) for seed in (0, 5))
     found |= prefixed(numbered(query, STAGES), "backbone.") | prefixed(numbered(key, STAGES), "backbone_momentum.")
     return found | {"criterion.bank": ONES}
 
@@ -116,7 +116,7 @@ def of_lightlys_own_resnet():
 @pytest.fixture
 def written(tmp_path):
     def write(tensors, name="in.safetensors"):
-        torch_files.write(tmp_path / name, tensors)
+        checkpoint_files.write(tmp_path / name, tensors)
         return tmp_path / name
 
     return write
@@ -153,7 +153,7 @@ CLASSIFIES = {
     ),
     "a backbone with its own fc": lambda: (
         prefixed(network("classifier"), "backbone.")
-        | {f"projection_head.layers.{name}": ONES for name in torch_names.MLP}
+        | {f"projection_head.layers.{name}": ONES for name in tensor_names.MLP}
     ),
     "net.": lambda: prefixed(network("classifier"), "net."),
     "module.model.": lambda: prefixed(network("classifier"), "module.model."),
@@ -185,7 +185,7 @@ def test_a_librarys_file_computes_what_its_tensors_do_under_torchvisions_names(n
 def test_a_backbone_is_read_where_its_head_is_none_of_ours_or_missing(name, outputs):
     tensors = FEATURES[name]()
     plain = moco()[0] if name == "DenseCL" else network()
-    found, expected = outputs(tensors, "found"), outputs(torch_names.without_head(plain), "plain")
+    found, expected = outputs(tensors, "found"), outputs(tensor_names.without_head(plain), "plain")
     assert found.keys() == expected.keys() == {"features"}
     np.testing.assert_array_equal(found["features"], expected["features"])
 
@@ -201,7 +201,7 @@ def test_a_numbered_resnet_without_a_pool_is_one_of_the_3x3_stem(make, outputs):
 def test_the_3x3_stem_of_solo_learn_pads_by_2_and_a_flag_says_so_of_other_files(outputs, tmp_path, capsys):
     solo = outputs(of_solo_learn(stem="cifar"), "solo")["features"]
     assert "cifar stem padded by 2" in capsys.readouterr().out
-    backbone = torch_names.without_head(network("mlp", "cifar"))
+    backbone = tensor_names.without_head(network("mlp", "cifar"))
     plain = outputs(backbone, "plain")["features"]
     flagged = outputs(backbone, "flagged", "--stem_padding=2")["features"]
     unpadded = outputs(of_solo_learn(stem="cifar"), "unpadded", "--stem_padding=1")["features"]
@@ -210,11 +210,11 @@ def test_the_3x3_stem_of_solo_learn_pads_by_2_and_a_flag_says_so_of_other_files(
     assert np.abs(solo - plain).max() > 1e-3
     assert run(f"--encoder={tmp_path / 'solo'}", f"--output={tmp_path / 'back.safetensors'}") == 0
     assert "Its 3x3 stem pads by 2" in capsys.readouterr().out
-    found = torch_files.read(tmp_path / "back.safetensors")
+    found = checkpoint_files.read(tmp_path / "back.safetensors")
     assert found.keys() == backbone.keys()
     for name, value in backbone.items():
         np.testing.assert_array_equal(found[name], value, strict=True)
-    model = torch_models.encoder(torch_names.Architecture("resnet10", 4, "cifar", 32, "", stem_padding=2), 32)
+    model = conversion.encoder(tensor_names.Architecture("resnet10", 4, "cifar", 32, "", stem_padding=2), 32)
     assert model.get_layer(index=2).get_layer("conv1").output.shape[1:3] == (34, 34)  # 32 + 2 x 2 - 3 + 1
 
 
@@ -247,8 +247,8 @@ def test_each_tensor_is_used_or_named_a_stray_beside_any_of_them_too(name):
     heads = {name.rpartition(".")[0] for name in tensors}
     for more in [{}, *({f"{head}.stray".removeprefix("."): ONES} for head in heads)]:
         try:
-            found = torch_names.contents(tensors | more)
-        except torch_names.Mismatch as error:
+            found = tensor_names.contents(tensors | more)
+        except tensor_names.Mismatch as error:
             assert more
             assert next(iter(more)).rpartition("model.")[2] in str(error) or "is no head" in str(error)
             continue
@@ -272,7 +272,7 @@ def test_a_whole_run_comes_out_under_the_authors_names_bit_for_bit(name, written
     make, expected = RUNS[name]
     assert run(f"--checkpoint={written(make())}", f"--output={tmp_path / 'run'}", *SMALL) == 0
     assert run(f"--encoder={tmp_path / 'run'}", f"--output={tmp_path / 'out.safetensors'}", "--part=whole") == 0
-    found, expected = torch_files.read(tmp_path / "out.safetensors"), prefixed(expected(), "module.")
+    found, expected = checkpoint_files.read(tmp_path / "out.safetensors"), prefixed(expected(), "module.")
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         np.testing.assert_array_equal(found[key], value, strict=True)
@@ -280,8 +280,8 @@ def test_a_whole_run_comes_out_under_the_authors_names_bit_for_bit(name, written
 
 def test_the_demos_run_has_the_demos_settings(written, tmp_path):
     paper = config_lib.read("configs/cifar10_v2.flags")
-    found = torch_names.Architecture("resnet18", 64, "cifar", 512, "linear", 128)
-    config = torch_models.run_config(found, 4096, vars(Config()), set(), torch_names.DEMO)
+    found = tensor_names.Architecture("resnet18", 64, "cifar", 512, "linear", 128)
+    config = conversion.run_config(found, 4096, vars(Config()), set(), tensor_names.DEMO)
     assert [d for d in config.differences(paper) if d != "knn_every"] == []
     path = written(of_the_demo())
     assert run(f"--checkpoint={path}", f"--output={tmp_path / 'run'}", "--queue_size=24", "--batch_size=16") == 0

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from moco_tf import config as config_lib
-from moco_tf import torch_files, torch_models, torch_names
 from moco_tf.config import Config
+from moco_tf.pytorch import checkpoint_files, conversion, tensor_names
 from moco_tf.torch_weights import main
 from moco_tf.train import main as train
 
@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import named_weights  # noqa: E402
 
-FILES = HERE / "torch_files"
+FILES = HERE / "checkpoint_files"
 ANSWERS = json.loads((FILES / "features.json").read_text())["networks"]
 V1, V2 = FILES / "v1_legacy.pth.tar", FILES / "v2_zip.pth.tar"
 SEED = 4
@@ -38,8 +38,8 @@ def assert_same_tensors(a, b):
 
 def plain(prefix=None):
     """The query encoder of the v2 fixture without its head, under torchvision's names."""
-    query = torch_names.contents(torch_files.read(V2)).query
-    return {f"{prefix or ''}{name}": value for name, value in torch_names.without_head(query).items()}
+    query = tensor_names.contents(checkpoint_files.read(V2)).query
+    return {f"{prefix or ''}{name}": value for name, value in tensor_names.without_head(query).items()}
 
 
 def classifier():
@@ -106,7 +106,7 @@ def written(tmp_path):
     """Writes a state dict to a file and gives its path."""
 
     def write(tensors, name="in.safetensors"):
-        torch_files.write(tmp_path / name, tensors)
+        checkpoint_files.write(tmp_path / name, tensors)
         return tmp_path / name
 
     return write
@@ -125,24 +125,24 @@ def test_a_converted_network_computes_what_torchvisions_does_in_float64(name):
     keras.config.set_dtype_policy("float64")
     if name.startswith("vit"):
         width, sizes = {"vit_small": 384, "vit_base": 768}[name], {"patch_size": 16, "image_size": 64}
-        found = torch_names.Architecture(name, 0, "", width, "", **sizes)
+        found = tensor_names.Architecture(name, 0, "", width, "", **sizes)
     else:
         width = 512 if name in ("resnet18", "resnet34") else 2048
-        found = torch_names.Architecture(name, 64, "imagenet", width, "")
-    model = torch_models.encoder(found, named_weights.IMAGE_SIZE)
+        found = tensor_names.Architecture(name, 64, "imagenet", width, "")
+    model = conversion.encoder(found, named_weights.IMAGE_SIZE)
     state = {
-        key: named_weights.filled(SEED, key, torch_names.to_torch(variable.numpy()).shape)
-        for key, variable in torch_names.names(model)
+        key: named_weights.filled(SEED, key, tensor_names.to_torch(variable.numpy()).shape)
+        for key, variable in tensor_names.names(model)
     }
-    assert torch_names.recognise(state) == found
-    torch_models.load_encoder(model, state)
+    assert tensor_names.recognise(state) == found
+    conversion.load_encoder(model, state)
     images = named_weights.images(SEED).transpose(0, 2, 3, 1)
     answer = ANSWERS[name]
     values = {
         "evaluation": (model(images)["features"], answer["evaluation"]),
         "training": (model(images, training=True)["features"], answer["training"]),
     }
-    after = torch_names.state_dict(model)
+    after = tensor_names.state_dict(model)
     assert len(answer["statistics"]) >= 10 or found.is_vit
     values |= {key: (after[key], expected) for key, expected in answer["statistics"].items()}
     for key, (value, expected) in values.items():
@@ -155,14 +155,14 @@ def test_a_converted_network_computes_what_torchvisions_does_in_float64(name):
 # In and out again.
 
 
-@pytest.mark.parametrize("contents", [V1, V2, lambda: torch_files.read(V1), v3, v3_vit])
+@pytest.mark.parametrize("contents", [V1, V2, lambda: checkpoint_files.read(V1), v3, v3_vit])
 def test_a_whole_checkpoint_comes_out_again_bit_for_bit(contents, written, tmp_path):
     file = written(contents()) if callable(contents) else contents
-    tensors = torch_files.read(file)
+    tensors = checkpoint_files.read(file)
     settings = SMALL[1:] if contents is v3_vit else SMALL
     assert run(f"--checkpoint={file}", f"--output={tmp_path / 'run'}", *settings) == 0
     assert run(f"--encoder={tmp_path / 'run'}", f"--output={tmp_path / 'out.safetensors'}", "--part=whole") == 0
-    assert_same_tensors(torch_files.read(tmp_path / "out.safetensors"), tensors)
+    assert_same_tensors(checkpoint_files.read(tmp_path / "out.safetensors"), tensors)
 
 
 def vit_classifier():
@@ -184,7 +184,7 @@ def test_an_encoder_comes_out_again_bit_for_bit_under_its_own_names(make, expect
     output = [f"--output={tmp_path / 'encoder'}", "--part=encoder"]
     assert run(f"--checkpoint={written(make())}", *output) == 0
     assert run(f"--encoder={tmp_path / 'encoder'}", f"--output={tmp_path / 'out.safetensors'}") == 0
-    found = torch_files.read(tmp_path / "out.safetensors")
+    found = checkpoint_files.read(tmp_path / "out.safetensors")
     assert_same_tensors(found, expected())
 
 
@@ -196,17 +196,17 @@ def test_a_query_encoder_with_its_head_comes_out_again(tmp_path):
         "projection": (None, 8),
     }
     assert run(f"--encoder={tmp_path / 'encoder'}", f"--output={tmp_path / 'w.safetensors'}", "--part=whole") == 0
-    query = {name: value for name, value in torch_files.read(V2).items() if "encoder_q" in name}
-    assert_same_tensors(torch_files.read(tmp_path / "w.safetensors"), query)
+    query = {name: value for name, value in checkpoint_files.read(V2).items() if "encoder_q" in name}
+    assert_same_tensors(checkpoint_files.read(tmp_path / "w.safetensors"), query)
     assert run(f"--encoder={tmp_path / 'encoder'}", f"--output={tmp_path / 'e.safetensors'}") == 0
-    assert_same_tensors(torch_files.read(tmp_path / "e.safetensors"), plain())
+    assert_same_tensors(checkpoint_files.read(tmp_path / "e.safetensors"), plain())
 
 
 def test_half_precision_comes_in_exactly_and_float64_says_that_it_is_rounded(written, tmp_path, capsys):
     half = {name: value.astype("float16") if value.dtype == np.float32 else value for name, value in plain().items()}
     assert run(f"--checkpoint={written(half)}", f"--output={tmp_path / 'h'}") == 0
     assert run(f"--encoder={tmp_path / 'h'}", f"--output={tmp_path / 'h.safetensors'}") == 0
-    for name, value in torch_files.read(tmp_path / "h.safetensors").items():
+    for name, value in checkpoint_files.read(tmp_path / "h.safetensors").items():
         np.testing.assert_array_equal(value, half[name])
     double = {"fc.weight": np.ones((3, 8)), "fc.bias": np.zeros(3)} | plain()
     assert run(f"--checkpoint={written(double, 'd.safetensors')}", f"--output={tmp_path / 'd'}", "--verbose") == 0
@@ -231,7 +231,7 @@ def photos(tmp_path_factory):
 
 @pytest.mark.parametrize("file, augment", [(V1, "v1"), pytest.param(V2, "v2", marks=pytest.mark.slow)])
 def test_a_converted_checkpoint_trains_on_for_10_steps_and_exports(file, augment, photos, tmp_path, capsys):
-    folder, before = tmp_path / "run", torch_files.read(file)
+    folder, before = tmp_path / "run", checkpoint_files.read(file)
     settings = [f"--dataset={photos}", "--batch_size=6", "--bn_groups=3", "--image_size=32", "--knn_every=1"]
     assert run(f"--checkpoint={file}", f"--output={folder}", *settings) == 0
     *_, last = capsys.readouterr().out.splitlines()
@@ -240,7 +240,7 @@ def test_a_converted_checkpoint_trains_on_for_10_steps_and_exports(file, augment
     assert train([*command, "--max_steps=10"]) == 0
     assert "kNN top-1 before training: as converted" in capsys.readouterr().out
     assert run(f"--encoder={folder}", f"--output={tmp_path / 'out.safetensors'}", "--part=whole") == 0
-    after = torch_files.read(tmp_path / "out.safetensors")
+    after = checkpoint_files.read(tmp_path / "out.safetensors")
     assert after.keys() == before.keys()
     for name, value in after.items():
         if name.endswith("num_batches_tracked"):
@@ -259,7 +259,7 @@ def test_a_converted_v3_checkpoint_trains_on_for_10_steps_and_exports(make, writ
     assert run(f"--checkpoint={written(before)}", f"--output={folder}", *settings) == 0
     assert train([f"--flagfile={folder}/config.flags", f"--run_dir={folder}", "--max_steps=10"]) == 0
     assert run(f"--encoder={folder}", f"--output={tmp_path / 'out.safetensors'}", "--part=whole") == 0
-    after = torch_files.read(tmp_path / "out.safetensors")
+    after = checkpoint_files.read(tmp_path / "out.safetensors")
     assert after.keys() == before.keys()
     frozen = ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")
     for name, value in after.items():
@@ -274,21 +274,21 @@ def test_a_converted_v3_checkpoint_trains_on_for_10_steps_and_exports(make, writ
 def test_the_settings_of_a_run_are_the_papers_unless_flags_say_otherwise():
     for name, head in (("v1", "linear"), ("v2", "mlp")):
         paper = config_lib.read(HERE.parent / f"configs/{name}.flags")
-        found = torch_names.Architecture("resnet50", 64, "imagenet", 2048, head, 128, 2048 if head == "mlp" else 0)
-        config = torch_models.run_config(found, 65536, vars(Config()), given=set())
+        found = tensor_names.Architecture("resnet50", 64, "imagenet", 2048, head, 128, 2048 if head == "mlp" else 0)
+        config = conversion.run_config(found, 65536, vars(Config()), given=set())
         assert [d for d in config.differences(paper) if d not in ("lr_drops", "knn_every")] == []
         assert head == "mlp" or config.lr_drops == paper.lr_drops
-        config = torch_models.run_config(found, 65536, vars(Config(temperature=0.5, bn_groups=2)), {"temperature"})
+        config = conversion.run_config(found, 65536, vars(Config(temperature=0.5, bn_groups=2)), {"temperature"})
         assert (config.temperature, config.bn_groups) == (0.5, 8)
     for name, arch, sizes in (
         ("v3_resnet50", ("resnet50", 64, "imagenet", 2048), {}),
         ("v3_vit_small", ("vit_small", 0, "", 384), {"patch_size": 16, "image_size": 224}),
     ):
         paper = config_lib.read(HERE.parent / f"configs/{name}.flags")
-        found = torch_names.Architecture(*arch, "projector", 256, 4096, **sizes)
-        small = torch_names.Architecture("resnet10", 4, "cifar", 32, "projector", 5, 7)
-        assert torch_models.run_config(small, None, vars(Config()), given=set()).image_size == 32
-        config = torch_models.run_config(found, None, vars(Config()), given=set())
+        found = tensor_names.Architecture(*arch, "projector", 256, 4096, **sizes)
+        small = tensor_names.Architecture("resnet10", 4, "cifar", 32, "projector", 5, 7)
+        assert conversion.run_config(small, None, vars(Config()), given=set()).image_size == 32
+        config = conversion.run_config(found, None, vars(Config()), given=set())
         assert config.differences(paper) == []
 
 
@@ -305,12 +305,12 @@ def test_an_architecture_is_recognised_by_its_names_and_shapes():
         ("vit_tiny", 0, "", 192, "projector", {"dim": 5, "hidden_dim": 7, "patch_size": 4, "image_size": 12}),
         ("vit_tiny", 0, "", 192, "classifier", {"dim": 5, "patch_size": 8, "image_size": 8}),
     ):
-        found = torch_names.Architecture(arch, width, stem, features, head, **sizes)
-        assert torch_names.recognise(torch_names.state_dict(torch_models.encoder(found, 32))) == found
+        found = tensor_names.Architecture(arch, width, stem, features, head, **sizes)
+        assert tensor_names.recognise(tensor_names.state_dict(conversion.encoder(found, 32))) == found
 
 
 def test_no_two_resnets_look_the_same():
-    assert set(torch_names.RESNETS.values()) == {name for name in config_lib.ARCHITECTURES if "res" in name}
+    assert set(tensor_names.RESNETS.values()) == {name for name in config_lib.ARCHITECTURES if "res" in name}
 
 
 def changed(tensors, **changes):
@@ -319,7 +319,7 @@ def changed(tensors, **changes):
     return {name: value for name, value in (tensors | changes).items() if value is not None}
 
 
-OFFICIAL = torch_files.read(V1)
+OFFICIAL = checkpoint_files.read(V1)
 ONES = np.ones(3, "float32")
 
 

@@ -16,7 +16,7 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import torch  # noqa: E402
 
-from moco_tf import torch_models, torch_names  # noqa: E402
+from moco_tf.pytorch import conversion, tensor_names  # noqa: E402
 
 COLUMNS = ("evaluation", "training", "statistics", "gradients", "float32", "PyTorch's float32")
 
@@ -49,7 +49,7 @@ def deviations(name, gradients=True):
     found["PyTorch's float32"] = relative(single, evaluated)
     model = _model(state, "float64")
     found["evaluation"] = relative(model(inputs)["features"], evaluated)
-    variables = dict(torch_names.names(model))
+    variables = dict(tensor_names.names(model))
     with tf.GradientTape() as tape:
         tape.watch([variables[key].value for key in slopes])  # a ViT's positions and patches, too, which are frozen
         features = model(inputs, training=True)["features"]
@@ -60,7 +60,7 @@ def deviations(name, gradients=True):
     if gradients:
         computed = tape.gradient(loss, [variables[key].value for key in slopes])
         found["gradients"] = max(
-            relative(torch_names.to_torch(slope.numpy()), slopes[key])
+            relative(tensor_names.to_torch(slope.numpy()), slopes[key])
             for key, slope in zip(slopes, computed, strict=True)
         )
     return found
@@ -76,8 +76,8 @@ def _model(state, precision):
     keras.config.set_dtype_policy(precision)
     keras.config.set_floatx(precision)
     try:
-        model = torch_models.encoder(torch_names.recognise(state), named_weights.IMAGE_SIZE)
-        torch_models.load_encoder(model, state)
+        model = conversion.encoder(tensor_names.recognise(state), named_weights.IMAGE_SIZE)
+        conversion.load_encoder(model, state)
         return model
     finally:
         keras.config.set_dtype_policy(policy)

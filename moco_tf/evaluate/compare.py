@@ -48,7 +48,7 @@ def main(arguments):
 
 def judge(settings):
     """Judges the three encoders and writes the table; returns its rows, dicts."""
-    from moco_tf.evaluate import plots, scores, subject, vote
+    from moco_tf.evaluate import nearest_neighbors, plots, scores, subject
 
     output = Path(settings.output)
     subject.encoder(settings)  # a run that cannot be judged is refused before the work
@@ -62,7 +62,7 @@ def judge(settings):
     rows = []
     for name, encoder in _encoders(settings, supervised):
         bank, queries = (subject.features(settings, encoder, images) for images in (train, test))
-        knn = vote.accuracy(*bank, *queries, len(train.class_names))
+        knn = nearest_neighbors.accuracy(*bank, *queries, len(train.class_names))
         folder = output / f"probe-{name}"
         folder.mkdir(exist_ok=True)
         of_probe = linear_probe.Settings(**shared | {"output": str(folder)})
@@ -86,16 +86,16 @@ def _encoders(settings, supervised):
     """(name, `Encoder`) of the three, one after the other."""
     import keras
 
-    from moco_tf import build, run_folder, saved_model
+    from moco_tf import build, frozen, run_folder
 
     config = run_folder.recorded(settings.encoder)
     size = run_folder.images(settings.encoder)
-    yield "untrained", saved_model.of_model(build.model(config, steps_per_epoch=1, size=size))
+    yield "untrained", frozen.of_model(build.model(config, steps_per_epoch=1, size=size))
     model = build.trained(settings.encoder)
-    yield "pre-trained", saved_model.of_model(model)
+    yield "pre-trained", frozen.of_model(model)
     classifier = keras.models.load_model(files.for_tensorflow(supervised / "model.keras"), compile=False)
     backbone = keras.Model(classifier.input, classifier.get_layer("norm").input)
-    yield "supervised", saved_model.of_model(backbone, model.preprocessing)
+    yield "supervised", frozen.of_model(backbone, model.preprocessing)
 
 
 if __name__ == "__main__":

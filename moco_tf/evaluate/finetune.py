@@ -77,7 +77,7 @@ def train_and_judge(settings, train, test):
     """Trains an encoder with a classifier on labelled sources, evaluates and writes the results; returns `Scores`."""
     import tensorflow as tf
 
-    from moco_tf import saved_model
+    from moco_tf import frozen
     from moco_tf.data import augment, views
     from moco_tf.evaluate import scores, subject
 
@@ -92,7 +92,7 @@ def train_and_judge(settings, train, test):
     model, preprocessing = network(settings, len(train.class_names))
     optimizer, learn = learner(settings, model, steps)
     encode = tf.function(lambda images: {"logits": model(images, training=False)})
-    classifier = saved_model.Encoder(preprocessing, encode, "classifier")
+    classifier = frozen.Encoder(preprocessing, encode, "classifier")
     task = augment.Labelled(preprocessing, settings.crop_min)
     share = 100 * len(chosen) / len(labels)  # more than --labels where that is less than one image of each class
     of_class = np.bincount(labels[chosen], minlength=len(train.class_names))
@@ -149,7 +149,7 @@ def network(settings, classes):
 
     from moco_tf import build, run_folder
     from moco_tf.encoders.batch_norm import BatchNorm
-    from moco_tf.momentum import copy_weights
+    from moco_tf.methods.ema import copy_weights
 
     config = run_folder.recorded(settings.encoder)
     pretrained = build.trained(settings.encoder).backbone if settings.init == "encoder" else None

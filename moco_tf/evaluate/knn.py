@@ -43,17 +43,17 @@ def main(arguments):
 
 def judge(settings):
     """Classifies the evaluation's images by their neighbours and writes the results; returns `Scores`."""
-    from moco_tf.evaluate import scores, subject, vote
+    from moco_tf.evaluate import nearest_neighbors, scores, subject
 
     train, test = subject.labelled(settings)
     encoder, _ = subject.encoder(settings)
     bank, queries = (subject.features(settings, encoder, images, settings.on) for images in (train, test))
     subject.check_classes(bank[1], queries[1], train.class_names)
     classes = len(train.class_names)
-    cosines, numbers = vote.nearest(bank[0], queries[0], settings.k[-1])
+    cosines, numbers = nearest_neighbors.nearest(bank[0], queries[0], settings.k[-1])
     found = []
     for k in settings.k:
-        ranked = vote.rank(cosines[:, :k], bank[1][numbers[:, :k]], classes, settings.temperature)
+        ranked = nearest_neighbors.rank(cosines[:, :k], bank[1][numbers[:, :k]], classes, settings.temperature)
         found.append(scores.score(ranked, queries[1], classes))
     rows = [{"k": k} | scores.accuracies(s) for k, s in zip(settings.k, found, strict=True)]
     images = {"train_images": len(bank[1]), "eval_images": len(queries[1])}

@@ -105,7 +105,7 @@ def probe(settings, encoder, train, test, learning=None, evaluation=None):
     """
     import numpy as np
 
-    from moco_tf.evaluate import linear, scores, subject
+    from moco_tf.evaluate import linear_classifiers, scores, subject
 
     started = time.monotonic()
     classes = len(train.class_names)
@@ -115,17 +115,17 @@ def probe(settings, encoder, train, test, learning=None, evaluation=None):
         learning = learning or subject.features(settings, encoder, train)
         subject.check_classes(learning[1], evaluation[1], train.class_names)
         rate = _best_rate(settings, *learning, classes, factors)
-        heads = linear.Heads(evaluation[0].shape[1], classes, [rate], settings.seed, settings.batch_norm)
-        epochs = linear.fit(heads, *learning, settings.batch_size, factors, settings.seed)
+        heads = linear_classifiers.Heads(evaluation[0].shape[1], classes, [rate], settings.seed, settings.batch_norm)
+        epochs = linear_classifiers.fit(heads, *learning, settings.batch_size, factors, settings.seed)
     else:
         rate = float(settings.lr) * (settings.batch_size / 256 if settings.lr_scaling == "linear" else 1)
-        heads = linear.Heads(evaluation[0].shape[1], classes, [rate], settings.seed, settings.batch_norm)
+        heads = linear_classifiers.Heads(evaluation[0].shape[1], classes, [rate], settings.seed, settings.batch_norm)
         epochs = _of_crops(settings, encoder, train, heads, factors)
 
     rows, last_line = [], started
     for epoch, (factor, losses) in enumerate(zip(factors, epochs, strict=True), 1):
         kernel, bias = (part[..., 0, :] for part in heads.folded())
-        found = scores.score(linear.rank(evaluation[0], kernel, bias), evaluation[1], classes)
+        found = scores.score(linear_classifiers.rank(evaluation[0], kernel, bias), evaluation[1], classes)
         loss = float(losses[0])
         if not np.isfinite(loss):
             raise ConfigError(f"the loss is {loss} in epoch {epoch} at --lr={rate:g}: take a lower --lr, or auto")
@@ -147,9 +147,9 @@ def probe(settings, encoder, train, test, learning=None, evaluation=None):
 
 def _best_rate(settings, features, labels, classes, factors):
     """The rate that is best on a held-out part of the images to learn from; all are written to rates.csv."""
-    from moco_tf.evaluate import linear, plots, scores
+    from moco_tf.evaluate import linear_classifiers, plots, scores
 
-    found = linear.search(
+    found = linear_classifiers.search(
         features,
         labels,
         classes,

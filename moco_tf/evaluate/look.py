@@ -56,7 +56,7 @@ def look(settings):
         raise ConfigError(f"a look needs {error.name}: pip install 'moco_tf[eval]'") from None
     import numpy as np
 
-    from moco_tf.evaluate import plots, projector, report, subject, vote
+    from moco_tf.evaluate import nearest_neighbors, plots, projector, report, subject
 
     output = Path(settings.output)
     encoder, _ = subject.encoder(settings)
@@ -76,7 +76,9 @@ def look(settings):
     plots.points(output / "map.png", places, labels, source.class_names)
 
     some = np.linspace(0, len(features) - 1, min(settings.queries, len(features))).round().astype(int)
-    cosines, numbers = vote.nearest(features, features[some], settings.neighbours + 1)  # itself among them
+    cosines, numbers = nearest_neighbors.nearest(
+        features, features[some], settings.neighbours + 1
+    )  # itself among them
     neighbours = []
     for query, similar, found in zip(some, cosines, numbers, strict=True):
         others = [(int(n), float(c)) for n, c in zip(found, similar, strict=True) if n != query]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moco_tf import build, run_folder, saved_model
+from moco_tf import build, frozen, run_folder
 from moco_tf.command import ConfigError
 from moco_tf.evaluate.extract import extract
 
@@ -17,9 +17,9 @@ log = logging.getLogger("moco_tf")
 def encoder(settings):
     """(the `Encoder` that --encoder names, its model if it is a run's and None if a SavedModel's)."""
     if run_folder.recorded(settings.encoder) is None:
-        return saved_model.read(settings.encoder), None
+        return frozen.read(settings.encoder), None
     model = build.trained(settings.encoder)
-    return saved_model.of_model(model), model
+    return frozen.of_model(model), model
 
 
 def source(settings, split):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.momentum import copy_weights
+from moco_tf.methods.ema import copy_weights
 
 
 def of_one_output(backbone):

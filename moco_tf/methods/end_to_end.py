@@ -12,16 +12,16 @@ import tensorflow as tf
 
 from moco_tf import replicas
 from moco_tf.encoders import heads
-from moco_tf.losses import batch_info_nce, unit_length
-from moco_tf.methods import backbones, contrastive, normalization
-from moco_tf.momentum import copy_weights
+from moco_tf.methods import backbones, normalization, pretrainer
+from moco_tf.methods.ema import copy_weights
+from moco_tf.methods.losses import batch_info_nce, unit_length
 
 SHARED = ("encoder", "trunk", "none")
 LOSSES = ("infonce", "nt_xent")
 
 
 @keras.saving.register_keras_serializable("moco_tf")
-class EndToEnd(contrastive.ContrastiveModel):
+class EndToEnd(pretrainer.ContrastiveModel):
     """Learns an image encoder from pairs of views: `fit` takes a dataset of (query, key) image batches.
 
     Args:
@@ -86,7 +86,7 @@ class EndToEnd(contrastive.ContrastiveModel):
             normalization.set_groups(encoder, self.groups_here)
 
     def train_step(self, data):
-        query_images, key_images = contrastive.unpack(data)  # each n x H x W x 3, this replica's
+        query_images, key_images = pretrainer.unpack(data)  # each n x H x W x 3, this replica's
         query_images = normalization.check_groups(query_images, self.groups_here)
         key_images = normalization.check_groups(key_images, self.groups_here)
 
@@ -107,7 +107,7 @@ class EndToEnd(contrastive.ContrastiveModel):
 
     def test_step(self, data):
         """Loss and diagnostics in inference mode; changes no weights."""
-        query_images, key_images = contrastive.unpack(data)
+        query_images, key_images = pretrainer.unpack(data)
         queries = unit_length(self.query_encoder(query_images, training=False)["projection"])
         keys = unit_length(self.key_encoder(key_images, training=False)["projection"])
         queries, contrast = self._contrast(queries, keys)

@@ -15,16 +15,16 @@ import keras
 import tensorflow as tf
 
 from moco_tf import replicas
-from moco_tf.bank import Bank
 from moco_tf.encoders import heads
-from moco_tf.losses import info_nce, log_normalizer, nce, unit_length
-from moco_tf.methods import backbones, contrastive, normalization
+from moco_tf.methods import backbones, normalization, pretrainer
+from moco_tf.methods.bank import Bank
+from moco_tf.methods.losses import info_nce, log_normalizer, nce, unit_length
 
 LOSSES = ("infonce", "nce")
 
 
 @keras.saving.register_keras_serializable("moco_tf")
-class MemoryBank(contrastive.ContrastiveModel):
+class MemoryBank(pretrainer.ContrastiveModel):
     """Learns an image encoder from numbered images: `fit` takes a dataset of (images, numbers) batches.
 
     Images are views, float32 (N, H, W, 3), normalised as the backbone expects; numbers are int64 (N,), 0 to R - 1,

@@ -12,14 +12,14 @@ import tensorflow as tf
 
 from moco_tf import replicas
 from moco_tf.encoders import heads
-from moco_tf.losses import info_nce, unit_length
-from moco_tf.methods import backbones, contrastive, normalization
-from moco_tf.momentum import cosine_momentum, move_weights
-from moco_tf.queue import Queue
+from moco_tf.methods import backbones, normalization, pretrainer
+from moco_tf.methods.ema import cosine_momentum, move_weights
+from moco_tf.methods.losses import info_nce, unit_length
+from moco_tf.methods.queue import Queue
 
 
 @keras.saving.register_keras_serializable("moco_tf")
-class MoCo(contrastive.ContrastiveModel):
+class MoCo(pretrainer.ContrastiveModel):
     """Learns an image encoder from pairs of views: `fit` takes a dataset of (query, key) image batches.
 
     Views are float32 (N, H, W, 3), normalised as the backbone expects, as `moco_tf.views` makes them. `predict`
@@ -94,7 +94,7 @@ class MoCo(contrastive.ContrastiveModel):
         self.queue = Queue(queue_size, dim, seed=seed, name="queue")
 
     def train_step(self, data):
-        query_images, key_images = contrastive.unpack(data)  # each n x H x W x 3, this replica's
+        query_images, key_images = pretrainer.unpack(data)  # each n x H x W x 3, this replica's
         query_images = normalization.check_groups(query_images, self.groups_here)
         key_images = normalization.check_groups(key_images, self.groups_here)
 
@@ -120,7 +120,7 @@ class MoCo(contrastive.ContrastiveModel):
 
     def test_step(self, data):
         """Loss and diagnostics in inference mode; changes neither queue nor encoders."""
-        query_images, key_images = contrastive.unpack(data)
+        query_images, key_images = pretrainer.unpack(data)
         queries = unit_length(self.query_encoder(query_images, training=False)["projection"])
         keys = unit_length(self.key_encoder(key_images, training=False)["projection"])
         return self.track(queries, *info_nce(queries, keys, self.queue.keys.value, self.temperature))

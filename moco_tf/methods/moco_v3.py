@@ -13,15 +13,15 @@ import tensorflow as tf
 
 from moco_tf import replicas
 from moco_tf.encoders import heads
-from moco_tf.losses import in_batch, unit_length
-from moco_tf.methods import backbones, contrastive, normalization
-from moco_tf.momentum import cosine_momentum, move_weights
+from moco_tf.methods import backbones, normalization, pretrainer
+from moco_tf.methods.ema import cosine_momentum, move_weights
+from moco_tf.methods.losses import in_batch, unit_length
 
 BLOCK_NAME = re.compile(r"(blocks\.\d+|layer\d+\.\d+)\.")  # how layers of ViTs' and ResNets' blocks are named
 
 
 @keras.saving.register_keras_serializable("moco_tf")
-class MoCoV3(contrastive.ContrastiveModel):
+class MoCoV3(pretrainer.ContrastiveModel):
     """Learns an image encoder from pairs of views: `fit` takes a dataset of (view, other view) image batches.
 
     Each view is encoded by the query encoder (backbone, projector, predictor) and by the key encoder (backbone,
@@ -86,7 +86,7 @@ class MoCoV3(contrastive.ContrastiveModel):
             normalization.synchronize(part)
 
     def train_step(self, data):
-        views = contrastive.unpack(data)  # two, each n x H x W x 3, this replica's
+        views = pretrainer.unpack(data)  # two, each n x H x W x 3, this replica's
 
         momentum = cosine_momentum(self.momentum, self.step.value, self.momentum_decay_steps)
         rates = {"learning_rate": self.optimizer.learning_rate, "momentum": momentum}
@@ -108,7 +108,7 @@ class MoCoV3(contrastive.ContrastiveModel):
 
     def test_step(self, data):
         """Loss and diagnostics in inference mode; changes no weights."""
-        views = contrastive.unpack(data)
+        views = pretrainer.unpack(data)
         keys = self._encode_keys(views, training=False)
         queries = self._encode_queries(views, training=False)
         return self._track(queries, self._contrast(queries, keys))

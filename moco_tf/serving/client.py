@@ -159,9 +159,9 @@ def local(path):
     """`predict` by a SavedModel of this machine; needs TensorFlow."""
     import tensorflow as tf
 
-    from moco_tf import saved_model
+    from moco_tf import frozen
 
-    signature = saved_model.load(path).signatures[SIGNATURE]
+    signature = frozen.load(path).signatures[SIGNATURE]
 
     def predict(images):
         try:

@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 from moco_tf import files, run_folder
+from moco_tf.frozen import DESCRIPTION
 
-DESCRIPTION, CARD = "encoder.json", "README.md"
+CARD = "README.md"
 
 
 def of_run(run_dir):

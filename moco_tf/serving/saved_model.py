@@ -1,4 +1,4 @@
-"""SavedModels of encoders: written for TF Serving, read back for evaluation.
+"""SavedModels of encoders, written for TF Serving; `frozen.read` reads them back.
 
 `DIR/<version>/` has the tag `serve` and three signatures, which all return `features` float32 (N, D) and `embedding`
 float32 (N, dim), of unit length: the projection, or the features where there is no projection. Axes: N images, H W
@@ -16,133 +16,18 @@ import dataclasses
 import json
 import os
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from moco_tf import build, files, model_card, warm_up
+from moco_tf import build, files, frozen
 from moco_tf.command import ConfigError
 from moco_tf.data import encoded
-from moco_tf.data.preprocessing import IMAGENET, Preprocessing
-from moco_tf.losses import unit_length
-from moco_tf.methods.backbones import image_shape
-from moco_tf.methods.contrastive import ContrastiveModel
+from moco_tf.serving import model_card, warm_up
 
 BAD_IMAGES = ("error", "zeros")
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoder:
-    """A frozen encoder, wherever it comes from.
-
-    Attributes:
-      preprocessing: how images become its input.
-      encode: normalised float32 (N, S, S, 3) -> {"features": float32 (N, D), "embedding": float32 (N, dim), of unit
-        length}; in inference mode.
-      name: for reports.
-    """
-
-    preprocessing: Preprocessing
-    encode: Callable
-    name: str
-
-
-def of_model(model, preprocessing=None):
-    """The `Encoder` of a model: a trained method's query encoder, or any Keras model of images -> features.
-
-    Args:
-      model: a `MoCo` or `MoCoV3`; or a model of normalised images -> (N, D), (N, H, W, D), which is averaged over H
-        and W, or {"features"} with or without "projection".
-      preprocessing: of the latter; None: ImageNet's, of the model's size.
-    """
-    if isinstance(model, ContrastiveModel):
-        model, preprocessing = model.query_encoder, model.preprocessing
-    if preprocessing is None:
-        preprocessing = dataclasses.replace(IMAGENET, image_size=image_shape(model)[0] or IMAGENET.image_size)
-    size = preprocessing.image_size
-
-    @tf.function(input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32, "images")])
-    def encode(images):
-        found = model(images, training=False)
-        found = found if isinstance(found, dict) else {"features": found}
-        features = tf.cast(found["features"], tf.float32)
-        if features.shape.rank == 4:
-            features = tf.reduce_mean(features, axis=(1, 2))
-        return {"features": features, "embedding": unit_length(tf.cast(found.get("projection", features), tf.float32))}
-
-    return Encoder(preprocessing, encode, model.name)
-
-
-# Reading.
-
-
-def read(path):
-    """The `Encoder` of a SavedModel.
-
-    Args:
-      path: DIR/<version>, or DIR, of which the highest version is taken.
-
-    Raises:
-      ConfigError: there is no such SavedModel, or it lacks the signature `preprocessed`.
-    """
-    path = version_folder(path)
-    loaded = load(path)
-    if "preprocessed" not in loaded.signatures:
-        has = ", ".join(sorted(loaded.signatures)) or "none"
-        raise ConfigError(
-            f"{path} lacks the signature `preprocessed`, which evaluation calls; it has {has}: "
-            "write it with export.encoder"
-        )
-    signature = loaded.signatures["preprocessed"]
-    shape = signature.structured_input_signature[1]["images"].shape
-
-    def encode(images, _keep=loaded):  # a signature does not keep the variables that it reads
-        return signature(images=tf.cast(images, tf.float32))
-
-    return Encoder(_preprocessing(path, shape[1]), encode, str(path))
-
-
-def load(path):
-    """What TensorFlow makes of the SavedModel at a path as `read` takes it; raises as `version_folder`."""
-    path = version_folder(path)
-    try:
-        return tf.saved_model.load(files.for_tensorflow(path))
-    except Exception as error:  # whatever TensorFlow says of files that it cannot read
-        raise ConfigError(f"{path}: TensorFlow cannot read it: {str(error).splitlines()[0]}") from None
-
-
-def version_folder(path):
-    """DIR/<highest version>, or the path itself where it is a SavedModel; refuses what is neither."""
-    path = Path(path)
-    if (path / "saved_model.pb").exists():
-        return path
-    versions = [p for p in path.glob("*") if p.name.isdigit() and (p / "saved_model.pb").exists()]
-    if not versions:
-        state = "holds no SavedModel: neither saved_model.pb nor a folder <version> with one"
-        raise ConfigError(f"{path} {state if path.exists() else 'does not exist'}")
-    return max(versions, key=lambda version: int(version.name))
-
-
-def _preprocessing(path, size):
-    """What encoder.json says, for the size that the graph has; ImageNet's where there is none."""
-    description = path / model_card.DESCRIPTION
-    if not description.exists():
-        print(f"{path} has no {model_card.DESCRIPTION}: taken are ImageNet's mean, std and crop, at {size} pixels.")
-        return dataclasses.replace(IMAGENET, image_size=size)
-    try:
-        found = json.loads(description.read_text())["input"]
-        fields = {field.name: found[field.name] for field in dataclasses.fields(Preprocessing)}
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{description} does not say image_size, crop_ratio, mean and std under `input`") from None
-    if fields["image_size"] != size:
-        raise ConfigError(f"{description} says an input of {fields['image_size']} pixels, the graph has {size}")
-    return Preprocessing(**fields)
-
-
-# Writing.
 
 
 def export_run(run_dir, path, on_bad_image="error"):
@@ -190,10 +75,10 @@ def _of_run(run_dir, model):
 
 
 def export_encoder(model, path, preprocessing=None, on_bad_image="error", about=None):
-    """Writes a SavedModel that TF Serving and `read` take.
+    """Writes a SavedModel that TF Serving and `frozen.read` take.
 
     Args:
-      model, preprocessing: as `of_model` takes them.
+      model, preprocessing: as `frozen.of_model` takes them.
       path: its version folder, such as encoder/1, to be made; a server polls the folder around it.
       on_bad_image: what `encoded_images` does about bytes that cannot be decoded. "error": refuses the batch, naming
         their indices. "zeros": gives rows of zeros, and `valid` bool (N,), false there.
@@ -202,8 +87,8 @@ def export_encoder(model, path, preprocessing=None, on_bad_image="error", about=
     Raises:
       ConfigError: a ValueError; the path exists, or does not end in a whole number.
     """
-    encoder = of_model(model, preprocessing)
-    _write(encoder, [query_encoder(model)], path, on_bad_image, about or {})
+    encoder = frozen.of_model(model, preprocessing)
+    _write(encoder, [frozen.query_encoder(model)], path, on_bad_image, about or {})
 
 
 def export_classifier(model, kernel, bias, path, class_names=(), preprocessing=None, on_bad_image="error", about=None):
@@ -217,7 +102,7 @@ def export_classifier(model, kernel, bias, path, class_names=(), preprocessing=N
     Raises:
       ConfigError: as `export_encoder`; the classifier is of another number of features, classes or names.
     """
-    encoder = of_model(model, preprocessing)
+    encoder = frozen.of_model(model, preprocessing)
     width = encoder.encode.get_concrete_function().structured_outputs["features"].shape[1]
     if kernel.shape[:1] != (width,) or kernel.ndim != 2:
         raise ConfigError(f"the classifier's kernel is ({width}, classes) for this encoder; got {kernel.shape}")
@@ -239,11 +124,7 @@ def export_classifier(model, kernel, bias, path, class_names=(), preprocessing=N
 
     classifier = dataclasses.replace(encoder, encode=classify)
     about = (about or {}) | {"class_names": list(class_names)}
-    _write(classifier, [query_encoder(model), linear], path, on_bad_image, about)
-
-
-def query_encoder(model):
-    return model.query_encoder if isinstance(model, ContrastiveModel) else model
+    _write(classifier, [frozen.query_encoder(model), linear], path, on_bad_image, about)
 
 
 def _write(encoder, parts, path, on_bad_image, about):

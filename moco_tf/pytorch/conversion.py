@@ -1,6 +1,6 @@
 """Between PyTorch's state dicts and models: a run or an encoder of a checkpoint's `Contents`, and back.
 
-`moco_tf.torch_weights` is the command; `torch_names` says which tensor is which weight.
+`moco_tf.torch_weights` is the command; `tensor_names` says which tensor is which weight.
 """
 
 import dataclasses
@@ -8,12 +8,12 @@ import dataclasses
 import keras
 import numpy as np
 
-from moco_tf import torch_names
 from moco_tf.command import ConfigError
 from moco_tf.config import Config
 from moco_tf.encoders import heads as heads_lib
 from moco_tf.encoders import resnet, vit
-from moco_tf.torch_names import ENCODERS, POINTER, QUEUE, Mismatch, match, recognise, to_keras, without_head
+from moco_tf.pytorch import tensor_names
+from moco_tf.pytorch.tensor_names import ENCODERS, POINTER, QUEUE, Mismatch, match, recognise, to_keras, without_head
 
 # A run's settings that differ from `Config`'s defaults, unless flags say otherwise: the papers' 8 GPUs, and v1.
 EIGHT_GPUS = {"bn_groups": 8}
@@ -82,7 +82,7 @@ def run_config(found, queue_size, values, given, scheme=""):
         if found.hidden_dim == found.features:  # 0 says so, unless the user does in figures
             held["hidden_dim"] = values["hidden_dim"] if values["hidden_dim"] == found.features else 0
         defaults = EIGHT_GPUS | (V1 if found.head == "linear" else {})
-        defaults = EIGHT_GPUS | DEMO if scheme == torch_names.DEMO else defaults
+        defaults = EIGHT_GPUS | DEMO if scheme == tensor_names.DEMO else defaults
     for name, value in held.items():
         if name in given and values[name] != value:
             raise ConfigError(f"--{name}={values[name]}, but the checkpoint has {value}: leave the flag out")
@@ -188,7 +188,7 @@ def counters(contents, found, whole):
     projects = found.head not in ("classifier", "")
     query, key = ENCODERS[contents.method] if contents.method and projects else ("", "")
     parts = [(query, contents.query)] + ([(key, contents.key), ("", contents.rest)] if whole else [])
-    return {f"{p}{name}": count for p, tensors in parts for name, count in torch_names.counters(tensors).items()}
+    return {f"{p}{name}": count for p, tensors in parts for name, count in tensor_names.counters(tensors).items()}
 
 
 # Out.
@@ -223,7 +223,7 @@ def whole_state_dict(model, counters=None):
     if hasattr(model, "queue"):
         whole[QUEUE] = np.ascontiguousarray(model.queue.keys.numpy().T)
         whole[POINTER] = np.array([int(model.queue.pointer)], np.int64)
-    return {f"{torch_names.WRAPPER}{name}": value for name, value in whole.items()}
+    return {f"{tensor_names.WRAPPER}{name}": value for name, value in whole.items()}
 
 
 def _state_dicts(model, counters):
@@ -243,7 +243,7 @@ def _state_dicts(model, counters):
     parts = list(zip(prefixes, encoders, strict=False))
     if hasattr(model, "predictor"):
         parts.append(("", model.predictor))
-    return [(prefix, torch_names.state_dict(part, _under(counters, prefix), steps)) for prefix, part in parts]
+    return [(prefix, tensor_names.state_dict(part, _under(counters, prefix), steps)) for prefix, part in parts]
 
 
 def has_border(model):

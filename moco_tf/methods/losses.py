@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from moco_tf.dictionary import look_up
+from moco_tf.methods.dictionary import look_up
 
 BLOCK = 4096  # keys of the dictionary at a time: the similarities held are N x BLOCK, never N x K
 

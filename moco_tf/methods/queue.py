@@ -6,7 +6,7 @@ Axes: K keys, C features, N batch.
 import keras
 import tensorflow as tf
 
-from moco_tf.dictionary import fill_with_random_unit_vectors
+from moco_tf.methods.dictionary import fill_with_random_unit_vectors
 
 
 class Queue(keras.layers.Layer):

@@ -6,8 +6,8 @@ Axes: R records, C features, N batch, K negatives.
 import keras
 import tensorflow as tf
 
-from moco_tf import dictionary
-from moco_tf.losses import unit_length
+from moco_tf.methods import dictionary
+from moco_tf.methods.losses import unit_length
 
 
 class Bank(keras.layers.Layer):

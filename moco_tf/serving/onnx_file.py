@@ -5,8 +5,9 @@ import logging
 import numpy as np
 import tensorflow as tf
 
-from moco_tf import build, files, model_card, saved_model
+from moco_tf import build, files, frozen
 from moco_tf.command import ConfigError
+from moco_tf.serving import model_card, saved_model
 
 OPSET = 18
 TOLERANCE = 1e-4  # of the largest value
@@ -22,7 +23,7 @@ def export(model, path, preprocessing=None, about=None):
     """Writes an ONNX file of `images` uint8 (N, H, W, 3), any H and W -> `features` and `embedding`.
 
     Args:
-      model, preprocessing: as `saved_model.of_model` takes them.
+      model, preprocessing: as `frozen.of_model` takes them.
       path: a file to be made.
       about: what the file's property "encoder.json" is to say, a dict that JSON takes.
 
@@ -39,14 +40,14 @@ def export(model, path, preprocessing=None, about=None):
     except ImportError as error:
         raise ConfigError(f"ONNX needs the package {error.name}: pip install 'moco_tf[onnx]'") from None
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    encoder = saved_model.of_model(model, preprocessing)
+    encoder = frozen.of_model(model, preprocessing)
     function, spec = saved_model.signatures(encoder)["serving_default"]
     function = tf.function(function, input_signature=[spec])
-    description = (about or {}) | saved_model.describe(encoder, [saved_model.query_encoder(model)])
+    description = (about or {}) | saved_model.describe(encoder, [frozen.query_encoder(model)])
     with saved_model.aside(path) as file:
         try:
             converted, _ = tf2onnx.convert.from_function(function, input_signature=[spec], opset=OPSET)
-            onnx.helper.set_model_props(converted, {model_card.DESCRIPTION: files.json_text(description)})
+            onnx.helper.set_model_props(converted, {frozen.DESCRIPTION: files.json_text(description)})
             onnx.save(converted, file)
             session = onnxruntime.InferenceSession(files.for_tensorflow(file), providers=["CPUExecutionProvider"])
         except Exception as error:  # whatever converter and runtime say of an operation that they do not know

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from moco_tf.encoders.batch_norm import BatchNorm
-from moco_tf.evaluate import linear
+from moco_tf.evaluate import linear_classifiers
 from moco_tf.optimizers import SGD
 
 
@@ -20,10 +20,10 @@ def _blobs(count, seed, classes=8, width=24, spread=1.3):
 def test_each_of_many_heads_learns_as_the_projects_sgd_teaches_one_alone():
     features, labels = _blobs(96, 1)
     rates = [0.3, 30.0]
-    heads = linear.Heads(24, 8, rates, seed=5)
+    heads = linear_classifiers.Heads(24, 8, rates, seed=5)
     start = heads.folded()
     factors = [1.0, 0.1]
-    list(linear.fit(heads, features, labels, 40, factors, seed=2))
+    list(linear_classifiers.fit(heads, features, labels, 40, factors, seed=2))
     kernel, bias = heads.folded()
     for place, rate in enumerate(rates):
         dense = keras.layers.Dense(8)
@@ -48,7 +48,7 @@ def test_each_of_many_heads_learns_as_the_projects_sgd_teaches_one_alone():
 
 
 def test_heads_start_at_normal_weights_of_a_hundredth_and_zero_biases():
-    kernel, bias = linear.Heads(400, 50, [1.0, 2.0], seed=3).folded()
+    kernel, bias = linear_classifiers.Heads(400, 50, [1.0, 2.0], seed=3).folded()
     assert kernel.std() == pytest.approx(0.01, rel=0.02) and abs(kernel.mean()) < 1e-4
     np.testing.assert_array_equal(kernel[:, 0], kernel[:, 1])
     assert not bias.any()
@@ -56,8 +56,8 @@ def test_heads_start_at_normal_weights_of_a_hundredth_and_zero_biases():
 
 def test_a_folded_batch_norm_gives_the_logits_of_norm_and_classifier():
     features, labels = _blobs(200, 1)
-    heads = linear.Heads(24, 8, [0.1], batch_norm=True)
-    list(linear.fit(heads, features + 3, labels, 50, [1.0] * 5))
+    heads = linear_classifiers.Heads(24, 8, [0.1], batch_norm=True)
+    list(linear_classifiers.fit(heads, features + 3, labels, 50, [1.0] * 5))
     assert isinstance(heads.norm, BatchNorm) and not heads.norm.trainable_variables
     kernel, bias = heads.folded()
     expected = tf.tensordot(heads.norm(features, training=False), heads.kernel, 1) + heads.bias
@@ -70,11 +70,11 @@ def test_the_probe_is_within_a_point_of_scikit_learns_logistic_regression():
     test_features, test_labels = _blobs(3000, 2)
     rates = [10**n for n in (-2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5)]
     factors = [0.5 * (1 + np.cos(np.pi * epoch / 40)) for epoch in range(40)]
-    held_out = linear.search(features, labels, 8, rates, 128, factors)
-    heads = linear.Heads(24, 8, [rates[int(held_out.argmax())]])
-    list(linear.fit(heads, features, labels, 128, factors))
+    held_out = linear_classifiers.search(features, labels, 8, rates, 128, factors)
+    heads = linear_classifiers.Heads(24, 8, [rates[int(held_out.argmax())]])
+    list(linear_classifiers.fit(heads, features, labels, 128, factors))
     kernel, bias = (part[..., 0, :] for part in heads.folded())
-    ours = 100 * (linear.rank(test_features, kernel, bias)[:, 0] == test_labels).mean()
+    ours = 100 * (linear_classifiers.rank(test_features, kernel, bias)[:, 0] == test_labels).mean()
     reference = sklearn.LogisticRegression(max_iter=2000).fit(features, labels)
     theirs = 100 * reference.score(test_features, test_labels)
     assert 60 < theirs < 95  # a task in which there is something to lose
@@ -84,7 +84,7 @@ def test_the_probe_is_within_a_point_of_scikit_learns_logistic_regression():
 def test_the_search_judges_on_images_that_it_did_not_learn_from_and_does_not_depend_on_company():
     rng = np.random.default_rng(0)
     features, labels = rng.normal(size=(400, 300)).astype(np.float32), rng.integers(0, 10, 400)  # nothing to learn
-    found = linear.search(features, labels, 10, [0.1, 1.0], 64, [1.0] * 10, held_out=0.5)
+    found = linear_classifiers.search(features, labels, 10, [0.1, 1.0], 64, [1.0] * 10, held_out=0.5)
     assert (found < 20).all()  # learnt by heart, it would be 100
-    alone = linear.search(features, labels, 10, [1.0], 64, [1.0] * 10, held_out=0.5)
+    alone = linear_classifiers.search(features, labels, 10, [1.0], 64, [1.0] * 10, held_out=0.5)
     assert alone[0] == pytest.approx(found[1], abs=1)

@@ -1,0 +1,129 @@
+"""What a frozen encoder is: of a trained model or any Keras model, or read from a SavedModel.
+
+Evaluation judges it, serving writes it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import tensorflow as tf
+
+from moco_tf import files
+from moco_tf.command import ConfigError
+from moco_tf.data.preprocessing import IMAGENET, Preprocessing
+from moco_tf.methods.backbones import image_shape
+from moco_tf.methods.losses import unit_length
+from moco_tf.methods.pretrainer import ContrastiveModel
+
+DESCRIPTION = "encoder.json"  # beside a SavedModel: what its numbers mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A frozen encoder, wherever it comes from.
+
+    Attributes:
+      preprocessing: how images become its input.
+      encode: normalised float32 (N, S, S, 3) -> {"features": float32 (N, D), "embedding": float32 (N, dim), of unit
+        length}; in inference mode.
+      name: for reports.
+    """
+
+    preprocessing: Preprocessing
+    encode: Callable
+    name: str
+
+
+def of_model(model, preprocessing=None):
+    """The `Encoder` of a model: a trained method's query encoder, or any Keras model of images -> features.
+
+    Args:
+      model: a `MoCo` or `MoCoV3`; or a model of normalised images -> (N, D), (N, H, W, D), which is averaged over H
+        and W, or {"features"} with or without "projection".
+      preprocessing: of the latter; None: ImageNet's, of the model's size.
+    """
+    if isinstance(model, ContrastiveModel):
+        model, preprocessing = model.query_encoder, model.preprocessing
+    if preprocessing is None:
+        preprocessing = dataclasses.replace(IMAGENET, image_size=image_shape(model)[0] or IMAGENET.image_size)
+    size = preprocessing.image_size
+
+    @tf.function(input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32, "images")])
+    def encode(images):
+        found = model(images, training=False)
+        found = found if isinstance(found, dict) else {"features": found}
+        features = tf.cast(found["features"], tf.float32)
+        if features.shape.rank == 4:
+            features = tf.reduce_mean(features, axis=(1, 2))
+        return {"features": features, "embedding": unit_length(tf.cast(found.get("projection", features), tf.float32))}
+
+    return Encoder(preprocessing, encode, model.name)
+
+
+def query_encoder(model):
+    return model.query_encoder if isinstance(model, ContrastiveModel) else model
+
+
+def read(path):
+    """The `Encoder` of a SavedModel.
+
+    Args:
+      path: DIR/<version>, or DIR, of which the highest version is taken.
+
+    Raises:
+      ConfigError: there is no such SavedModel, or it lacks the signature `preprocessed`.
+    """
+    path = version_folder(path)
+    loaded = load(path)
+    if "preprocessed" not in loaded.signatures:
+        has = ", ".join(sorted(loaded.signatures)) or "none"
+        raise ConfigError(
+            f"{path} lacks the signature `preprocessed`, which evaluation calls; it has {has}: "
+            "write it with export.encoder"
+        )
+    signature = loaded.signatures["preprocessed"]
+    shape = signature.structured_input_signature[1]["images"].shape
+
+    def encode(images, _keep=loaded):  # a signature does not keep the variables that it reads
+        return signature(images=tf.cast(images, tf.float32))
+
+    return Encoder(_preprocessing(path, shape[1]), encode, str(path))
+
+
+def load(path):
+    """What TensorFlow makes of the SavedModel at a path as `read` takes it; raises as `version_folder`."""
+    path = version_folder(path)
+    try:
+        return tf.saved_model.load(files.for_tensorflow(path))
+    except Exception as error:  # whatever TensorFlow says of files that it cannot read
+        raise ConfigError(f"{path}: TensorFlow cannot read it: {str(error).splitlines()[0]}") from None
+
+
+def version_folder(path):
+    """DIR/<highest version>, or the path itself where it is a SavedModel; refuses what is neither."""
+    path = Path(path)
+    if (path / "saved_model.pb").exists():
+        return path
+    versions = [p for p in path.glob("*") if p.name.isdigit() and (p / "saved_model.pb").exists()]
+    if not versions:
+        state = "holds no SavedModel: neither saved_model.pb nor a folder <version> with one"
+        raise ConfigError(f"{path} {state if path.exists() else 'does not exist'}")
+    return max(versions, key=lambda version: int(version.name))
+
+
+def _preprocessing(path, size):
+    """What encoder.json says, for the size that the graph has; ImageNet's where there is none."""
+    description = path / DESCRIPTION
+    if not description.exists():
+        print(f"{path} has no {DESCRIPTION}: taken are ImageNet's mean, std and crop, at {size} pixels.")
+        return dataclasses.replace(IMAGENET, image_size=size)
+    try:
+        found = json.loads(description.read_text())["input"]
+        fields = {field.name: found[field.name] for field in dataclasses.fields(Preprocessing)}
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{description} does not say image_size, crop_ratio, mean and std under `input`") from None
+    if fields["image_size"] != size:
+        raise ConfigError(f"{description} says an input of {fields['image_size']} pixels, the graph has {size}")
+    return Preprocessing(**fields)
