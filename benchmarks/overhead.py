@@ -30,7 +30,7 @@ def main():
     import tensorflow as tf
 
     import moco_tf
-    from moco_tf.methods.ema import move_weights
+    from moco_tf.methods.ema import ema_update
     from moco_tf.methods.losses import info_nce, unit_length
 
     model = moco_tf.MoCo(
@@ -42,7 +42,7 @@ def main():
     queries, keys = (unit_length(tf.random.stateless_normal((arguments.batch_size, 128), (1, i))) for i in (0, 1))
 
     def momentum():
-        move_weights(model.query_encoder, model.key_encoder, model.momentum)
+        ema_update(model.query_encoder, model.key_encoder, model.momentum)
 
     def loss():
         with tf.GradientTape() as tape:

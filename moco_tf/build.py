@@ -170,7 +170,7 @@ def model(config, steps_per_epoch, size=None):
     }
     follows = {  # the momentum encoder's
         "momentum": config.momentum,
-        "momentum_decay_steps": config.epochs * steps_per_epoch if config.momentum_schedule == "cosine" else None,
+        "momentum_rise_steps": config.epochs * steps_per_epoch if config.momentum_schedule == "cosine" else None,
     }
     if config.method == "moco_v3":
         head = "vit" if config.is_vit else "resnet"

@@ -15,7 +15,7 @@ from moco_tf.command import ConfigError
 from moco_tf.data.preprocessing import IMAGENET, Preprocessing
 from moco_tf.methods.backbones import image_shape
 from moco_tf.methods.losses import unit_length
-from moco_tf.methods.pretrainer import ContrastiveModel
+from moco_tf.methods.pretrainer import Pretrainer
 
 DESCRIPTION = "encoder.json"  # beside a SavedModel: what its numbers mean
 
@@ -44,7 +44,7 @@ def of_model(model, preprocessing=None):
         and W, or {"features"} with or without "projection".
       preprocessing: of the latter; None: ImageNet's, of the model's size.
     """
-    if isinstance(model, ContrastiveModel):
+    if isinstance(model, Pretrainer):
         model, preprocessing = model.query_encoder, model.preprocessing
     if preprocessing is None:
         preprocessing = dataclasses.replace(IMAGENET, image_size=image_shape(model)[0] or IMAGENET.image_size)
@@ -63,7 +63,7 @@ def of_model(model, preprocessing=None):
 
 
 def query_encoder(model):
-    return model.query_encoder if isinstance(model, ContrastiveModel) else model
+    return model.query_encoder if isinstance(model, Pretrainer) else model
 
 
 def read(path):

@@ -101,7 +101,7 @@ def _replay_moco_v3(golden):
         dim=g["dim"],
         hidden_dim=g["mlp_dim"],
         momentum=g["m0"],
-        momentum_decay_steps=g["steps"],
+        momentum_rise_steps=g["steps"],
         temperature=g["T"],
     )
     times = np.arange(g["steps"])

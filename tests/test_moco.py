@@ -21,7 +21,7 @@ def tiny(norm=BatchNorm):
 
 def moco(backbone=None, **kwargs):
     keras.utils.set_random_seed(1)
-    settings = {"dim": 4, "queue_size": 12, "momentum": 0.9, "temperature": 0.2} | kwargs
+    settings = {"dim": 4, "head": "linear", "queue_size": 12, "momentum": 0.9, "temperature": 0.2} | kwargs
     model = moco_tf.MoCo(backbone or tiny(), **settings)
     model.compile(moco_tf.SGD(0.1, momentum=0.9, weight_decay=1e-3))
     return model
@@ -112,15 +112,15 @@ def test_shuffling_is_undone_by_unshuffling():
 def test_shuffled_keys_return_in_their_own_order_having_seen_other_company():
     ((_, images),) = pairs(1, batch=8)
     model = moco(bn_groups=4)
-    keys = model._encode_keys(images).numpy()
+    (keys,) = model._encode_keys([images], training=True)
     shuffled, permutation = shuffle(images, (0, 0))
     expected = np.empty_like(keys)
     for i, place in enumerate(permutation.numpy()):
         group = shuffled[i // 2 * 2 : i // 2 * 2 + 2]
-        embedding = moco()._encode_keys(group).numpy()  # one BN group: this pair alone
+        (embedding,) = moco()._encode_keys([group], training=True)  # one BN group: this pair alone
         expected[place] = embedding[i % 2]
     np.testing.assert_allclose(keys, expected, atol=1e-5)
-    unshuffled = moco(bn_groups=4, shuffle_bn=False)._encode_keys(images).numpy()
+    (unshuffled,) = moco(bn_groups=4, shuffle_bn=False)._encode_keys([images], training=True)
     assert np.abs(keys - unshuffled).max() > 1e-3
 
 
@@ -277,7 +277,7 @@ def test_other_precisions_train_with_queue_and_statistics_in_at_least_float32(pr
 
 
 def test_momentum_rises_along_a_half_cosine():
-    model = moco(momentum=0.5, momentum_decay_steps=4)
+    model = moco(momentum=0.5, momentum_rise_steps=4)
     history = model.fit(pairs(1).repeat(), epochs=5, steps_per_epoch=1, verbose=0).history
     expected = [1 - 0.5 * (1 + np.cos(np.pi * t / 4)) / 2 for t in range(5)]
     np.testing.assert_allclose(history["momentum"], expected, rtol=1e-6)

@@ -36,7 +36,7 @@ def train(strategy, head):
     keras.utils.set_random_seed(1)
     backbone, optimizer = KINDS[head]
     with strategy.scope():
-        model = moco_tf.MoCoV3(backbone(), head=head, dim=4, hidden_dim=8, temperature=0.2, momentum_decay_steps=STEPS)
+        model = moco_tf.MoCoV3(backbone(), head=head, dim=4, hidden_dim=8, temperature=0.2, momentum_rise_steps=STEPS)
         model.compile(optimizer())
     model.fit(views(STEPS), callbacks=[note], verbose=0, shuffle=False)
     return model, np.diff(np.array(means) * np.arange(1, STEPS + 1), prepend=0.0)

@@ -55,6 +55,17 @@ def encoder(backbone, image_shape, head, dim, hidden_dim=None):
     return keras.Model(inputs, {"features": features, "projection": projection})
 
 
+def has_projector(encoder):
+    """Whether the head of an encoder is MoCo v3's projector: BN follows its first linear layer."""
+    names = {layer.name for layer in encoder.layers}
+    return any(f"{name}.1" in names for name, _, _ in V3.values())
+
+
+def trunk(encoder):
+    """The backbone that `encoder` put a head on: the layer after the input."""
+    return encoder.layers[1]
+
+
 def predictor(head, dim, hidden_dim):
     """MoCo v3's predictor for a `head` of `V3`: a functional model of projections (N, dim) -> (N, dim)."""
     inputs = keras.Input((dim,))

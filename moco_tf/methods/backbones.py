@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.methods.ema import copy_weights
+from moco_tf.methods.keras_internals import layers_of
 
 
 def of_one_output(backbone):
@@ -83,7 +84,7 @@ def check_copied(query_encoder, key_encoder):
     """
     foreign = {
         type(layer).__name__
-        for layer in query_encoder._flatten_layers(include_self=False)
+        for layer in layers_of(query_encoder)
         if type(layer).__module__.split(".")[0] not in ("keras", "moco_tf")
     }
     if not foreign or not tf.executing_eagerly():

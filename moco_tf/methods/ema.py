@@ -5,6 +5,8 @@ import math
 import keras
 import tensorflow as tf
 
+from moco_tf.methods.keras_internals import layers_of
+
 
 def copy_weights(source, target):
     """Sets every weight of `target`, statistics included, to that of `source`, a model of the same build."""
@@ -19,14 +21,14 @@ def derive_state(model):
     Normalization, say, computes with its mean and variance in another shape than it keeps them in. When Keras loads
     a file, layers do so in `load_own_variables`: here they load what they have.
     """
-    for layer in model._flatten_layers(include_self=False):
+    for layer in layers_of(model):
         if type(layer).load_own_variables is not keras.layers.Layer.load_own_variables:
             own = {}
             layer.save_own_variables(own)
             layer.load_own_variables(own)
 
 
-def move_weights(source, target, momentum):
+def ema_update(source, target, momentum):
     """target <- momentum * target + (1 - momentum) * source, for parameters only.
 
     BatchNorm's running statistics are no parameters: each encoder keeps its own. The step is written as a

@@ -12,16 +12,17 @@ import tensorflow as tf
 
 from moco_tf import replicas
 from moco_tf.encoders import heads
-from moco_tf.methods import backbones, normalization, pretrainer
+from moco_tf.methods import backbones, normalization
 from moco_tf.methods.ema import copy_weights
 from moco_tf.methods.losses import batch_info_nce, unit_length
+from moco_tf.methods.pretrainer import CONTRAST, Pretrainer
 
 SHARED = ("encoder", "trunk", "none")
 LOSSES = ("infonce", "nt_xent")
 
 
 @keras.saving.register_keras_serializable("moco_tf")
-class EndToEnd(pretrainer.ContrastiveModel):
+class EndToEnd(Pretrainer):
     """Learns an image encoder from pairs of views: `fit` takes a dataset of (query, key) image batches.
 
     Args:
@@ -39,6 +40,9 @@ class EndToEnd(pretrainer.ContrastiveModel):
     Attributes:
       query_encoder, key_encoder: models of normalised images -> {"features", "projection"}.
     """
+
+    METRICS = CONTRAST
+    VIEWS = (2, 2)
 
     def __init__(
         self,
@@ -82,49 +86,23 @@ class EndToEnd(pretrainer.ContrastiveModel):
             self.key_encoder = heads.encoder(trunk, image_shape, head, dim, hidden_dim)
             copy_weights(self.query_encoder, self.key_encoder)
             backbones.check_copied(self.query_encoder, self.key_encoder)
-        for encoder in self._normed():
+        for encoder in (self.query_encoder, self.key_encoder):
             normalization.set_groups(encoder, self.groups_here)
 
-    def train_step(self, data):
-        query_images, key_images = pretrainer.unpack(data)  # each n x H x W x 3, this replica's
-        query_images = normalization.check_groups(query_images, self.groups_here)
-        key_images = normalization.check_groups(key_images, self.groups_here)
+    def prepare(self, batch, training=True):
+        """The key images in another order, this replica's share, and the permutation; or as they are, and None."""
+        _, key_images = batch["views"]
+        if not training or not self.shuffle_bn or self.groups_here * replicas.count() == 1:
+            return key_images, None  # with one group, any order is the same
+        return replicas.shuffle(key_images, seed=(self.seed, self.step.value))
 
-        rate = {"learning_rate": self.optimizer.learning_rate}
-        variables = self.trainable_variables
-        shuffled, permutation = self._shuffle(key_images)
-        with tf.GradientTape() as tape:
-            queries = unit_length(self.query_encoder(query_images, training=True)["projection"])  # n x C
-            keys = unit_length(self.key_encoder(shuffled, training=True)["projection"])  # n x C, in shuffled order
-            queries, contrast = self._contrast(queries, keys, permutation)
-            loss = tf.reduce_mean(contrast.loss) / replicas.count()  # the optimizer adds gradients up
-            scaled_loss = self.optimizer.scale_loss(loss)  # for float16; else the loss itself
-        gradients = tape.gradient(scaled_loss, variables)
-        self.optimizer.apply(gradients, variables)
-
-        self.step.assign_add(1)
-        return self.track(queries, *contrast, encoders=self._normed()) | self.shape_logs(rate)
-
-    def test_step(self, data):
-        """Loss and diagnostics in inference mode; changes no weights."""
-        query_images, key_images = pretrainer.unpack(data)
-        queries = unit_length(self.query_encoder(query_images, training=False)["projection"])
-        keys = unit_length(self.key_encoder(key_images, training=False)["projection"])
-        queries, contrast = self._contrast(queries, keys)
-        return self.track(queries, *contrast)
-
-    def _shuffle(self, images):
-        """This replica's share of all images (n, ...) in another order, and the permutation; None: as they were."""
-        if not self.shuffle_bn or self.groups_here * replicas.count() == 1:  # one group: any order is the same
-            return images, None
-        return replicas.shuffle(images, seed=(self.seed, self.step.value))
-
-    def _contrast(self, queries, keys, permutation=None):
-        """(queries, their `Contrast`), with NT-Xent a query of each view; one gather brings all replicas' embeddings.
-
-        queries: (n, C) in the order of the images; keys: (n, C) in that of the permutation.
-        """
+    def objective(self, batch, context, training=True):
+        """Queries look for their keys among those of the batch; with NT-Xent each view does so among all views."""
+        (query_images, _), (key_images, permutation) = batch["views"], context
+        queries = unit_length(self.query_encoder(query_images, training=training)["projection"])  # n x C
+        keys = unit_length(self.key_encoder(key_images, training=training)["projection"])  # n x C, in shuffled order
         symmetric = self.loss_kind == "nt_xent"
+        # One gather brings all replicas' embeddings.
         everything = replicas.gather(tf.concat([queries, keys], axis=1) if symmetric else keys)
         all_keys = everything[:, -self.dim :]  # N x C
         if permutation is not None:
@@ -132,17 +110,13 @@ class EndToEnd(pretrainer.ContrastiveModel):
         count = tf.shape(all_keys)[0]
         rows = replicas.own(tf.range(count))  # n: replica r's images are rows r * n to (r + 1) * n
         if not symmetric:
-            return queries, batch_info_nce(queries, all_keys, rows, self.temperature)
+            return batch_info_nce(queries, all_keys, rows, self.temperature)
         views = tf.concat([everything[:, : self.dim], all_keys], axis=0)
         views = tf.ensure_shape(views, (None, self.dim))  # 2N x C; the gather forgets C
         partners = tf.concat([rows + count, rows], axis=0)
         rows = tf.concat([rows, rows + count], axis=0)
         queries = tf.gather(views, rows)  # 2n x C
-        return queries, batch_info_nce(queries, views, partners, self.temperature, itself=rows)
-
-    def _normed(self):
-        """The encoders whose BatchNorm layers are not those of another."""
-        return [self.query_encoder, self.key_encoder] if self.shared == "none" else [self.query_encoder]
+        return batch_info_nce(queries, views, partners, self.temperature, itself=rows)
 
     def get_config(self):
         return super().get_config() | {

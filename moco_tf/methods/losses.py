@@ -1,9 +1,10 @@
 """Contrastive losses: pure functions of unit-length embeddings.
 
-Axes: N batch, n its part on this replica, C features, K keys of the dictionary. `unit_length` brings embeddings to at
-least float32, whatever the encoders' precision; the softmax is computed in their precision.
+Axes: N batch, n its part on this replica, C features, P keys of a query, K keys of the dictionary. `unit_length`
+brings embeddings to at least float32, whatever the encoders' precision; the softmax is computed in their precision.
 """
 
+import math
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -14,53 +15,98 @@ BLOCK = 4096  # keys of the dictionary at a time: the similarities held are N x 
 
 
 class Contrast(NamedTuple):
+    """What a contrastive loss finds out of n queries: its terms, a value a query."""
+
     loss: tf.Tensor  # n
-    positives: tf.Tensor  # n, cosine of each query with its key
+    positives: tf.Tensor  # n, cosine of each query with its key; with several keys their mean
     hardest: tf.Tensor  # n, cosine with the nearest negative
     negatives: tf.Tensor  # n, mean cosine with the negatives
+    found: tf.Tensor  # n, share of its keys that are nearer than all negatives
+    queries: tf.Tensor  # n x C
+
+    @classmethod
+    def of(cls, queries, loss, positives, hardest, negatives):
+        """positives: (n,), or (n, P) where a query has several keys."""
+        if positives.shape.rank == 1:
+            return cls(loss, positives, hardest, negatives, tf.cast(positives > hardest, loss.dtype), queries)
+        found = tf.reduce_mean(tf.cast(positives > hardest[:, None], loss.dtype), axis=1)
+        return cls(loss, tf.reduce_mean(positives, axis=1), hardest, negatives, found, queries)
 
 
-def info_nce(queries, keys, dictionary, temperature):
+def summed(contrasts):
+    """One `Contrast` of those of several views of the same images; its mean loss is the sum of theirs."""
+    if len(contrasts) == 1:
+        return contrasts[0]
+    rows = Contrast(*(tf.concat(values, axis=0) for values in zip(*contrasts, strict=True)))
+    return rows._replace(loss=len(contrasts) * rows.loss)
+
+
+def info_nce(queries, keys, dictionary, temperature, own=None):
     """InfoNCE (MoCo, equation 1): tells each query's own key from K others.
 
         loss_i = -log( exp(q_i . k_i / T) / (exp(q_i . k_i / T) + sum_j exp(q_i . d_j / T)) )
 
+    Of a query with P keys it is the mean over them, each beside the dictionary alone: the other keys stand in no
+    denominator. So have it the codes of rho-MoCo (arXiv:2104.14558) and VINCE (arXiv:2003.07990).
+
     Args:
-      queries, keys: (N, C), of unit length; keys[i] is the positive of queries[i].
-      dictionary: (K, C), of unit length: the negatives, the same for each query. No gradient reaches them. Of a
-        variable no copy is made.
+      queries: (N, C), of unit length.
+      keys: (N, C) or (N, P, C), of unit length; keys[i] is the positive of queries[i], or are its positives.
+      dictionary: (K, C), of unit length: the negatives, the same for each query. No gradient reaches them. A variable
+        is not copied.
       temperature: T; 0.07 in MoCo v1, 0.2 in v2.
+      own: ((N,), (K,)) integers: what each query and each row of the dictionary is of. Rows of the query's own thing
+        are no negatives; -1 equals nothing.
 
     With random embeddings the loss is near ln(K + 1).
     """
-    positives = tf.einsum("nc,nc->n", queries, keys)
-    log_sum, hardest, negatives = _log_sum_exp(queries, dictionary, temperature)
-    loss = tf.nn.softplus(log_sum - positives / temperature)
-    return Contrast(loss, positives, hardest, negatives)
+    if keys.shape.rank == 2:
+        positives = tf.einsum("nc,nc->n", queries, keys)
+        log_sum, hardest, negatives = _log_sum_exp(queries, dictionary, temperature, own)
+        loss = tf.nn.softplus(log_sum - positives / temperature)
+    else:
+        cosines = [tf.einsum("nc,nc->n", queries, key) for key in tf.unstack(keys, axis=1)]
+        positives = tf.stack(cosines, axis=1)  # N x P
+        log_sum, hardest, negatives = _log_sum_exp(queries, dictionary, temperature, own)
+        loss = tf.reduce_mean(tf.nn.softplus(log_sum[:, None] - positives / temperature), axis=1)
+    return Contrast.of(queries, loss, positives, hardest, negatives)
 
 
-def _log_sum_exp(queries, dictionary, temperature):
+def _log_sum_exp(queries, dictionary, temperature, own=None):
     """log sum_j exp(q_i . d_j / T), and the largest and the mean of q_i . d_j, (N,) each, in one pass over the d_j.
 
     That pass also sums up the gradient, sum_j softmax_ij d_j / T, so that nothing of size K is kept for it or computed
     twice. Sums are relative to the largest similarity so far, as in online softmax (arXiv:1805.02867).
+
+    own: as for `info_nce`: which d_j are left out for which q_i.
     """
     size, width = dictionary.shape
 
-    def look_at(first, count, hardest, total, weighted, keys):
-        block = look_up(dictionary, first + tf.range(count))
+    def look_at(first, count, hardest, total, weighted, cosines, number):
+        places = first + tf.range(count)
+        block = look_up(dictionary, places)
         similarities = tf.matmul(queries, block, transpose_b=True)  # N x BLOCK
-        largest = tf.maximum(hardest, tf.reduce_max(similarities, axis=1))
+        if own is None:
+            taken = similarities
+            cosines += tf.reduce_sum(block, axis=0)
+        else:
+            of_query, of_block = own[0][:, None], look_up(own[1], places)[None, :]
+            same = (of_query == of_block) & (of_query >= 0)
+            taken = tf.where(same, tf.constant(-math.inf, similarities.dtype), similarities)
+            cosines += tf.reduce_sum(tf.where(same, tf.zeros_like(similarities), similarities), axis=1)
+            number += tf.reduce_sum(tf.cast(~same, similarities.dtype), axis=1)
+        largest = tf.maximum(hardest, tf.reduce_max(taken, axis=1))
         before = tf.exp((hardest - largest) / temperature)
-        weights = tf.exp((similarities - largest[:, None]) / temperature)
+        weights = tf.exp((taken - largest[:, None]) / temperature)
         total = total * before + tf.reduce_sum(weights, axis=1)
         weighted = weighted * before[:, None] + tf.matmul(weights, block)
-        return largest, total, weighted, keys + tf.reduce_sum(block, axis=0)
+        return largest, total, weighted, cosines, number
 
     @tf.custom_gradient
     def scan(queries):
         nothing = tf.zeros_like(queries[:, 0])
-        found = nothing - 2, nothing, tf.zeros_like(queries), tf.zeros(width, queries.dtype)  # cosines are >= -1
+        cosines = tf.zeros(width, queries.dtype) if own is None else nothing  # else the sum of the d_j themselves
+        found = nothing - 2, nothing, tf.zeros_like(queries), cosines, nothing  # cosines are >= -1
         whole, rest = size // BLOCK, size % BLOCK
 
         def look_at_block(number, *found):
@@ -70,12 +116,14 @@ def _log_sum_exp(queries, dictionary, temperature):
             _, *found = tf.while_loop(lambda i, *_: i < whole, look_at_block, (0, *found), parallel_iterations=1)
         if rest:
             found = look_at(whole * BLOCK, rest, *found)
-        hardest, total, weighted, keys = found
+        hardest, total, weighted, cosines, number = found
 
         def gradient(of_log_sum, *_):
-            return (of_log_sum / (temperature * total))[:, None] * weighted
+            if own is None:
+                return (of_log_sum / (temperature * total))[:, None] * weighted
+            return tf.math.divide_no_nan(of_log_sum, temperature * total)[:, None] * weighted  # none may be left
 
-        mean = tf.linalg.matvec(queries, keys / size)
+        mean = tf.linalg.matvec(queries, cosines / size) if own is None else tf.math.divide_no_nan(cosines, number)
         return (hardest / temperature + tf.math.log(total), hardest, mean), gradient
 
     return scan(queries)
@@ -107,7 +155,8 @@ def nce(queries, keys, noise, temperature, log_z, records):
     # With x = log(p R / K), h is the logistic function of x, and -log h = softplus(-x), -log(1 - h) = softplus(x).
     loss = tf.nn.softplus(shift - positives / temperature)
     loss += tf.reduce_sum(tf.nn.softplus(negatives / temperature - shift), axis=1)
-    return Contrast(loss, positives, tf.reduce_max(negatives, axis=1), tf.reduce_mean(negatives, axis=1))
+    hardest, negatives = tf.reduce_max(negatives, axis=1), tf.reduce_mean(negatives, axis=1)
+    return Contrast.of(queries, loss, positives, hardest, negatives)
 
 
 def log_normalizer(queries, noise, temperature, records):
@@ -157,7 +206,8 @@ def batch_info_nce(queries, keys, labels, temperature, itself=None):
     hardest = tf.reduce_max(tf.where(excluded, -tf.ones_like(similarities), similarities), axis=1)  # cosines are >= -1
     others = tf.where(excluded, tf.zeros_like(similarities), similarities)
     count = tf.reduce_sum(tf.cast(~excluded, similarities.dtype), axis=1)
-    return Contrast(loss, positives, hardest, tf.math.divide_no_nan(tf.reduce_sum(others, axis=1), count))
+    negatives = tf.math.divide_no_nan(tf.reduce_sum(others, axis=1), count)
+    return Contrast.of(queries, loss, positives, hardest, negatives)
 
 
 def unit_length(vectors):

@@ -11,25 +11,36 @@ dictionary. That costs K C numbers, and not N K C; each query still has K.
 Axes: n images of this replica, N of the global batch, H W image, C length of the projection, K negatives, R records.
 """
 
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
 
 from moco_tf import replicas
 from moco_tf.encoders import heads
-from moco_tf.methods import backbones, normalization, pretrainer
+from moco_tf.methods import backbones, normalization
 from moco_tf.methods.bank import Bank
 from moco_tf.methods.losses import info_nce, log_normalizer, nce, unit_length
+from moco_tf.methods.pretrainer import CONTRAST, Pretrainer
 
 LOSSES = ("infonce", "nce")
 
 
+class Looked(NamedTuple):
+    """What a step takes out of the bank."""
+
+    keys: tf.Tensor  # n x C, of the queries' records
+    negatives: tf.Tensor  # K x C
+    numbers: tf.Tensor  # N, the records of the global batch
+
+
 @keras.saving.register_keras_serializable("moco_tf")
-class MemoryBank(pretrainer.ContrastiveModel):
+class MemoryBank(Pretrainer):
     """Learns an image encoder from numbered images: `fit` takes a dataset of (images, numbers) batches.
 
     Images are views, float32 (N, H, W, 3), normalised as the backbone expects; numbers are int64 (N,), 0 to R - 1,
-    the same for a record in every epoch. `moco_tf.data.views.pairs(..., ids=True)` makes such batches. `evaluate`
-    takes (query, key) pairs as well, also of other images: the key's embedding then stands for the bank's.
+    the same for a record in every epoch; or a dict {"views": (images,), "id": numbers}.
+    `evaluate` takes (query, key) pairs as well, also of other images: the key's embedding then stands for the bank's.
 
     Args:
       backbone, dim, head, hidden_dim, preprocessing: as in `MoCo`.
@@ -46,6 +57,9 @@ class MemoryBank(pretrainer.ContrastiveModel):
       query_encoder: a model of normalised images -> {"features", "projection"}.
       bank: the `Bank`, the same on all replicas.
     """
+
+    METRICS = CONTRAST
+    VIEWS = (1, 2)  # the second in evaluation only
 
     def __init__(
         self,
@@ -97,54 +111,42 @@ class MemoryBank(pretrainer.ContrastiveModel):
                 autocast=False,
             )
 
-    def train_step(self, data):
-        images, numbers = self._unpack(data)  # n x H x W x 3 and n, this replica's
-        images = normalization.check_groups(images, self.groups_here)
-
-        rate = {"learning_rate": self.optimizer.learning_rate}
+    def prepare(self, batch, training=True):
+        """What the bank has of the batch's records, n x C, and the step's negatives, K x C."""
+        if not training and len(batch["views"]) == 2:  # pairs of views, with no place in the bank
+            images = batch["views"][1]
+            keys = unit_length(self.query_encoder(images, training=False)["projection"])
+            return Looked(keys, self._draw(tf.zeros((0,), tf.int64)), None)
+        numbers = self._numbers(batch)  # n
         everyone = replicas.gather(numbers)  # N
-        keys = self.bank.look_up(numbers)  # n x C, no gradient
-        negatives = self._draw(everyone)  # K x C, no gradient
-        variables = self.query_encoder.trainable_variables
-        with tf.GradientTape() as tape:
-            queries = unit_length(self.query_encoder(images, training=True)["projection"])  # n x C
-            features = tf.stop_gradient(replicas.gather(queries))  # N x C
-            self._estimate_normalizer(features, negatives)
-            contrast = self._contrast(queries, keys, negatives)
-            loss = tf.reduce_mean(contrast.loss) / replicas.count()  # the optimizer adds gradients up
-            scaled_loss = self.optimizer.scale_loss(loss)  # for float16; else the loss itself
-        gradients = tape.gradient(scaled_loss, variables)
-        self.optimizer.apply(gradients, variables)
+        return Looked(self.bank.look_up(numbers), self._draw(everyone), everyone)
 
-        # The loss looks at the old keys: the new ones come after it.
-        with tf.control_dependencies([keys, negatives, *(g for g in gradients if g is not None)]):
-            self.bank.update(everyone, features, self.bank_momentum)
-        self.step.assign_add(1)
-        return self.track(queries, *contrast, encoders=[self.query_encoder]) | self.shape_logs(rate)
+    def objective(self, batch, context, training=True):
+        """Queries tell their record's key from the negatives, by InfoNCE or by noise-contrastive estimation."""
+        queries = unit_length(self.query_encoder(batch["views"][0], training=training)["projection"])  # n x C
+        if self.loss_kind == "infonce":
+            return info_nce(queries, context.keys, context.negatives, self.temperature)
+        if training:
+            self._estimate_normalizer(tf.stop_gradient(replicas.gather(queries)), context.negatives)
+        log_z = self.log_z.value
+        return nce(queries, context.keys, context.negatives, self.temperature, log_z, self.bank.records)
 
-    def test_step(self, data):
-        """Loss and diagnostics in inference mode; changes neither bank nor encoder."""
-        images, others, _ = keras.utils.unpack_x_y_sample_weight(data)
-        queries = unit_length(self.query_encoder(images, training=False)["projection"])
-        if others is not None and len(others.shape) == 4:  # pairs of views, with no place in the bank
-            keys = unit_length(self.query_encoder(others, training=False)["projection"])
-            everyone = tf.zeros((0,), tf.int64)
-        else:
-            _, numbers = self._unpack(data)
-            keys, everyone = self.bank.look_up(numbers), replicas.gather(numbers)
-        return self.track(queries, *self._contrast(queries, keys, self._draw(everyone)))
+    def finish(self, batch, context, terms):
+        """The batch's keys in the bank move towards the new features."""
+        features = replicas.gather(tf.stop_gradient(terms.queries))  # N x C
+        self.bank.update(context.numbers, features, self.bank_momentum)
 
-    def _unpack(self, data):
-        """Images (n, H, W, 3) and the numbers (n,) of their records."""
-        images, numbers, _ = keras.utils.unpack_x_y_sample_weight(data)
+    def _numbers(self, batch):
+        """The numbers (n,) of the batch's records."""
+        numbers = batch.get("id")
         if numbers is None or len(numbers.shape) != 1 or not numbers.dtype.is_integer:
-            got = "images alone" if numbers is None else f"{numbers.dtype.name} {numbers.shape} beside the images"
+            beside = batch["views"][1] if numbers is None and len(batch["views"]) > 1 else numbers
+            got = "images alone" if beside is None else f"{beside.dtype.name} {beside.shape} beside the images"
             raise ValueError(
                 "a memory bank trains on (images, numbers): with each image the number of its record, an integer from "
-                f"0 to {self.bank.records - 1}, which is its place in the bank; got {got}. "
-                "moco_tf.data.views.pairs(..., ids=True) makes them"
+                f"0 to {self.bank.records - 1}, which is its place in the bank; got {got}"
             )
-        return images, tf.cast(numbers, tf.int64)
+        return tf.cast(numbers, tf.int64)
 
     def _draw(self, numbers):
         """The step's negatives (K, C), the same on all replicas; numbers: (N,), the records of the global batch."""
@@ -159,15 +161,8 @@ class MemoryBank(pretrainer.ContrastiveModel):
             )
         return self.bank.look_up(self.bank.draw_others(count, numbers, seed))
 
-    def _contrast(self, queries, keys, negatives):
-        if self.loss_kind == "nce":
-            return nce(queries, keys, negatives, self.temperature, self.log_z.value, self.bank.records)
-        return info_nce(queries, keys, negatives, self.temperature)
-
     def _estimate_normalizer(self, queries, noise):
         """Sets log Z of NCE in the first step, from the queries (N, C) of all replicas; it stays from then on."""
-        if self.loss_kind != "nce":
-            return
         estimate = tf.cond(
             self.step.value == 0,
             lambda: log_normalizer(queries, noise, self.temperature, self.bank.records),

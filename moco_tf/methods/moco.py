@@ -12,18 +12,20 @@ import tensorflow as tf
 
 from moco_tf import replicas
 from moco_tf.encoders import heads
-from moco_tf.methods import backbones, normalization, pretrainer
-from moco_tf.methods.ema import cosine_momentum, move_weights
-from moco_tf.methods.losses import info_nce, unit_length
+from moco_tf.methods import backbones, normalization
+from moco_tf.methods.ema import cosine_momentum, ema_update
+from moco_tf.methods.losses import info_nce, summed, unit_length
+from moco_tf.methods.pretrainer import CONTRAST, Pretrainer
 from moco_tf.methods.queue import Queue
 
 
 @keras.saving.register_keras_serializable("moco_tf")
-class MoCo(pretrainer.ContrastiveModel):
+class MoCo(Pretrainer):
     """Learns an image encoder from pairs of views: `fit` takes a dataset of (query, key) image batches.
 
-    Views are float32 (N, H, W, 3), normalised as the backbone expects, as `moco_tf.views` makes them. `predict`
-    takes images as they are, uint8 or 0-255 floats (N, H, W, 3) of any size, and gives backbone features.
+    Views are float32 (N, H, W, 3), normalised as the backbone expects, as `moco_tf.views` makes them. A batch can also
+    be a dict {"views": (query, key, key, ...), "id": (N,)} with several keys. `predict` takes images as they are,
+    uint8 or 0-255 floats (N, H, W, 3) of any size, and gives backbone features.
 
     Args:
       backbone: a Keras model of images (N, H, W, 3) -> features (N, C) or (N, H, W, C), or -> several outputs, one of
@@ -34,7 +36,7 @@ class MoCo(pretrainer.ContrastiveModel):
       hidden_dim: width of the MLP head's hidden layer; None: as many as there are features (2048 for R50).
       queue_size: K, the keys kept as negatives; 65536 in the papers. Any batch size goes with any K.
       momentum: m of the key encoder, 0.999 in the papers.
-      momentum_decay_steps: if given, m rises from `momentum` to 1 along a half cosine over this many steps.
+      momentum_rise_steps: if given, m rises from `momentum` to 1 along a half cosine over this many steps.
       temperature: T of InfoNCE; 0.07 in v1, 0.2 in v2.
       shuffle_bn: encode keys in another order than queries, so that BatchNorm does not leak which belong
         together (section 3.3). Has an effect with `bn_groups` > 1.
@@ -44,6 +46,9 @@ class MoCo(pretrainer.ContrastiveModel):
       preprocessing: how `predict` brings images to the backbone's input: a `Preprocessing`, or the task of the views,
         which has one. None: that of the views that `fit` gets from `moco_tf.views`; before that, ImageNet's mean and
         std, the central crop of 7/8, the backbone's size (224 if it takes any).
+      symmetric: each view is query once, and looks for the others' keys; the losses are summed, and the keys of all
+        are enqueued (the authors' CIFAR-10 demo).
+      mask_siblings: the queue keeps an id beside each key, and keys of the query's own id are no negatives.
       seed: of the queue's first keys and of the shuffles.
 
     Attributes:
@@ -51,18 +56,24 @@ class MoCo(pretrainer.ContrastiveModel):
       queue: the `Queue`, the same on all replicas.
     """
 
+    METRICS = CONTRAST
+    VIEWS = (2, None)  # the query, and its keys
+    RATES = ("learning_rate", "momentum")
+
     def __init__(
         self,
         backbone,
         dim=128,
-        head="linear",
+        head="mlp",
         hidden_dim=None,
         queue_size=65536,
         momentum=0.999,
-        momentum_decay_steps=None,
-        temperature=0.07,
+        momentum_rise_steps=None,
+        temperature=0.2,
         shuffle_bn=True,
         bn_groups=None,
+        symmetric=False,
+        mask_siblings=False,
         preprocessing=None,
         seed=0,
         **kwargs,
@@ -79,11 +90,13 @@ class MoCo(pretrainer.ContrastiveModel):
         self.head = head
         self.hidden_dim = hidden_dim
         self.momentum = momentum
-        self.momentum_decay_steps = momentum_decay_steps
+        self.momentum_rise_steps = momentum_rise_steps
         self.temperature = temperature
         self.shuffle_bn = shuffle_bn
         self.bn_groups = bn_groups
         self.groups_here = normalization.groups_here(bn_groups)
+        self.symmetric = symmetric
+        self.mask_siblings = mask_siblings
         self.seed = seed
 
         self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)
@@ -91,47 +104,63 @@ class MoCo(pretrainer.ContrastiveModel):
         for encoder in (self.query_encoder, self.key_encoder):
             normalization.set_groups(encoder, self.groups_here)
         backbones.start_key_encoder(self.query_encoder, self.key_encoder)
-        self.queue = Queue(queue_size, dim, seed=seed, name="queue")
+        self.queue = Queue(queue_size, dim, seed=seed, with_ids=mask_siblings, name="queue")
 
-    def train_step(self, data):
-        query_images, key_images = pretrainer.unpack(data)  # each n x H x W x 3, this replica's
-        query_images = normalization.check_groups(query_images, self.groups_here)
-        key_images = normalization.check_groups(key_images, self.groups_here)
+    def prepare(self, batch, training=True):
+        """Moves the momentum encoder (equation 2) and encodes the keys; returns them as {view's place: (N, C)}."""
+        views = batch["views"]
+        if training:
+            ema_update(self.query_encoder, self.key_encoder, self._momentum())
+        places = [*range(1, len(views)), *([0] if self.symmetric else [])]
+        return dict(zip(places, self._encode_keys([views[place] for place in places], training), strict=True))
 
-        momentum = cosine_momentum(self.momentum, self.step.value, self.momentum_decay_steps)
-        rates = {"learning_rate": self.optimizer.learning_rate, "momentum": momentum}
-        move_weights(self.query_encoder, self.key_encoder, momentum)
-        keys = self._encode_keys(key_images)  # N x C of the global batch, no gradient
-        with tf.GradientTape() as tape:
-            queries = unit_length(self.query_encoder(query_images, training=True)["projection"])  # n x C
-            contrast = info_nce(queries, replicas.own(keys), self.queue.keys.value, self.temperature)
-            loss = tf.reduce_mean(contrast.loss) / replicas.count()  # the optimizer adds gradients up
-            scaled_loss = self.optimizer.scale_loss(loss)  # for float16; else the loss itself
-        variables = self.query_encoder.trainable_variables
-        gradients = tape.gradient(scaled_loss, variables)
-        self.optimizer.apply(gradients, variables)
+    def objective(self, batch, context, training=True):
+        """InfoNCE (equation 1): each query view's embeddings tell their keys from those in the queue."""
+        ids = self._ids(batch) if self.mask_siblings and training else None
+        contrasts = []
+        for place, images in enumerate(batch["views"] if self.symmetric else batch["views"][:1]):
+            queries = unit_length(self.query_encoder(images, training=training)["projection"])  # n x C
+            keys = [replicas.own(k) if training else k for other, k in context.items() if other != place]  # P of n x C
+            keys = keys[0] if len(keys) == 1 else tf.stack(keys, axis=1)
+            own = None if ids is None else (ids, self.queue.ids.value)
+            contrasts.append(info_nce(queries, keys, self.queue.keys.value, self.temperature, own))
+        return summed(contrasts)
 
-        # The loss looks at the queue in place: the new keys come after it.
-        with tf.control_dependencies([*contrast, *(g for g in gradients if g is not None)]):
-            self.queue.enqueue(keys)
-        self.step.assign_add(1)
-        logs = self.track(queries, *contrast, encoders=(self.query_encoder, self.key_encoder))
-        return logs | self.shape_logs(rates)
+    def finish(self, batch, context, terms):
+        """The queue takes in the new keys, those of all replicas, view by view."""
+        keys = [context[place] for place in sorted(context)]
+        ids = tf.tile(replicas.gather(self._ids(batch)), [len(keys)]) if self.mask_siblings else None
+        self.queue.enqueue(tf.concat(keys, axis=0), ids)
 
-    def test_step(self, data):
-        """Loss and diagnostics in inference mode; changes neither queue nor encoders."""
-        query_images, key_images = pretrainer.unpack(data)
-        queries = unit_length(self.query_encoder(query_images, training=False)["projection"])
-        keys = unit_length(self.key_encoder(key_images, training=False)["projection"])
-        return self.track(queries, *info_nce(queries, keys, self.queue.keys.value, self.temperature))
+    def rates(self):
+        return super().rates() | {"momentum": self._momentum()}
 
-    def _encode_keys(self, images):
+    def _momentum(self):
+        return cosine_momentum(self.momentum, self.step.value, self.momentum_rise_steps)
+
+    def _encode_keys(self, views, training):
+        """Keys (N, C) of each key view, of all replicas: in training encoded in another order than queries.
+
+        In evaluation those of this replica alone, (n, C).
+        """
+        if not training:
+            return [unit_length(self.key_encoder(images, training=False)["projection"]) for images in views]
         shuffles = self.shuffle_bn and self.groups_here * replicas.count() > 1  # one group: any order is the same
-        if not shuffles:
-            return replicas.gather(unit_length(self.key_encoder(images, training=True)["projection"]))
-        shuffled, permutation = replicas.shuffle(images, seed=(self.seed, self.step.value))
-        keys = unit_length(self.key_encoder(shuffled, training=True)["projection"])
-        return replicas.unshuffle(keys, permutation)
+        if shuffles:  # all views in one go
+            shuffled, permutation = replicas.shuffle(tf.concat(views, axis=-1), seed=(self.seed, self.step.value))
+            views = tf.split(shuffled, len(views), axis=-1)
+        keys = [unit_length(self.key_encoder(images, training=True)["projection"]) for images in views]
+        keys = tf.concat(keys, axis=1)  # n x V C
+        keys = replicas.unshuffle(keys, permutation) if shuffles else replicas.gather(keys)
+        return tf.split(keys, len(views), axis=1)
+
+    def _ids(self, batch):
+        if "id" not in batch:
+            raise ValueError(
+                'mask_siblings leaves the keys of a query\'s own thing out, and needs an "id" (N,) beside the "views" '
+                f"of each batch; got {', '.join(batch)}"
+            )
+        return tf.cast(batch["id"], tf.int64)
 
     def get_config(self):
         return super().get_config() | {
@@ -140,9 +169,11 @@ class MoCo(pretrainer.ContrastiveModel):
             "hidden_dim": self.hidden_dim,
             "queue_size": self.queue.size,
             "momentum": self.momentum,
-            "momentum_decay_steps": self.momentum_decay_steps,
+            "momentum_rise_steps": self.momentum_rise_steps,
             "temperature": self.temperature,
             "shuffle_bn": self.shuffle_bn,
             "bn_groups": self.bn_groups,
+            "symmetric": self.symmetric,
+            "mask_siblings": self.mask_siblings,
             "seed": self.seed,
         }

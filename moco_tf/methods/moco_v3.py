@@ -6,22 +6,20 @@ algorithm 1.
 Axes: n images of this replica, N of the global batch, H W image, C length of the projection.
 """
 
-import re
-
 import keras
 import tensorflow as tf
 
 from moco_tf import replicas
 from moco_tf.encoders import heads
-from moco_tf.methods import backbones, normalization, pretrainer
-from moco_tf.methods.ema import cosine_momentum, move_weights
-from moco_tf.methods.losses import in_batch, unit_length
-
-BLOCK_NAME = re.compile(r"(blocks\.\d+|layer\d+\.\d+)\.")  # how layers of ViTs' and ResNets' blocks are named
+from moco_tf.methods import backbones, normalization
+from moco_tf.methods.ema import cosine_momentum, ema_update
+from moco_tf.methods.keras_internals import layers_of
+from moco_tf.methods.losses import in_batch, summed, unit_length
+from moco_tf.methods.pretrainer import CONTRAST, Pretrainer
 
 
 @keras.saving.register_keras_serializable("moco_tf")
-class MoCoV3(pretrainer.ContrastiveModel):
+class MoCoV3(Pretrainer):
     """Learns an image encoder from pairs of views: `fit` takes a dataset of (view, other view) image batches.
 
     Each view is encoded by the query encoder (backbone, projector, predictor) and by the key encoder (backbone,
@@ -37,7 +35,7 @@ class MoCoV3(pretrainer.ContrastiveModel):
       dim: C, the length of a projection; 256 in the paper.
       hidden_dim: width of the hidden layers of projector and predictor; 4096 in the paper.
       momentum: m of the key encoder; 0.99 in the paper, 0.996 for 1000 epochs.
-      momentum_decay_steps: if given, m rises from `momentum` to 1 along a half cosine over this many steps, as in
+      momentum_rise_steps: if given, m rises from `momentum` to 1 along a half cosine over this many steps, as in
         the paper.
       temperature: T of the loss; 1.0 for ResNet-50 and 0.2 for ViTs in the paper.
       preprocessing: how `predict` brings images to the backbone's input: a `Preprocessing`, or the task of the views,
@@ -49,6 +47,10 @@ class MoCoV3(pretrainer.ContrastiveModel):
       predictor: a model of the query encoder's projections (N, C) -> (N, C).
     """
 
+    METRICS = CONTRAST
+    RATES = ("learning_rate", "momentum")
+    VIEWS = (2, 2)
+
     def __init__(
         self,
         backbone,
@@ -56,7 +58,7 @@ class MoCoV3(pretrainer.ContrastiveModel):
         dim=256,
         hidden_dim=4096,
         momentum=0.99,
-        momentum_decay_steps=None,
+        momentum_rise_steps=None,
         temperature=1.0,
         preprocessing=None,
         **kwargs,
@@ -75,7 +77,7 @@ class MoCoV3(pretrainer.ContrastiveModel):
         self.dim = dim
         self.hidden_dim = hidden_dim
         self.momentum = momentum
-        self.momentum_decay_steps = momentum_decay_steps
+        self.momentum_rise_steps = momentum_rise_steps
         self.temperature = temperature
 
         self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)
@@ -85,50 +87,27 @@ class MoCoV3(pretrainer.ContrastiveModel):
         for part in (self.query_encoder, self.key_encoder, self.predictor):
             normalization.synchronize(part)
 
-    def train_step(self, data):
-        views = pretrainer.unpack(data)  # two, each n x H x W x 3, this replica's
+    def prepare(self, batch, training=True):
+        """Moves the momentum encoder and encodes the keys of both views: two, each N x C of the global batch."""
+        if training:
+            ema_update(self.query_encoder, self.key_encoder, self._momentum())
+        keys = [unit_length(self.key_encoder(view, training=training)["projection"]) for view in batch["views"]]
+        return tf.split(replicas.gather(tf.concat(keys, axis=1)), 2, axis=1)  # gathered at once
 
-        momentum = cosine_momentum(self.momentum, self.step.value, self.momentum_decay_steps)
-        rates = {"learning_rate": self.optimizer.learning_rate, "momentum": momentum}
-        move_weights(self.query_encoder, self.key_encoder, momentum)
-        keys = self._encode_keys(views, training=True)  # two, each N x C of the global batch, no gradient
-        variables = self.query_encoder.trainable_variables + self.predictor.trainable_variables
-        with tf.GradientTape() as tape:
-            queries = self._encode_queries(views, training=True)  # two, each n x C
-            halves = self._contrast(queries, keys)
-            # Each view's queries look for the other view's keys; the optimizer adds the replicas' gradients up.
-            loss = sum(tf.reduce_mean(half.loss) for half in halves) / replicas.count()
-            scaled_loss = self.optimizer.scale_loss(loss)  # for float16; else the loss itself
-        gradients = tape.gradient(scaled_loss, variables)
-        norms = self._gradient_norms(variables, gradients)
-        self.optimizer.apply(gradients, variables)
+    def objective(self, batch, context, training=True):
+        """ctr(q1, k2) + ctr(q2, k1): each view's queries look for the other view's keys.
 
-        self.step.assign_add(1)
-        return self._track(queries, halves) | self.shape_logs(rates | norms)
+        Each view has a forward pass, and so BN statistics, of its own.
+        """
+        q1, q2 = (self._queries(view, training) for view in batch["views"])  # n x C each
+        k1, k2 = context
+        labels = replicas.own(tf.range(tf.shape(k1)[0]))  # n: replica r's images are rows r * n to (r + 1) * n
+        return summed([in_batch(q1, k2, labels, self.temperature), in_batch(q2, k1, labels, self.temperature)])
 
-    def test_step(self, data):
-        """Loss and diagnostics in inference mode; changes no weights."""
-        views = pretrainer.unpack(data)
-        keys = self._encode_keys(views, training=False)
-        queries = self._encode_queries(views, training=False)
-        return self._track(queries, self._contrast(queries, keys))
+    def rates(self):
+        return super().rates() | {"momentum": self._momentum()}
 
-    def _encode_queries(self, views, training):
-        """Unit-length (n, C) for each view, in a forward pass of its own: each has its own BN statistics."""
-        projections = [self.query_encoder(view, training=training)["projection"] for view in views]
-        return [unit_length(self.predictor(projection, training=training)) for projection in projections]
-
-    def _encode_keys(self, views, training):
-        """Unit-length (N, C) for each view, of all replicas, gathered at once."""
-        keys = [unit_length(self.key_encoder(view, training=training)["projection"]) for view in views]
-        return tf.split(tf.stop_gradient(replicas.gather(tf.concat(keys, axis=1))), 2, axis=1)
-
-    def _contrast(self, queries, keys):
-        """The loss's two halves, `Contrast` each: queries of one view among the keys of the other."""
-        labels = replicas.own(tf.range(tf.shape(keys[0])[0]))  # n: replica r's images are rows r * n to (r + 1) * n
-        return [in_batch(q, k, labels, self.temperature) for q, k in zip(queries, keys[::-1], strict=True)]
-
-    def _gradient_norms(self, variables, gradients):
+    def watch(self, variables, gradients):
         """The norms of the global batch's gradient in the first and in the last block of the backbone.
 
         Instability of ViTs shows as spikes in the first layers, tens of steps before it does in the last (section
@@ -137,15 +116,16 @@ class MoCoV3(pretrainer.ContrastiveModel):
         by_variable = {id(v): g for v, g in zip(variables, gradients, strict=True) if g is not None}
         ends = [[by_variable[id(v)] for v in end if id(v) in by_variable] for end in end_blocks(self.backbone)]
         scale = tf.cast(self.optimizer.scale_loss(1.0), self.totals.dtype)
-        summed = replicas.add_up([tf.cast(g, self.totals.dtype) / scale for end in ends for g in end])
-        first, last = summed[: len(ends[0])], summed[len(ends[0]) :]
+        summed_up = replicas.add_up([tf.cast(g, self.totals.dtype) / scale for end in ends for g in end])
+        first, last = summed_up[: len(ends[0])], summed_up[len(ends[0]) :]
         return {"gradient_norm_first": tf.linalg.global_norm(first), "gradient_norm_last": tf.linalg.global_norm(last)}
 
-    def _track(self, queries, halves):
-        # A row a query of either view: the means are those of both halves, and the loss is the halves' sum.
-        both = [tf.concat(values, axis=0) for values in zip(*halves, strict=True)]
-        loss, positives, hardest, negatives = both
-        return self.track(tf.concat(queries, axis=0), 2 * loss, positives, hardest, negatives)
+    def _momentum(self):
+        return cosine_momentum(self.momentum, self.step.value, self.momentum_rise_steps)
+
+    def _queries(self, view, training):
+        projection = self.query_encoder(view, training=training)["projection"]
+        return unit_length(self.predictor(projection, training=training))
 
     def get_config(self):
         return super().get_config() | {
@@ -153,7 +133,7 @@ class MoCoV3(pretrainer.ContrastiveModel):
             "dim": self.dim,
             "hidden_dim": self.hidden_dim,
             "momentum": self.momentum,
-            "momentum_decay_steps": self.momentum_decay_steps,
+            "momentum_rise_steps": self.momentum_rise_steps,
             "temperature": self.temperature,
         }
 
@@ -161,17 +141,15 @@ class MoCoV3(pretrainer.ContrastiveModel):
 def end_blocks(backbone):
     """The trainable variables up to the end of the backbone's first block, and from its last block on.
 
-    A block is a residual block of a ResNet, or one of a ViT; in another model, a layer with trainable weights.
+    A block is a residual block of a ResNet, or one of a ViT: its layers' names begin with the same two parts, as in
+    layer1.0.conv1 and blocks.0.attn.qkv. In another model it is a layer with trainable weights.
     """
-    layers = [layer for layer in backbone._flatten_layers(include_self=False) if layer.trainable_variables]
+    layers = [layer for layer in layers_of(backbone) if layer.trainable_variables]
     layers = [layer for layer in layers if not isinstance(layer, keras.Model)]
-    matches = [BLOCK_NAME.match(layer.name) for layer in layers]
-    named = [(match.group(1) if match else None, layer) for match, layer in zip(matches, layers, strict=True)]
-    blocks = list(dict.fromkeys(name for name, _ in named if name))
-    if not blocks:
+    blocks = [tuple(parts[:2]) if len(parts := layer.name.split(".")) > 2 else None for layer in layers]
+    named = [block for block in blocks if block]
+    if not named:
         return [list(layers[0].trainable_variables), list(layers[-1].trainable_variables)]
-    places = [i for i, (name, _) in enumerate(named) if name == blocks[0]]
-    first = [v for _, layer in named[: places[-1] + 1] for v in layer.trainable_variables]
-    start = next(i for i, (name, _) in enumerate(named) if name == blocks[-1])
-    last = [v for _, layer in named[start:] for v in layer.trainable_variables]
-    return [first, last]
+    end = len(blocks) - blocks[::-1].index(named[0])  # of the first block
+    begin = blocks.index(named[-1])  # of the last one
+    return [[v for layer in part for v in layer.trainable_variables] for part in (layers[:end], layers[begin:])]

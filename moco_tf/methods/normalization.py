@@ -8,12 +8,15 @@ import tensorflow as tf
 
 from moco_tf import replicas
 from moco_tf.encoders.batch_norm import BatchNorm
+from moco_tf.methods.keras_internals import layers_of
 
 
 def layers(encoder):
     """The BatchNorm layers of a model at any depth, this package's and Keras' own."""
     return [
-        layer for layer in encoder._flatten_layers() if isinstance(layer, (BatchNorm, keras.layers.BatchNormalization))
+        layer
+        for layer in [encoder, *layers_of(encoder)]
+        if isinstance(layer, (BatchNorm, keras.layers.BatchNormalization))
     ]
 
 

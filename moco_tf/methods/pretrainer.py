@@ -1,58 +1,188 @@
-"""What every method shares: prediction, the step counter, running diagnostics, and what replicas agree on.
+"""What every method is: the one training step, the metrics, and what a method says of itself.
 
-The methods of this folder derive from `ContrastiveModel`; nothing else does.
+A method derives from `Pretrainer` and says, in its paper's order, `prepare` (what needs no gradient), `objective` (the
+loss), `finish` (what comes after the gradients).
+
+Axes: n images of this replica, N of the global batch, H W image, C length of the embedding.
 """
 
 import dataclasses
-import warnings
+from collections.abc import Callable
+from typing import ClassVar
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from moco_tf import replicas
-from moco_tf.data import arrays
 from moco_tf.data.preprocessing import Preprocessing
-from moco_tf.methods import normalization
-
-DIAGNOSTICS = (
-    "loss",
-    "contrast_top1",  # share of queries that find their key before all negatives
-    "positive_similarity",  # mean cosine of a query and its key
-    "negative_similarity",  # mean cosine of a query and a negative
-    "feature_std",  # of the queries' coordinates over the batch: 0 collapsed, 1/sqrt(C) spread out
-)
+from moco_tf.encoders import heads
+from moco_tf.methods import keras_internals, normalization
+from moco_tf.methods.keras_ways import KerasWays
+from moco_tf.methods.losses import unit_length
 
 
-class ContrastiveModel(keras.Model):
-    """A model with a `query_encoder` of normalised images -> {"features", "projection"} that learns from pairs.
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A metric of the whole batch: of rows (n, C), the mean over C of their standard deviations over N."""
+
+    rows: Callable
+
+
+# What contrast with negatives shows, out of a `losses.Contrast`.
+CONTRAST = {
+    "contrast_top1": lambda terms: terms.found,  # share of queries that find their key before all negatives
+    "positive_similarity": lambda terms: terms.positives,  # mean cosine of a query and its key
+    "negative_similarity": lambda terms: terms.negatives,  # mean cosine of a query and a negative
+    "feature_std": Spread(lambda terms: terms.queries),  # 0: collapsed, 1/sqrt(C): spread out
+}
+
+
+class Pretrainer(KerasWays):
+    """A model with a `query_encoder` of normalised images -> {"features", "projection"} that learns from views.
 
     Works as it is and under any `tf.distribute` strategy that copies variables: build it in `strategy.scope()`.
 
+    A class names its metrics in `METRICS`: for each its name, and what it is, out of the terms of its objective: a
+    value a row (n,), of which the mean is shown, or a `Spread`. Accumulators, metrics.csv, TensorBoard, the progress
+    line and advice follow. `RATES` names what `rates` gives beside them.
+
     Attributes:
       step: int64 variable, training steps done. Schedules and everything random derive from it.
+      totals: sums since the last reset: of the loss, the metrics, and the number of rows.
       preprocessing: how `predict` brings images to the backbone's input.
-      seconds_waited: how long `fit` has waited for batches, in this process.
     """
 
+    METRICS: ClassVar[dict] = {}
+    RATES = ("learning_rate",)
+    VIEWS = (1, None)  # the fewest and the most views of a record that a step takes; None: any number
+    groups_here = 1  # BN groups of this replica's batch
+
     def __init__(self, image_shape, preprocessing=None, **kwargs):
-        super().__init__(autocast=False, **kwargs)  # `predict` takes 0-255 images: too many digits for bfloat16
-        self._preprocessing_assumed = preprocessing is None
-        preprocessing = getattr(preprocessing, "preprocessing", preprocessing)  # a task's
-        self.preprocessing = preprocessing or Preprocessing(image_size=image_shape[0] or 224)
-        if image_shape[0] not in (None, self.preprocessing.image_size):
-            raise ValueError(
-                f"the backbone takes images of {image_shape[0]} pixels, but preprocessing makes them of "
-                f"{self.preprocessing.image_size}: build the one or the other for the same size"
-            )
+        super().__init__(image_shape, preprocessing, **kwargs)
         self.step = self.add_weight(name="step", shape=(), initializer="zeros", dtype="int64", trainable=False)
         # Weights of the model and no Keras metrics: those keep a part of the sum on each replica, which does not
-        # restore exactly, and are left out of checkpoints. The last place counts.
+        # restore exactly, and are left out of checkpoints.
         self.totals = self.add_weight(
-            name="totals", shape=(len(DIAGNOSTICS) + 1,), initializer="zeros", trainable=False, autocast=False
+            name="totals", shape=(len(self.METRICS) + 2,), initializer="zeros", trainable=False, autocast=False
         )
-        self.seconds_waited = 0.0  # by `fit`, for batches that were not ready
         self.built = True
+
+    # What a method says.
+
+    def prepare(self, batch, training=True):
+        """What a step needs that has no gradient: moves a momentum encoder, encodes keys, looks up. Returns a context.
+
+        batch: {"views": a tuple of (n, H, W, 3), "id": (n,), "label": (n,)}; the latter two may be missing.
+        training: False in evaluation, which changes nothing.
+        """
+
+    def objective(self, batch, context, training=True):
+        """The loss and what the metrics are made of: a NamedTuple of tensors a row (n,), one of them `loss`.
+
+        The step takes the mean of `loss` over the rows, and its gradient.
+        """
+        raise NotImplementedError
+
+    def finish(self, batch, context, terms):
+        """What comes after the gradients: keys that are kept, say."""
+
+    def encode(self, images):
+        """{"features": (N, D), "embedding": (N, C) of unit length} of normalised images, in inference mode."""
+        outputs = self.query_encoder(images, training=False)
+        return {"features": outputs["features"], "embedding": unit_length(outputs["projection"])}
+
+    def rates(self):
+        """{name: scalar} of what a schedule gives for the step at hand, named in `RATES`."""
+        return {"learning_rate": self.optimizer.learning_rate}
+
+    def watch(self, variables, gradients):
+        """{name: scalar} of what a step's gradients show, for TensorBoard and for who watches a run."""
+        return {}
+
+    # The step.
+
+    def train_step(self, data):
+        batch = self._batch(data)
+        rates = self.rates()
+        context = self.prepare(batch)
+        with tf.GradientTape() as tape:
+            terms = self.objective(batch, context)
+            loss = tf.reduce_mean(terms.loss) / replicas.count()  # the optimizer adds gradients up
+            scaled_loss = self.optimizer.scale_loss(loss)  # for float16; else the loss itself
+        variables = self.trainable_variables
+        gradients = tape.gradient(scaled_loss, variables)
+        watched = self.watch(variables, gradients)
+        self.optimizer.apply(gradients, variables)
+        # The loss looks at what is kept in place: what `finish` writes comes after it.
+        with tf.control_dependencies([*terms, *(g for g in gradients if g is not None)]):
+            self.finish(batch, context, terms)
+        self.step.assign_add(1)
+        logs = self._agree(terms, normalization.running_statistics(self))
+        return logs | self._shaped(rates | watched)
+
+    def test_step(self, data):
+        """Loss and metrics in inference mode; changes neither weights nor what is kept."""
+        batch = self._batch(data)
+        return self._agree(self.objective(batch, self.prepare(batch, training=False), training=False))
+
+    def _batch(self, data):
+        batch = as_batch(data)
+        fewest, most = self.VIEWS
+        if not fewest <= (count := len(batch["views"])) <= (most or count):
+            raise ValueError(
+                f"{type(self).__name__} trains on (query, key) pairs of image batches, as moco_tf.views makes them"
+                f"{', or on more keys' if most is None else ''}; got {count} views of each image"
+            )
+        return batch | {"views": tuple(normalization.check_groups(v, self.groups_here) for v in batch["views"])}
+
+    def _agree(self, terms, statistics=()):
+        """Ends a step: what the replicas saw apart becomes one, in a single all-reduce. Returns the logs.
+
+        statistics: variables that become the mean over the replicas, so that all hold the same bits: BatchNorm's
+        running ones.
+        """
+        statistics = statistics if replicas.count() > 1 else []  # one has nothing to agree on
+        dtype = self.totals.dtype
+        rows = {name: tf.cast(value, dtype) for name, value in ({"loss": terms.loss} | self._found(terms)).items()}
+        means = {name: value for name, value in rows.items() if value.shape.rank == 1}
+        spreads = {name: value for name, value in rows.items() if value.shape.rank == 2}
+        number = tf.cast(tf.shape(terms.loss)[0], dtype)
+        moments = [tf.reduce_sum(v, axis=0) for value in spreads.values() for v in (value, value**2)]
+        sums, *found = replicas.add_up(
+            [
+                tf.stack([*(tf.reduce_sum(value) for value in means.values()), number]),
+                *moments,
+                *(variable.value for variable in statistics),
+            ]
+        )
+        for variable, total in zip(statistics, found[len(moments) :], strict=True):
+            variable.assign(total / replicas.count())
+
+        *sums, number = tf.unstack(sums)
+        totals = dict(zip(means, sums, strict=True))
+        for place, name in enumerate(spreads):
+            first, second = found[2 * place : 2 * place + 2]
+            spread = tf.reduce_mean(tf.sqrt(tf.maximum(second / number - (first / number) ** 2, 0.0)))
+            totals[name] = spread * number
+        self.totals.assign_add(tf.stack([*(totals[name] for name in rows), number]))
+        shown = self.totals.value[:-1] / self.totals.value[-1]
+        return self._shaped(dict(zip(rows, tf.unstack(shown), strict=True)))
+
+    def _found(self, terms):
+        """{name: (n,) or (n, C)} of the metrics."""
+        return {name: (m.rows if isinstance(m, Spread) else m)(terms) for name, m in self.METRICS.items()}
+
+    def _shaped(self, logs):
+        """Scalars, or (1,) vectors where several machines train: Keras reduces their logs along axis 0."""
+        if not keras_internals.of_several_machines(tf.distribute.get_strategy()):
+            return logs
+        return {name: tf.reshape(value, [1]) for name, value in logs.items()}
+
+    def reset_metrics(self):
+        super().reset_metrics()
+        self.totals.assign(tf.zeros_like(self.totals))
+
+    # What Keras asks.
 
     @property
     def steps_done(self):
@@ -61,191 +191,12 @@ class ContrastiveModel(keras.Model):
 
     @property
     def backbone(self):
-        return self.query_encoder.layers[1]
-
-    def compile(self, optimizer="rmsprop", **kwargs):
-        """As `keras.Model.compile`, but without losses and metrics, which each method brings along.
-
-        XLA (`jit_compile`) is on where there is one GPU and no strategy; for `predict` as well, once a shape.
-        """
-        for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
-            if kwargs.get(name) is not None:
-                raise ValueError(
-                    f"a contrastive model brings its loss and diagnostics along; compile takes no {name}, got "
-                    f"{kwargs[name]!r}: leave it out"
-                )
-        super().compile(optimizer=optimizer, **kwargs)
-        self.optimizer.build(self.trainable_variables)  # so that files hold, and give back, its state
-
-    def make_train_function(self, force=False):
-        """As Keras', but `fit` runs one TensorFlow function, where Keras has one within another; and it is timed.
-
-        Those take a second more to begin, since all the model's variables go through both.
-        """
-        if self.train_function is not None and not force:
-            return
-        super().make_train_function(force)
-        if self.run_eagerly or self.steps_per_execution > 1:
-            return
-        of_keras = self.train_function  # takes `train_on_batch`'s data as well
-        strategy, train_step = self.distribute_strategy, self.train_step
-        if self.jit_compile:
-            train_step = tf.function(train_step, autograph=False, reduce_retracing=True, jit_compile=True)
-
-        @tf.function(autograph=False, reduce_retracing=True)
-        def step(iterator):
-            begun = tf.timestamp()
-            with tf.control_dependencies([begun]):
-                data = next(iterator)
-            with tf.control_dependencies(tf.nest.flatten(data, expand_composites=True)):
-                waited = tf.timestamp() - begun
-            logs = strategy.run(train_step, (data,))
-            # The replicas have agreed on them: the first has what all have.
-            return {k: tf.reshape(strategy.experimental_local_results(v)[0], ()) for k, v in logs.items()}, waited
-
-        def train_function(data):
-            if not isinstance(data, (tf.data.Iterator, tf.distribute.DistributedIterator)):
-                return of_keras(data)
-            logs, waited = step(data)
-            self.seconds_waited += float(waited)
-            return logs
-
-        self.train_function = train_function
-
-    def fit(self, x=None, *args, **kwargs):
-        """As `keras.Model.fit`, on (query, key) batches; refuses a batch that the replicas cannot share evenly."""
-        for name in ("class_weight", "sample_weight"):
-            if kwargs.get(name) is not None:
-                raise ValueError(f"a contrastive model weighs all pairs alike; fit takes no {name}: leave it out")
-        self._check_shares(x, *args, **kwargs)
-        self._meet_views(x)
-        return super().fit(x, *args, **kwargs)
-
-    def _check_shares(self, x, y=None, batch_size=None, *args, **kwargs):
-        """Refuses a batch, where its size is known beforehand, that is not the same number of images each replica."""
-        count = self.distribute_strategy.num_replicas_in_sync
-        if isinstance(x, tf.data.Dataset):
-            batch_size = tf.nest.flatten(x.element_spec)[0].shape[:1].as_list()[0]
-        elif hasattr(x, "shape"):
-            batch_size = batch_size or 32
-        if batch_size:
-            replicas.check_shared(batch_size, count)
-
-    def _meet_views(self, views):
-        """Takes on the preprocessing of views by `moco_tf.views`, or warns that the model has been given another."""
-        theirs = preprocessing_of(views)
-        if theirs in (None, self.preprocessing):
-            return
-        if self._preprocessing_assumed:
-            self.preprocessing = theirs
-            self.predict_function = None  # has the one before in its graph
-            return
-        warnings.warn(
-            f"The views are made with {theirs}, but predict, kNN and export will use {self.preprocessing}: give the "
-            "model preprocessing=task, the task of the views.",
-            stacklevel=3,
-        )
-
-    def predict(self, x, *args, **kwargs):
-        """Backbone features (N, C), a NumPy array, of images as they are; as `keras.Model.predict`.
-
-        x: uint8 or 0-255 images (N, H, W, 3) or grey (N, H, W, 1), a list of images of one size, or a tf.data.Dataset
-        of batches.
-
-        Raises:
-          ValueError: the values are plainly not 0..255.
-        """
-        x = arrays.as_array(x)
-        if isinstance(x, tf.data.Dataset):
-            x = x.map(arrays.image_of)
-            _check_batch_shape(x.element_spec.shape)
-            arrays.check_dataset(x)
-        elif isinstance(x, keras.utils.PyDataset):
-            first = x[0]
-            arrays.check_array(np.asarray(first[0] if isinstance(first, tuple) else first))
-        elif hasattr(x, "dtype"):
-            _check_batch_shape(x.shape)
-            arrays.check_array(x)
-            if not len(x):
-                return np.zeros((0, self.query_encoder.output["features"].shape[-1]), self.totals.dtype)
-        return super().predict(x, *args, **kwargs)
-
-    def export(self, filepath, *args, **kwargs):
-        """Not Keras' own, which would leave the preprocessing of encoded images out: names `export_encoder`."""
-        raise ValueError(
-            f"the encoder of a contrastive model is exported by moco_tf.export_encoder(model, {str(filepath)!r}), "
-            "whose folder ends in a version, as in encoder/1"
-        )
-
-    def save(self, filepath, *args, **kwargs):
-        """As `keras.Model.save`, to a .keras file."""
-        if not str(filepath).endswith(".keras"):
-            raise ValueError(
-                f"a contrastive model is saved whole in a file that ends in .keras; got {str(filepath)!r}: "
-                "moco_tf.export_encoder writes SavedModels"
-            )
-        super().save(filepath, *args, **kwargs)
-
-    def compile_from_config(self, config):
-        # Whether XLA compiles is this machine's choice, and not that of the one that wrote the file.
-        self.compile(**keras.saving.deserialize_keras_object(config) | {"jit_compile": "auto"})
+        return heads.trunk(self.query_encoder)
 
     def call(self, images, training=False):
-        """Backbone features, at least float32 (N, C), of uint8 or 0-255 images (N, H, W, 3)."""
+        """Backbone features, at least float32 (N, D), of uint8 or 0-255 images (N, H, W, 3)."""
         features = self.query_encoder(self.preprocessing(images), training=training)["features"]
         return tf.cast(features, self.totals.dtype)
-
-    def reset_metrics(self):
-        super().reset_metrics()
-        self.totals.assign(tf.zeros_like(self.totals))
-
-    def track(self, queries, loss, positives, hardest, negatives, encoders=()):
-        """Ends a step: what the replicas saw apart becomes one, in a single all-reduce.
-
-        Args:
-          queries: (n, C), of unit length, of this replica.
-          loss, positives, hardest, negatives: (n,) for each query its loss and its cosines: with its key, with the
-            nearest negative, and the mean over the negatives.
-          encoders: models whose BatchNorm has moved its running statistics in this step. They become the mean over
-            the replicas, so that all hold the same bits.
-
-        Returns:
-          The logs: means since the last reset.
-        """
-        dtype = self.totals.dtype
-        found = tf.cast(positives > hardest, dtype)
-        values = [tf.reduce_sum(tf.cast(value, dtype)) for value in (loss, found, positives, negatives)]
-        queries = tf.cast(queries, dtype)
-        number = tf.cast(tf.shape(queries)[0], dtype)
-        running = []
-        if replicas.count() > 1:  # one has nothing to agree on
-            running = [variable for encoder in encoders for variable in normalization.running_statistics(encoder)]
-        sums, first, second, *statistics = replicas.add_up(
-            [
-                tf.stack([*values, number]),
-                tf.reduce_sum(queries, axis=0),
-                tf.reduce_sum(queries**2, axis=0),
-                *(variable.value for variable in running),
-            ]
-        )
-        for variable, total in zip(running, statistics, strict=True):
-            variable.assign(total / replicas.count())
-
-        number = sums[-1]
-        spread = tf.reduce_mean(tf.sqrt(tf.maximum(second / number - (first / number) ** 2, 0.0)))
-        self.totals.assign_add(tf.concat([sums[:-1], [spread * number, number]], axis=0))
-        means = self.totals.value[:-1] / self.totals.value[-1]
-        return self.shape_logs(dict(zip(DIAGNOSTICS, tf.unstack(means), strict=True)))
-
-    def shape_logs(self, logs):
-        """Scalars, or (1,) vectors where several machines train: Keras reduces their logs along axis 0."""
-        strategy = tf.distribute.get_strategy()
-        if not strategy.extended._in_multi_worker_mode():
-            return logs
-        return {name: tf.reshape(value, [1]) for name, value in logs.items()}
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Nothing: the model is built. Under a strategy, Keras' own would draw a batch, and fails on pairs."""
 
     def get_config(self):
         return super().get_config() | {
@@ -255,32 +206,25 @@ class ContrastiveModel(keras.Model):
 
     @classmethod
     def from_config(cls, config):
+        if "momentum_decay_steps" in config:  # its name in files of 0.1
+            config = config | {"momentum_rise_steps": config["momentum_decay_steps"]}
+            del config["momentum_decay_steps"]
         backbone = keras.saving.deserialize_keras_object(config["backbone"])
         preprocessing = Preprocessing(**config["preprocessing"])
         return cls(**config | {"backbone": backbone, "preprocessing": preprocessing})
 
 
-def unpack(data):
-    """The two batches of views (n, H, W, 3) of a training step."""
-    query_images, key_images, _ = keras.utils.unpack_x_y_sample_weight(data)
-    if key_images is None:
-        raise ValueError("a contrastive model trains on (query, key) pairs of image batches: moco_tf.views makes them")
-    return query_images, key_images
-
-
-def _check_batch_shape(shape):
-    """Refuses what is no batch of images in colour or grey."""
-    if len(shape) != 4 or shape[3] not in (1, 3, None):
-        raise ValueError(
-            f"predict takes batches of images, (N, H, W, 3) or grey (N, H, W, 1), not {tuple(shape)}: one image is "
-            "images[None], grey ones are images[..., None]"
-        )
-
-
-def preprocessing_of(dataset):
-    """The `Preprocessing` of the views that a dataset was made of, None if `moco_tf.views` did not make them."""
-    while isinstance(dataset, tf.data.Dataset):
-        if hasattr(dataset, "preprocessing"):
-            return dataset.preprocessing
-        dataset = getattr(dataset, "_input_dataset", None)  # of what has one input (TensorFlow 2.21)
-    return None
+def as_batch(data):
+    """{"views": (n, H, W, 3) each, ...} of a batch: such a dict, or a tuple (query, key) or (images, ids)."""
+    if isinstance(data, dict):
+        views = data.get("views")
+        if not isinstance(views, (tuple, list)) or not views:
+            raise ValueError(
+                'a batch is a dict with "views", a tuple of image batches (N, H, W, 3), or a pair of them; got a dict '
+                f"with {', '.join(map(repr, data)) or 'nothing'}"
+            )
+        return data | {"views": tuple(views)}
+    images, other, _ = keras.utils.unpack_x_y_sample_weight(data)
+    if other is None:
+        return {"views": (images,)}
+    return {"views": (images, other)} if len(other.shape) == 4 else {"views": (images,), "id": other}

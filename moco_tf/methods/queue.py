@@ -13,9 +13,11 @@ class Queue(keras.layers.Layer):
     """`size` keys of length `dim`, first in first out; saved with the model, never trained.
 
     Starts with random unit vectors, as the papers' code does.
+
+    with_ids: whether an int64 number is kept beside each key, of what it is a key of; -1 at the start.
     """
 
-    def __init__(self, size, dim, seed=0, **kwargs):
+    def __init__(self, size, dim, seed=0, with_ids=False, **kwargs):
         super().__init__(**kwargs)
         self.size = size
         dtype = "float64" if self.variable_dtype == "float64" else "float32"  # never coarser
@@ -29,10 +31,19 @@ class Queue(keras.layers.Layer):
         )
         fill_with_random_unit_vectors(self.keys, seed)
         self.pointer = self.add_weight(name="pointer", shape=(), initializer="zeros", dtype="int64", trainable=False)
+        self.ids = None
+        if with_ids:
+            self.ids = self.add_weight(
+                name="ids",
+                shape=(size,),
+                initializer=keras.initializers.Constant(-1),
+                dtype="int64",
+                trainable=False,
+            )
         self.built = True
 
-    def enqueue(self, keys):
-        """Writes keys (N, C) where the pointer stands, around the end, and moves it by N; any N.
+    def enqueue(self, keys, ids=None):
+        """Writes keys (N, C), and their ids (N,), where the pointer stands, around the end, and moves it by N; any N.
 
         The cost is O(N), as long as `self.keys` is only ever read by `dictionary.look_up`: once written in place,
         TensorFlow copies all of a variable that is read as a tensor. Order this after its last use in the step.
@@ -43,4 +54,6 @@ class Queue(keras.layers.Layer):
         start = (self.pointer.value + surplus) % self.size
         places = (start + tf.range(count - surplus)) % self.size
         self.keys.value.scatter_update(tf.IndexedSlices(keys, places))
+        if self.ids is not None:
+            self.ids.value.scatter_update(tf.IndexedSlices(ids[surplus:], places))
         self.pointer.assign((self.pointer.value + count) % self.size)

@@ -12,6 +12,7 @@ from moco_tf.command import ConfigError
 from moco_tf.config import Config
 from moco_tf.encoders import heads as heads_lib
 from moco_tf.encoders import resnet, vit
+from moco_tf.methods.keras_internals import layers_of
 from moco_tf.pytorch import tensor_names
 from moco_tf.pytorch.tensor_names import ENCODERS, POINTER, QUEUE, Mismatch, match, recognise, to_keras, without_head
 
@@ -235,7 +236,7 @@ def _state_dicts(model, counters):
     trained = hasattr(model, "query_encoder")  # else an encoder
     encoders = _encoders(model) if trained else [model]
     prefixes, passes = ("", ""), 1
-    if _has_projector(encoders[0]):
+    if "projection" in _outputs(encoders[0]) and heads_lib.has_projector(encoders[0]):
         prefixes, passes = ENCODERS["moco_v3"], 2  # in a step both views go through each encoder
     elif "projection" in _outputs(encoders[0]):
         prefixes = ENCODERS["moco"]
@@ -248,18 +249,13 @@ def _state_dicts(model, counters):
 
 def has_border(model):
     """Whether an `Architecture` with a stem padded by more than 1 was built so."""
-    return any(layer.name == BORDER for layer in model._flatten_layers())
+    return any(layer.name == BORDER for layer in layers_of(model))
 
 
 def _outputs(encoder):
     """The names of a functional model's outputs, where it has names for them."""
     outputs = getattr(encoder, "output", None)  # subclassed models have none
     return tuple(outputs) if isinstance(outputs, dict) else ()
-
-
-def _has_projector(encoder):
-    """Whether an encoder ends in MoCo v3's projector, whose last layer is BatchNorm without gain and offset."""
-    return "projection" in _outputs(encoder) and not encoder.layers[-1].trainable_variables
 
 
 def _under(counters, prefix):

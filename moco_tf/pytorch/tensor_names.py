@@ -15,6 +15,7 @@ import numpy as np
 
 from moco_tf.config import ARCHITECTURES
 from moco_tf.encoders import resnet, vit
+from moco_tf.methods.keras_internals import layers_of
 
 LEAVES = {  # a weight's name in Keras -> in PyTorch; its layer has the same name in both
     "kernel": "weight",
@@ -404,7 +405,7 @@ def without_head(tensors):
 
 def names(encoder):
     """(PyTorch's name, variable) for each weight of an encoder whose layers bear PyTorch's names."""
-    for layer in encoder._flatten_layers(include_self=False, recursive=True):
+    for layer in layers_of(encoder):
         if layer.weights and not isinstance(layer, keras.Model):
             for variable in layer.weights:
                 if variable.name in OWN_NAMES:

@@ -1,0 +1,26 @@
+"""What has no public way in Keras 3.15 and TensorFlow 2.21: each of their private names stands here, once."""
+
+
+def layers_of(model):
+    """All layers inside a model, at any depth, without itself; `model.layers` stops at the first level."""
+    return list(model._flatten_layers(include_self=False, recursive=True))
+
+
+def of_several_machines(strategy):
+    """Whether a `tf.distribute` strategy trains on several machines; Keras then reduces logs along axis 0."""
+    return strategy.extended._in_multi_worker_mode()
+
+
+def input_of(dataset):
+    """The dataset that a tf.data.Dataset was made of, None if of none or several (TensorFlow 2.21)."""
+    return getattr(dataset, "_input_dataset", None)
+
+
+class BuiltByHand:
+    """For a model that is built when it is made, before `keras.Model` among its bases.
+
+    Keras' `fit` would build it with a batch that it draws; under a strategy it fails on batches of several views.
+    """
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Does nothing: the model is built already."""

@@ -1,0 +1,181 @@
+"""Keras' own ways with a model that learns without labels: fit, predict, save, export, compile.
+
+What `Pretrainer` adds to is `keras.Model`, with sentences where Keras' ways would end in an error of its own.
+"""
+
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from moco_tf import replicas
+from moco_tf.data import arrays
+from moco_tf.data.preprocessing import Preprocessing
+from moco_tf.methods import keras_internals
+
+
+class KerasWays(keras_internals.BuiltByHand, keras.Model):
+    """A `keras.Model` of images whose loss and metrics are its own.
+
+    Attributes:
+      preprocessing: how `predict` brings images to the backbone's input.
+      seconds_waited: how long `fit` has waited for batches, in this process.
+    """
+
+    def __init__(self, image_shape, preprocessing=None, **kwargs):
+        super().__init__(autocast=False, **kwargs)  # `predict` takes 0-255 images: too many digits for bfloat16
+        self._preprocessing_assumed = preprocessing is None
+        preprocessing = getattr(preprocessing, "preprocessing", preprocessing)  # a task's
+        self.preprocessing = preprocessing or Preprocessing(image_size=image_shape[0] or 224)
+        if image_shape[0] not in (None, self.preprocessing.image_size):
+            raise ValueError(
+                f"the backbone takes images of {image_shape[0]} pixels, but preprocessing makes them of "
+                f"{self.preprocessing.image_size}: build the one or the other for the same size"
+            )
+        self.seconds_waited = 0.0  # by `fit`, for batches that were not ready
+
+    def compile(self, optimizer="rmsprop", **kwargs):
+        """As `keras.Model.compile`, but without losses and metrics, which each method brings along.
+
+        XLA (`jit_compile`) is on where there is one GPU and no strategy; for `predict` as well, once a shape.
+        """
+        for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"a pretraining model brings its loss and diagnostics along; compile takes no {name}, got "
+                    f"{kwargs[name]!r}: leave it out"
+                )
+        super().compile(optimizer=optimizer, **kwargs)
+        self.optimizer.build(self.trainable_variables)  # so that files hold, and give back, its state
+
+    def make_train_function(self, force=False):
+        """As Keras', but `fit` runs one TensorFlow function, where Keras has one within another; and it is timed.
+
+        Those take a second more to begin, since all the model's variables go through both.
+        """
+        if self.train_function is not None and not force:
+            return
+        super().make_train_function(force)
+        if self.run_eagerly or self.steps_per_execution > 1:
+            return
+        of_keras = self.train_function  # takes `train_on_batch`'s data as well
+        strategy, train_step = self.distribute_strategy, self.train_step
+        if self.jit_compile:
+            train_step = tf.function(train_step, autograph=False, reduce_retracing=True, jit_compile=True)
+
+        @tf.function(autograph=False, reduce_retracing=True)
+        def step(iterator):
+            begun = tf.timestamp()
+            with tf.control_dependencies([begun]):
+                data = next(iterator)
+            with tf.control_dependencies(tf.nest.flatten(data, expand_composites=True)):
+                waited = tf.timestamp() - begun
+            logs = strategy.run(train_step, (data,))
+            # The replicas have agreed on them: the first has what all have.
+            return {k: tf.reshape(strategy.experimental_local_results(v)[0], ()) for k, v in logs.items()}, waited
+
+        def train_function(data):
+            if not isinstance(data, (tf.data.Iterator, tf.distribute.DistributedIterator)):
+                return of_keras(data)
+            logs, waited = step(data)
+            self.seconds_waited += float(waited)
+            return logs
+
+        self.train_function = train_function
+
+    def fit(self, x=None, *args, **kwargs):
+        """As `keras.Model.fit`, on (query, key) batches; refuses a batch that the replicas cannot share evenly."""
+        for name in ("class_weight", "sample_weight"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"a pretraining model weighs all pairs alike; fit takes no {name}: leave it out")
+        self._check_shares(x, *args, **kwargs)
+        self._meet_views(x)
+        return super().fit(x, *args, **kwargs)
+
+    def _check_shares(self, x, y=None, batch_size=None, *args, **kwargs):
+        """Refuses a batch, where its size is known beforehand, that is not the same number of images each replica."""
+        count = self.distribute_strategy.num_replicas_in_sync
+        if isinstance(x, tf.data.Dataset):
+            batch_size = tf.nest.flatten(x.element_spec)[0].shape[:1].as_list()[0]
+        elif hasattr(x, "shape"):
+            batch_size = batch_size or 32
+        if batch_size:
+            replicas.check_shared(batch_size, count)
+
+    def _meet_views(self, views):
+        """Takes on the preprocessing of views by `moco_tf.views`, or warns that the model has been given another."""
+        theirs = preprocessing_of(views)
+        if theirs in (None, self.preprocessing):
+            return
+        if self._preprocessing_assumed:
+            self.preprocessing = theirs
+            self.predict_function = None  # has the one before in its graph
+            return
+        warnings.warn(
+            f"The views are made with {theirs}, but predict, kNN and export will use {self.preprocessing}: give the "
+            "model preprocessing=task, the task of the views.",
+            stacklevel=3,
+        )
+
+    def predict(self, x, *args, **kwargs):
+        """Backbone features (N, C), a NumPy array, of images as they are; as `keras.Model.predict`.
+
+        x: uint8 or 0-255 images (N, H, W, 3) or grey (N, H, W, 1), a list of images of one size, or a tf.data.Dataset
+        of batches.
+
+        Raises:
+          ValueError: the values are plainly not 0..255.
+        """
+        x = arrays.as_array(x)
+        if isinstance(x, tf.data.Dataset):
+            x = x.map(arrays.image_of)
+            _check_batch_shape(x.element_spec.shape)
+            arrays.check_dataset(x)
+        elif isinstance(x, keras.utils.PyDataset):
+            first = x[0]
+            arrays.check_array(np.asarray(first[0] if isinstance(first, tuple) else first))
+        elif hasattr(x, "dtype"):
+            _check_batch_shape(x.shape)
+            arrays.check_array(x)
+            if not len(x):
+                return np.zeros((0, self.query_encoder.output["features"].shape[-1]), self.totals.dtype)
+        return super().predict(x, *args, **kwargs)
+
+    def export(self, filepath, *args, **kwargs):
+        """Not Keras' own, which would leave the preprocessing of encoded images out: names `export_encoder`."""
+        raise ValueError(
+            f"the encoder of a pretraining model is exported by moco_tf.export_encoder(model, {str(filepath)!r}), "
+            "whose folder ends in a version, as in encoder/1"
+        )
+
+    def save(self, filepath, *args, **kwargs):
+        """As `keras.Model.save`, to a .keras file."""
+        if not str(filepath).endswith(".keras"):
+            raise ValueError(
+                f"a pretraining model is saved whole in a file that ends in .keras; got {str(filepath)!r}: "
+                "moco_tf.export_encoder writes SavedModels"
+            )
+        super().save(filepath, *args, **kwargs)
+
+    def compile_from_config(self, config):
+        # Whether XLA compiles is this machine's choice, and not that of the one that wrote the file.
+        self.compile(**keras.saving.deserialize_keras_object(config) | {"jit_compile": "auto"})
+
+
+def _check_batch_shape(shape):
+    """Refuses what is no batch of images in colour or grey."""
+    if len(shape) != 4 or shape[3] not in (1, 3, None):
+        raise ValueError(
+            f"predict takes batches of images, (N, H, W, 3) or grey (N, H, W, 1), not {tuple(shape)}: one image is "
+            "images[None], grey ones are images[..., None]"
+        )
+
+
+def preprocessing_of(dataset):
+    """The `Preprocessing` of the views that a dataset was made of, None if `moco_tf.views` did not make them."""
+    while isinstance(dataset, tf.data.Dataset):
+        if hasattr(dataset, "preprocessing"):
+            return dataset.preprocessing
+        dataset = keras_internals.input_of(dataset)
+    return None
