@@ -3,8 +3,9 @@
 `docs/training.md` says more about each.
 """
 
-import dataclasses
 import math
+
+from moco_tf import command
 
 # A gradient this many times its usual norm is a spike; the paper's curves rise by more, usual steps do not.
 SPIKE = 10
@@ -18,7 +19,13 @@ def before_training(config, size):
         "memory_bank": _on_the_bank,
         "end_to_end": _on_the_batch,
     }
-    yield from of_loss[config.method](config, size)
+    if config.method in of_loss:
+        yield from of_loss[config.method](config, size)
+    if config.uses("momentum") and config.momentum == 0.9 and config.optimizer == "sgd":
+        yield (
+            "--momentum=0.9 is the key encoder's, whose papers have 0.99 to 0.999; the optimizer's, which PyTorch's "
+            "flag of that name sets, is in --optimizer=sgd already."
+        )
     if config.method != "moco_v3" and config.optimizer == "sgd":
         yield from _on_the_rate(config)
     if config.uses("shuffle_bn") and config.shuffle_bn and config.bn_groups <= 1:
@@ -28,18 +35,17 @@ def before_training(config, size):
         )
     if config.lr_scaling == "linear":
         yield f"The rate is {config.lr:g} x {config.batch_size} / 256 = {config.base_rate:g} (--lr_scaling=linear)."
-    if config.head == "linear" and config.hidden_dim and config.uses("head"):
+    if config.uses("head") and config.head == "linear" and config.hidden_dim:
         yield f"--hidden_dim={config.hidden_dim} is not used: a linear head has no hidden layer."
     if config.data_dir and config.dataset == "embedded":
         yield f"--data_dir={config.data_dir} is not used: the embedded images are inside the package."
-    unused = [
-        field.name
-        for field in dataclasses.fields(config)
+    of_others = [
+        f"--{field.name}={getattr(config, field.name)}"
+        for field in command.fields(type(config))
         if not config.uses(field.name) and getattr(config, field.name) != field.default
     ]
-    if unused:
-        flags = ", ".join(f"--{name}={getattr(config, name)}" for name in unused)
-        yield f"Not used by {config.method} with {config.arch}: {flags}."
+    if unused := [*config.unused, *of_others]:
+        yield f"Not used by {config.method} with {config.arch}: {', '.join(unused)}."
 
 
 def _on_the_queue(config, size):
@@ -110,7 +116,7 @@ def after_step(config, step, first, last, usual):
 def after_epoch(config, logs, best_knn):
     """Sentences on the figures of an epoch; `best_knn` is the highest kNN top-1 so far, or None."""
     spread = 1 / math.sqrt(config.dim)
-    if logs["feature_std"] < 0.1 * spread:
+    if logs.get("feature_std", spread) < 0.1 * spread:
         remedy = "A lower --lr, or a --momentum nearer to 1," if config.uses("momentum") else "A lower --lr"
         yield (
             f"The embeddings are collapsing: feature_std is {logs['feature_std']:.4f}, well spread ones have "

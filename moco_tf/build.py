@@ -1,5 +1,8 @@
 """From a `Config` to the objects that it describes: data, pretext task, model with its optimizer."""
 
+import contextlib
+import dataclasses
+import functools
 import logging
 import os
 from pathlib import Path
@@ -8,18 +11,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from moco_tf import config as config_lib
 from moco_tf import replicas, run_folder, schedules
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.command import ConfigError
-from moco_tf.data import augment, folder, sources, tfds
+from moco_tf.data import augment, folder, sources, tfds, views
 from moco_tf.data.check import remarks
 from moco_tf.data.manifest import check_files, too_many_bad
-from moco_tf.data.views import pairs
-from moco_tf.encoders import resnet, vit
-from moco_tf.methods.end_to_end import EndToEnd
-from moco_tf.methods.memory_bank import MemoryBank
-from moco_tf.methods.moco import MoCo
-from moco_tf.methods.moco_v3 import MoCoV3
+from moco_tf.data.preprocessing import IMAGENET
 from moco_tf.optimizers import LARS, SGD, AdamW
 
 log = logging.getLogger("moco_tf")
@@ -63,23 +62,19 @@ def is_chief(strategy):
     return cluster.task_id == 0 and "chief" not in cluster.cluster_spec().jobs
 
 
-def batches(config, strategy, source, task, step):
-    """Endless batches of what the method trains on, from training step `step` on: each replica's own share."""
+def batches(config, strategy, records, task, step, most=None):
+    """Endless batches of what a method trains on, from training step `step` on: each replica's own share.
+
+    most: how many of the task's views the method takes; None: all.
+    """
     number = strategy.num_replicas_in_sync
-    ids = config.method == "memory_bank"
+    share = functools.partial(
+        views.batches, records, task, config.batch_size, config.seed, step, replicas=number, most=most
+    )
     if number == 1:
-        return pairs(source, task, config.batch_size, config.seed, step, ids=ids)
+        return share()
     return strategy.distribute_datasets_from_function(
-        lambda worker: pairs(
-            source,
-            task,
-            config.batch_size,
-            config.seed,
-            step,
-            replicas=number,
-            worker=(worker.input_pipeline_id, worker.num_input_pipelines),
-            ids=ids,
-        )
+        lambda worker: share(worker=(worker.input_pipeline_id, worker.num_input_pipelines))
     )
 
 
@@ -154,75 +149,84 @@ def steps_per_epoch(config, size):
     return size // config.batch_size
 
 
-def task(config):
-    """The pretext task: (record, seed) -> (query view, key view)."""
-    return augment.RECIPES[config.augment](config.image_size, crop_min=config.crop_min or None)
+def inputs(config):
+    """What the encoder expects: a `Preprocessing`, with the numbers of the recipe of views where the task has one."""
+    if not hasattr(config, "augment"):
+        return dataclasses.replace(IMAGENET, image_size=config.image_size)
+    return augment.RECIPES[config.augment](config.image_size).preprocessing
 
 
-def model(config, steps_per_epoch, size=None):
-    """The compiled model, its weights a function of `config.seed`; a memory bank holds a key of `size` images."""
+def task(config, inputs):
+    """The pretext task: a function (record, seed) -> views, float32 (S, S, 3) each."""
+    module = config_lib.task_module(config.pretext)
+    return functools.partial(module.views, inputs=inputs, options=config.options(module.Options))
+
+
+def records(config, source):
+    """What the task makes views of: the images of a source, or what its module's `records` makes of them."""
+    module = config_lib.task_module(config.pretext)
+    if not hasattr(module, "records"):
+        return source
+    try:
+        return module.records(source, config.options(module.Options))
+    except ValueError as error:
+        raise ConfigError(f"--pretext={config.pretext}: {error}") from None
+
+
+def check_views(config, records, task):
+    """Refuses a task whose views of a record are none, or are of several shapes: a batch stacks them.
+
+    Raises:
+      ConfigError: it names the shapes.
+    """
+    spec = views.batches(records, task, 2, config.seed).element_spec["views"]
+    shapes = [tuple(view.shape[1:]) for view in spec]
+    if not shapes or len(set(shapes)) > 1:
+        raise ConfigError(
+            f"--pretext={config.pretext}: views gives at least one view of a record, all of one shape; got "
+            f"{', '.join(map(str, shapes)) or 'none'}"
+        )
+
+
+@contextlib.contextmanager
+def precision(name):
+    """Layers that are made meanwhile compute in this precision, as --precision names it."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(POLICIES[name])
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def model(config, source):
+    """The compiled model, its weights a function of `config.seed`.
+
+    source: what is trained on; only its `size` is asked here.
+    """
     keras.utils.set_random_seed(config.seed)
-    keras.config.set_dtype_policy(POLICIES[config.precision])
-    settings = {
-        "dim": config.dim,
-        "temperature": config.temperature,
-        "preprocessing": task(config).preprocessing,
-    }
-    follows = {  # the momentum encoder's
-        "momentum": config.momentum,
-        "momentum_rise_steps": config.epochs * steps_per_epoch if config.momentum_schedule == "cosine" else None,
-    }
-    if config.method == "moco_v3":
-        head = "vit" if config.is_vit else "resnet"
-        moco = MoCoV3(backbone(config), head=head, hidden_dim=config.hidden_dim or 4096, **settings, **follows)
-    else:
-        settings |= {
-            "head": config.head,
-            "hidden_dim": config.hidden_dim or None,
-            "bn_groups": config.bn_groups,
-            "seed": config.seed,
-        }
-        if config.method == "moco":
-            settings |= follows | {"queue_size": config.queue_size, "shuffle_bn": config.shuffle_bn}
-            moco = MoCo(backbone(config), **settings)
-        elif config.method == "end_to_end":
-            settings |= {"shared": config.shared, "loss": config.loss, "shuffle_bn": config.shuffle_bn}
-            moco = EndToEnd(backbone(config), **settings)
+    steps = steps_per_epoch(config, source.size)
+    task = config_lib.task_module(config.pretext)
+    with precision(config.precision):
+        if hasattr(task, "model"):
+            pretrainer = task.model(config, config.options(task.Options), inputs(config), source)
         else:
-            check_bank(config, size)
-            settings |= {"queue_size": config.queue_size, "bank_momentum": config.bank_momentum, "loss": config.loss}
-            moco = MemoryBank(backbone(config), size, **settings)
-    # The model's own counter: an optimizer under loss scaling does not count the steps that it skips.
-    rate = lambda: learning_rate(config, moco.step.value, steps_per_epoch)  # noqa: E731
-    xla = {"on": True, "off": False}.get(config.xla, config.xla)
-    moco.compile(OPTIMIZERS[config.optimizer](rate, weight_decay=config.weight_decay), jit_compile=xla)
-    return moco
-
-
-def check_bank(config, size):
-    """Refuses a memory bank of `size` images that has too few others for a batch, or is larger than the machine."""
-    if config.loss == "infonce" and config.queue_size > size - config.batch_size:
-        raise ConfigError(
-            f"--queue_size counts negatives from other images than the batch's, at most {size - config.batch_size} of "
-            f"{size} with --batch_size={config.batch_size}; got {config.queue_size}"
-        )
-    needed = config.bank_bytes(size) * max(1, config.virtual_replicas)
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if 3 * needed > there:  # a checkpoint's bank is read beside the one that is there, and the rest needs room, too
-        raise ConfigError(
-            f"the memory bank has --dim={config.dim} numbers for each of {size} images, "
-            f"{needed / 1e9:.3g} GB, more than a third of this machine's {there / 1e9:.3g} GB (a checkpoint is read "
-            "beside it): choose a smaller --dim, or --method=moco, whose queue does not grow with the data"
-        )
+            method = config_lib.method_module(config.method)
+            options = config.options(config_lib.method_options(config.method))
+            pretrainer = method.model(config, options, inputs(config), source)
+        # The model's own counter: an optimizer under loss scaling does not count the steps that it skips.
+        rate = lambda: learning_rate(config, pretrainer.step.value, steps)  # noqa: E731
+        xla = {"on": True, "off": False}.get(config.xla, config.xla)
+        pretrainer.compile(OPTIMIZERS[config.optimizer](rate, weight_decay=config.weight_decay), jit_compile=xla)
+    return pretrainer
 
 
 def trained(run_dir):
-    """The model of a run folder as its last checkpoint has it; the learning rate's schedule is not the run's."""
+    """The model of a run folder as its last checkpoint has it."""
     config = run_folder.recorded(run_dir)
     if config is None:
         raise ConfigError(f"{run_dir} is no run folder: it has no config.flags")
-    # The steps shape schedules only, which are no part of a checkpoint.
-    moco = model(config, steps_per_epoch=1, size=run_folder.images(run_dir))
+    moco = model(config, run_folder.data(run_dir) or run_folder.Data(config.batch_size))
     checkpoints = Checkpoints(Path(run_dir) / "checkpoints", moco)
     step = checkpoints.restore_last()
     if step is None:
@@ -235,20 +239,6 @@ def trained(run_dir):
             f"in {bad[0]}: move it away, and the checkpoint before it is taken; or train at a lower --lr"
         )
     return moco
-
-
-def backbone(config):
-    """The encoder's trunk, a functional model with fresh weights."""
-    if config.is_vit:
-        return getattr(vit, config.arch)(
-            image_size=config.image_size, patch_size=config.patch_size, freeze_patch=config.freeze_patch
-        )
-    return getattr(resnet, config.arch)(
-        image_size=config.image_size,
-        width=config.width,
-        stem=config.stem,
-        zero_init_residual=config.method == "moco_v3",
-    )
 
 
 def learning_rate(config, step, steps_per_epoch):

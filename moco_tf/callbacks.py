@@ -176,16 +176,19 @@ class Progress(keras.callbacks.Callback):
         self.started = None
         if self.interactive:
             print(f"Epoch {epoch + 1}/{self.config.epochs}")
-            self.bar = keras.utils.Progbar(
-                self.params["steps"], stateful_metrics=("loss", "contrast_top1", "images/s"), unit_name="step"
-            )
+            shown = ("loss", *self._first(), "images/s")
+            self.bar = keras.utils.Progbar(self.params["steps"], stateful_metrics=shown, unit_name="step")
+
+    def _first(self):
+        """The first of the model's metrics, the one to watch beside the loss, or none."""
+        return list(self.model.METRICS)[:1]
 
     def on_train_batch_end(self, batch, logs=None):
         now = time.perf_counter()
         if self.started is None:  # the first step also fills the pipeline and traces: it does not count
             self.started = self.last_line = now
         self.rate = batch * self.config.batch_size / (now - self.started) if batch else None
-        shown = {"loss": logs["loss"], "contrast_top1": logs["contrast_top1"]}
+        shown = {name: logs[name] for name in ("loss", *self._first())}
         if self.interactive:
             self.bar.update(batch + 1, [*shown.items(), *([("images/s", self.rate)] if self.rate else [])])
         elif now - self.last_line > 60:
@@ -276,8 +279,8 @@ class Recorder(keras.callbacks.Callback):
         step = self.model.steps_done
         self.run.add_row({"epoch": epoch + 1, "step": step} | logs)
         self._write_scalars(logs)
-        text = f"Epoch {epoch + 1}/{self.config.epochs}, step {step}: loss {logs['loss']:.3f}"
-        text += f", contrast_top1 {logs['contrast_top1']:.3f}"
+        figures = ", ".join(f"{name} {logs[name]:.3f}" for name in ("loss", *list(self.model.METRICS)[:1]))
+        text = f"Epoch {epoch + 1}/{self.config.epochs}, step {step}: {figures}"
         if "knn_top1" in logs:
             text += f", kNN top-1 {logs['knn_top1']:.1f} %"
         if "images_per_second" in logs:

@@ -15,6 +15,8 @@ import sys
 
 from absl import flags
 
+HELP = ("--help", "-h", "--helpfull", "--helpshort")
+
 
 class HelpAsked(Exception):
     """--help was given; the message is the help."""
@@ -87,9 +89,14 @@ def require(settings, holds, name, rule):
         raise ConfigError(f"--{name} {rule}; got {getattr(settings, name)}")
 
 
+def fields(kind):
+    """The fields of a settings dataclass that are flags."""
+    return [field for field in dataclasses.fields(kind) if "help" in field.metadata]
+
+
 def check_values(settings):
     """Refuses values that are none of their flag's choices, and numbers that are not finite."""
-    for field in dataclasses.fields(settings):
+    for field in fields(type(settings)):
         choices, value = field.metadata["choices"], getattr(settings, field.name)
         if choices and value not in choices:
             raise ConfigError(f"--{field.name} is one of {', '.join(choices)}; got {value!r}")
@@ -105,9 +112,21 @@ def parse(kind, program, arguments):
       ConfigError: an unknown flag, a value that its flag does not take, or values that do not go together.
     """
     flag_values = flags.FlagValues()
-    define_flags(flag_values, kind)
+    define(flag_values, fields(kind))
     read_arguments(flag_values, program, arguments)
     return kind(**values(flag_values, kind))
+
+
+def look_ahead(kind, program, arguments):
+    """The values of the flags of `kind` among arguments that have others as well, a dict; asks for no help."""
+    flag_values = flags.FlagValues()
+    define(flag_values, fields(kind))
+    try:
+        lines, rest = _with_flag_file([argument for argument in arguments if argument not in HELP])
+        flag_values([program, *lines, *rest], known_only=True)
+    except (ConfigError, flags.Error, ValueError):
+        pass  # `read_arguments` says what is wrong
+    return values(flag_values, kind)
 
 
 class _Path(flags.ArgumentParser):
@@ -117,9 +136,9 @@ class _Path(flags.ArgumentParser):
         return os.path.expanduser(super().parse(argument))
 
 
-def define_flags(flag_values, kind):
-    """Defines a flag for each field of the dataclass `kind` on an absl `FlagValues`; only mains call this."""
-    for field in dataclasses.fields(kind):
+def define(flag_values, fields):
+    """Defines a flag for each field of a settings dataclass on an absl `FlagValues`; only mains call this."""
+    for field in fields:
         name, default, help = field.name, field.default, field.metadata["help"]
         if field.metadata["choices"]:
             flags.DEFINE_enum(name, default, field.metadata["choices"], help, flag_values=flag_values)
@@ -138,24 +157,52 @@ def define_flags(flag_values, kind):
         flags.declare_key_flag(name, flag_values=flag_values)
 
 
-def read_arguments(flag_values, program, arguments):
-    """Brings command-line arguments into a `FlagValues`; raises as `parse` does."""
-    if any(argument in ("--help", "-h", "--helpfull", "--helpshort") for argument in arguments):
-        raise HelpAsked(flag_values.get_help())
+def read_arguments(flag_values, program, arguments, groups=None):
+    """Brings command-line arguments into a `FlagValues`; raises as `parse` does.
+
+    groups: {title: settings dataclass}, under which --help shows the flags; None: all in one.
+    """
+    if any(argument in HELP for argument in arguments):
+        raise HelpAsked(_help(flag_values, groups) if groups else flag_values.get_help())
+    lines, rest = _with_flag_file(arguments)
+    try:
+        _read(flag_values, program, lines)
+    except ConfigError as error:
+        raise ConfigError(f"{arguments[0]}: {error}") from None
+    _read(flag_values, program, rest)
+
+
+def _help(flag_values, groups):
+    """The flags in titled groups, each with its help and its default."""
+    lines = []
+    for title, kind in groups.items():
+        lines += ["", f"{title}:"]
+        for name in (field.name for field in fields(kind)):
+            flag = flag_values[name]
+            given = f"--[no]{name}" if flag.boolean else f"--{name}"
+            choices = f"<{'|'.join(flag.parser.enum_values)}>: " if hasattr(flag.parser, "enum_values") else ""
+            lines.append(flags.text_wrap(f"{given}: {choices}{flag.help}", 100, "    ", "  "))
+            lines.append(f"    (default: {flag.default_as_str})")
+    return "\n".join(lines)
+
+
+def _with_flag_file(arguments):
+    """(the lines of the flag file that the first argument names, or none; the other arguments)."""
     for place, argument in enumerate(arguments):
         if _is_flag_file(argument):
-            _, _, file = argument.partition("=")
-            if not file:
+            if not argument.partition("=")[2]:
                 raise ConfigError(f"--flagfile=FILE names the file after an equals sign; got {argument!r}")
             if place:
                 raise ConfigError(
                     f"--flagfile comes first: it would override {arguments[0]!r}, which stands before it"
                 )
-            try:
-                _read(flag_values, program, _lines_of(os.path.expanduser(file)))
-            except ConfigError as error:
-                raise ConfigError(f"--flagfile={file}: {error}") from None
-    _read(flag_values, program, arguments[1:] if arguments and _is_flag_file(arguments[0]) else arguments)
+    if not arguments or not _is_flag_file(arguments[0]):
+        return [], arguments
+    file = arguments[0].partition("=")[2]
+    try:
+        return _lines_of(os.path.expanduser(file)), arguments[1:]
+    except ConfigError as error:
+        raise ConfigError(f"--flagfile={file}: {error}") from None
 
 
 def _is_flag_file(argument):
@@ -197,8 +244,8 @@ def _lines_of(flag_file):
 
 def values(flag_values, kind):
     """The values of the fields of the dataclass `kind` among parsed flags, a dict."""
-    found = {field.name: flag_values[field.name].value for field in dataclasses.fields(kind)}
-    for field in dataclasses.fields(kind):
+    found = {field.name: flag_values[field.name].value for field in fields(kind)}
+    for field in fields(kind):
         if field.type == tuple[int, ...]:
             try:
                 found[field.name] = tuple(int(x) for x in found[field.name])

@@ -1,11 +1,17 @@
 """Flags -> one frozen `Config`; what does not fit together is refused here, before any work starts.
 
-The dataclass below is the one list of `moco_tf.train`'s flags: names, defaults, help and what each may change
-on resume. Imports nothing heavy, so that a wrong flag is answered at once.
+The dataclasses below are the flags that every run has: names, defaults, help and what each may change on resume. A
+method and a pretext task add their own, their `Options`. Imports nothing heavy, so that a wrong flag is answered at
+once.
 """
 
 import dataclasses
+import functools
+import pkgutil
+from importlib import import_module
 from pathlib import Path
+
+from absl import flags
 
 from moco_tf import command
 from moco_tf.command import ConfigError
@@ -27,21 +33,6 @@ ARCHITECTURES = (
     "vit_base",
 )
 
-# The losses of each method.
-LOSSES = {
-    "moco": ("infonce",),
-    "moco_v3": ("infonce",),
-    "memory_bank": ("infonce", "nce"),
-    "end_to_end": ("infonce", "nt_xent"),
-}
-
-# Flags that mean nothing with a method or an encoder; given there, they are named in one notice.
-NOT_IN = {
-    "moco": ("bank_momentum", "shared"),
-    "moco_v3": ("queue_size", "head", "shuffle_bn", "bn_groups", "bank_momentum", "shared"),
-    "memory_bank": ("momentum", "momentum_schedule", "shuffle_bn", "shared"),
-    "end_to_end": ("queue_size", "momentum", "momentum_schedule", "bank_momentum"),
-}
 OF_VITS = ("patch_size", "freeze_patch")
 OF_RESNETS = ("width", "stem")
 
@@ -50,154 +41,154 @@ MATHEMATICS = "mathematics"  # changes the numbers: must be equal
 FREE = "free"  # lengths, intervals, hardware, places: may differ
 
 
-def _flag(default, help, choices=None, about=MATHEMATICS, path=False):
+def flag(default, help, choices=None, about=MATHEMATICS, path=False):
+    """A field of these dataclasses, or of `Options`, that is a flag."""
     return command.flag(default, help, choices, path, about=about)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    dataset: str = _flag(
+class Task:
+    """What is learnt"""
+
+    method: str = flag(
+        "moco",
+        "Algorithm: moco is MoCo v1 and v2, moco_v3 MoCo v3; memory_bank and end_to_end are what v1's paper compares "
+        "them with; or a module of your own by its dotted path.",
+    )
+    pretext: str = flag(
+        "crops",
+        "Pretext task: crops, two random views of an image (the papers'); siblings, several pictures of one thing; or "
+        "a module of your own by its dotted path (docs/methods.md has an example).",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The images"""
+
+    dataset: str = flag(
         "embedded",
         "'embedded' (12,000 real 32-pixel images inside this package), a folder of images, or a prepared data set of "
         "TFDS by name, such as imagenet2012. `python -m moco_tf.data` shows what is in it.",
         path=True,
     )
-    data_dir: str = _flag(
+    data_dir: str = flag(
         "",
         "Folder that a relative --dataset folder starts from, or that holds TFDS' prepared sets.",
         about=FREE,
         path=True,
     )
-    train_split: str = _flag(
+    train_split: str = flag(
         "train",
         "Split to train on: for a folder, its sub-folder of this name, or of this kind (Train, training, train2017), "
         "if it has one; '.' reads all its folders as classes. For TFDS, its split language, such as train[:90%].",
     )
-    eval_split: str = _flag(
+    eval_split: str = flag(
         "test",
         "Labelled split for the kNN monitor: test or validation, whichever there is (docs/data.md has the names); for "
         "TFDS, its split language.",
     )
-    max_bad_fraction: float = _flag(
+    max_bad_fraction: float = flag(
         0.05, "Share of undecodable images, 0 to 1, that a run accepts; good ones stand in for them.", about=FREE
     )
-    method: str = _flag(
-        "moco",
-        "Algorithm: moco is MoCo v1 and v2, moco_v3 MoCo v3; memory_bank and end_to_end are what v1's paper compares "
-        "them with.",
-        choices=("moco", "moco_v3", "memory_bank", "end_to_end"),
-    )
-    arch: str = _flag(
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The encoder"""
+
+    arch: str = flag(
         "resnet50",
         "Encoder. 10, 18 and 34 are basic blocks, 14 and 26 shallow bottlenecks. v1, v2: resnet50; v3: also "
         "vit_small and vit_base.",
         choices=ARCHITECTURES,
     )
-    width: int = _flag(64, "Channels of the encoder's first stage. Papers: 64.")
-    stem: str = _flag(
+    width: int = flag(64, "Channels of the encoder's first stage. Papers: 64.")
+    stem: str = flag(
         "imagenet",
         "First layers: imagenet (7x7 stride 2 and max-pool) or cifar (3x3 stride 1), for small images.",
         choices=("imagenet", "cifar"),
     )
-    patch_size: int = _flag(16, "Side of a ViT's patches, in pixels; --image_size is a multiple of it. v3: 16.")
-    freeze_patch: bool = _flag(True, "Leave a ViT's patch projection as it was drawn, for stability. v3: on.")
-    image_size: int = _flag(224, "Side of the square views, in pixels. Papers: 224.")
-    augment: str = _flag(
-        "v2",
-        "Recipe of the random views: v1, v2, v3 as in the papers, or cifar (the official CIFAR-10 demo).",
-        choices=("v1", "v2", "v3", "cifar"),
+    patch_size: int = flag(16, "Side of a ViT's patches, in pixels; --image_size is a multiple of it. v3: 16.")
+    freeze_patch: bool = flag(True, "Leave a ViT's patch projection as it was drawn, for stability. v3: on.")
+    image_size: int = flag(224, "Side of the square views, in pixels. Papers: 224.")
+    dim: int = flag(128, "Length of the embedding. v1, v2: 128, v3: 256.")
+    hidden_dim: int = flag(
+        0,
+        "Width of the head's hidden layers; 0: as many as features (R50: 2048, as v2), with moco_v3 the paper's 4096.",
     )
-    crop_min: float = _flag(
-        0.0,
-        "Least area of a random crop, as a share of the image; 0: the recipe's own (v1, v2: 0.2). v3: 0.2, ViTs 0.08.",
+    temperature: float = flag(0.2, "T of the loss. v1: 0.07, v2: 0.2, v3: R50 1.0, ViT 0.2, SimCLR 0.1.")
+    precision: str = flag(
+        "float32",
+        "Arithmetic of the encoders; weights, statistics, queue and loss stay float32.",
+        choices=("float32", "bfloat16", "float16"),
     )
-    batch_size: int = _flag(256, "Images a step, over all devices. v1, v2: 256, v3: 4096.")
-    epochs: int = _flag(
-        200, "Passes over the data; shapes the schedules. v1: 200, v2: 200 or 800, v3: 100 to 1000.", about=FREE
-    )
-    max_steps: int = _flag(
-        0, "Stop after this many training steps in all, with a checkpoint; 0: run all --epochs.", about=FREE
-    )
-    optimizer: str = _flag(
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimization:
+    """The optimizer"""
+
+    optimizer: str = flag(
         "sgd",
         "sgd: momentum 0.9, decay inside it, as PyTorch has it (v1, v2); lars: momentum 0.9, trust 0.001, decay only "
         "of tensors with two axes or more (v3 R50); adamw: PyTorch's, decay of all (v3 ViT).",
         choices=("sgd", "lars", "adamw"),
     )
-    lr: float = _flag(0.03, "Learning rate. v1, v2: 0.03 for a batch of 256; v3 R50: 0.6 or 0.3, ViT: 1.5e-4.")
-    lr_scaling: str = _flag(
+    lr: float = flag(0.03, "Learning rate. v1, v2: 0.03 for a batch of 256; v3 R50: 0.6 or 0.3, ViT: 1.5e-4.")
+    lr_scaling: str = flag(
         "none", "linear: multiply --lr by batch / 256. v1, v2: none, v3: linear.", choices=("none", "linear")
     )
-    lr_schedule: str = _flag(
+    lr_schedule: str = flag(
         "cosine", "step: x 0.1 at each of --lr_drops (v1); cosine: down to 0 (v2).", choices=("step", "cosine")
     )
-    lr_per: str = _flag("epoch", "How often the rate changes. v1, v2: epoch, v3: step.", choices=("epoch", "step"))
-    lr_drops: tuple[int, ...] = _flag((120, 160), "Epochs at which --lr_schedule=step drops. v1: 120,160.")
-    warmup_epochs: float = _flag(
+    lr_per: str = flag("epoch", "How often the rate changes. v1, v2: epoch, v3: step.", choices=("epoch", "step"))
+    lr_drops: tuple[int, ...] = flag((120, 160), "Epochs at which --lr_schedule=step drops. v1: 120,160.")
+    warmup_epochs: float = flag(
         0.0, "Epochs of linear warm-up from 0, changed at each step. v1, v2: 0, v3: R50 10, ViT 40."
     )
-    weight_decay: float = _flag(1e-4, "L2 coefficient, on what --optimizer says. v1, v2: 1e-4, v3: R50 1e-6, ViT 0.1.")
-    queue_size: int = _flag(65536, "K: keys in the queue, or drawn from the memory bank, as negatives. v1, v2: 65536.")
-    momentum: float = _flag(0.999, "m of the key encoder. v1, v2: 0.999, v3: 0.99.")
-    momentum_schedule: str = _flag(
-        "constant",
-        "cosine: --momentum rises to 1 over the run. v1, v2: constant, v3: cosine.",
-        choices=("constant", "cosine"),
+    weight_decay: float = flag(1e-4, "L2 coefficient, on what --optimizer says. v1, v2: 1e-4, v3: R50 1e-6, ViT 0.1.")
+    batch_size: int = flag(256, "Images a step, over all devices. v1, v2: 256, v3: 4096.")
+    epochs: int = flag(
+        200, "Passes over the data; shapes the schedules. v1: 200, v2: 200 or 800, v3: 100 to 1000.", about=FREE
     )
-    bank_momentum: float = _flag(
-        0.5, "With memory_bank: share of a record's key that stays when the record is seen. Its paper: 0.5."
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The run"""
+
+    max_steps: int = flag(
+        0, "Stop after this many training steps in all, with a checkpoint; 0: run all --epochs.", about=FREE
     )
-    shared: str = _flag(
-        "encoder",
-        "With end_to_end, what queries and keys share: encoder, they have one; trunk, each has a head of its own; "
-        "none, two encoders. v1's paper allows all; SimCLR: encoder.",
-        choices=("encoder", "trunk", "none"),
-    )
-    loss: str = _flag(
-        "infonce",
-        "infonce: a softmax over key and negatives. nce, with memory_bank: noise-contrastive estimation, as its paper "
-        "has it. nt_xent, with end_to_end: each view among all others, SimCLR's.",
-        choices=("infonce", "nce", "nt_xent"),
-    )
-    temperature: float = _flag(0.2, "T of the loss. v1: 0.07, v2: 0.2, v3: R50 1.0, ViT 0.2, SimCLR 0.1.")
-    dim: int = _flag(128, "Length of the embedding. v1, v2: 128, v3: 256.")
-    head: str = _flag("mlp", "Projection head: linear (v1) or mlp (v2).", choices=("linear", "mlp"))
-    hidden_dim: int = _flag(
-        0,
-        "Width of the head's hidden layers; 0: as many as features (R50: 2048, as v2), with moco_v3 the paper's 4096.",
-    )
-    shuffle_bn: bool = _flag(True, "Encode keys in another order than queries; needs --bn_groups of 2 or more.")
-    bn_groups: int = _flag(
-        0,
-        "Equal parts of the global batch that BatchNorm normalises apart, a multiple of the replicas; 0: as many "
-        "as the run began with, at first one a replica. v1, v2: 8, their 8 GPUs.",
-    )
-    strategy: str = _flag(
+    seed: int = flag(0, "Seed of weights, order, views and shuffles: the same seed repeats the run.")
+    run_dir: str = flag("", "Folder of the run; '': runs/<name of the flag file>.", about=FREE, path=True)
+    resume: bool = flag(True, "Go on from the run folder's last checkpoint.", about=FREE)
+    checkpoint_every: int = flag(1000, "Steps between checkpoints; each epoch's end has one as well.", about=FREE)
+    knn_every: int = flag(1, "Epochs between kNN evaluations (k 200, t 0.1); 0: never.", about=FREE)
+    strategy: str = flag(
         "auto",
         "Where to train: single, on one device; mirrored, on all GPUs of this machine; multiworker, on the machines "
         "that the environment's TF_CONFIG names; auto: what fits.",
         choices=("auto", "single", "mirrored", "multiworker"),
         about=FREE,
     )
-    virtual_replicas: int = _flag(
+    virtual_replicas: int = flag(
         0, "Parts into which mirrored divides the CPU, to try replicas out without GPUs; 0: none.", about=FREE
     )
-    xla: str = _flag(
+    xla: str = flag(
         "auto",
         "Whether XLA compiles the training step: on, off; auto: on one GPU. It cannot for several replicas.",
         choices=("auto", "on", "off"),
         about=FREE,
     )
-    precision: str = _flag(
-        "float32",
-        "Arithmetic of the encoders; weights, statistics, queue and loss stay float32.",
-        choices=("float32", "bfloat16", "float16"),
-    )
-    seed: int = _flag(0, "Seed of weights, order, views and shuffles: the same seed repeats the run.")
-    run_dir: str = _flag("", "Folder of the run; '': runs/<name of the flag file>.", about=FREE, path=True)
-    resume: bool = _flag(True, "Go on from the run folder's last checkpoint.", about=FREE)
-    checkpoint_every: int = _flag(1000, "Steps between checkpoints; each epoch's end has one as well.", about=FREE)
-    knn_every: int = _flag(1, "Epochs between kNN evaluations (k 200, t 0.1); 0: never.", about=FREE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Run, Optimization, Network, Data, Task):
+    """What every run has; `kind` adds the flags of its method and of its task."""
+
+    unused: tuple = ()  # flags that were given, but are another method's or task's: no flag itself
 
     def __post_init__(self):
         command.check_values(self)
@@ -215,7 +206,6 @@ class Config:
             "batch_size",
             "epochs",
             "lr",
-            "queue_size",
             "temperature",
             "dim",
         ):
@@ -225,7 +215,6 @@ class Config:
             "warmup_epochs",
             "weight_decay",
             "hidden_dim",
-            "bn_groups",
             "virtual_replicas",
             "knn_every",
             "seed",
@@ -233,14 +222,7 @@ class Config:
             command.require(self, getattr(self, name) >= 0, name, "is 0 or more")
         command.require(self, self.seed < 2**31, "seed", "is less than 2^31")
         command.require(self, self.checkpoint_every > 0, "checkpoint_every", "is at least 1 step")
-        command.require(self, 0 <= self.momentum <= 1, "momentum", "lies between 0 and 1")
-        command.require(self, 0 <= self.bank_momentum <= 1, "bank_momentum", "lies between 0 and 1")
-        if self.loss not in LOSSES[self.method]:
-            raise ConfigError(
-                f"--loss is one of {', '.join(LOSSES[self.method])} with --method={self.method}; got {self.loss}"
-            )
         command.require(self, 0 <= self.max_bad_fraction <= 1, "max_bad_fraction", "lies between 0 and 1")
-        command.require(self, 0 <= self.crop_min <= 1, "crop_min", "lies between 0 and 1")
         command.require(self, self.batch_size >= 2, "batch_size", "is at least 2")
         ascending = list(self.lr_drops) == sorted(self.lr_drops) and min(self.lr_drops, default=0) >= 0
         command.require(self, ascending, "lr_drops", "lists epochs from 0 up in ascending order")
@@ -251,13 +233,6 @@ class Config:
             raise ConfigError(
                 f"--image_size is a multiple of --patch_size={self.patch_size} for {self.arch}; got {self.image_size}"
             )
-        groups = (self.uses("bn_groups") and self.bn_groups) or 1
-        if self.batch_size % groups or (groups > 1 and self.batch_size // groups < 2):
-            raise ConfigError(
-                f"each of the {groups} BN groups takes the same number of images, at least 2; "
-                f"--batch_size={self.batch_size} does not: choose a multiple of {groups} from {2 * groups} up, "
-                "or other --bn_groups"
-            )
         if self.virtual_replicas and self.strategy not in ("auto", "mirrored"):
             raise ConfigError(
                 f"--virtual_replicas={self.virtual_replicas} divides one machine's CPU, with --strategy=mirrored; "
@@ -265,29 +240,26 @@ class Config:
             )
         if self.xla == "on" and self.strategy in ("mirrored", "multiworker"):
             raise ConfigError(f"XLA compiles no step under --strategy={self.strategy}: --xla is auto or off; got on")
-        if self.xla == "on" and self.method == "memory_bank" and self.loss == "infonce":
-            raise ConfigError("XLA has no way to draw a memory bank's negatives: --xla is auto or off; got on")
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
             raise ConfigError(
                 f"--warmup_epochs={self.warmup_epochs:g} leaves nothing of --epochs={self.epochs}: choose fewer"
             )
+        for own in type(self).__mro__:  # of the method and of the task, each its own rules
+            if "check" in vars(own):
+                own.check(self)
 
     @property
     def is_vit(self):
         return self.arch.startswith("vit_")
 
     def uses(self, name):
-        """Whether a flag has a meaning with this run's method and encoder."""
-        return name not in (*NOT_IN[self.method], *(OF_RESNETS if self.is_vit else OF_VITS))
+        """Whether this run has a flag, and its encoder a use for it."""
+        return hasattr(self, name) and name not in (OF_RESNETS if self.is_vit else OF_VITS)
 
     @property
     def base_rate(self):
         """The learning rate that the schedule shapes."""
         return self.lr * self.batch_size / 256 if self.lr_scaling == "linear" else self.lr
-
-    def bank_bytes(self, size):
-        """What the memory bank of `size` images takes, in each replica."""
-        return size * self.dim * 4
 
     def on_replicas(self, replicas, recorded=None):
         """This config with `bn_groups` resolved for a number of replicas, going on from the `recorded` config if any.
@@ -320,7 +292,7 @@ class Config:
         Write it with errors="surrogateescape": paths keep their bytes.
         """
         lines = []
-        for field in dataclasses.fields(self):
+        for field in command.fields(type(self)):
             value = getattr(self, field.name)
             if field.name in ("run_dir", "resume"):
                 continue
@@ -334,14 +306,104 @@ class Config:
         """Names of the flags in which two configs' mathematics differ."""
         return [
             field.name
-            for field in dataclasses.fields(self)
-            if field.metadata["about"] == MATHEMATICS and getattr(self, field.name) != getattr(other, field.name)
+            for field in command.fields(type(self))
+            if field.metadata["about"] == MATHEMATICS
+            and hasattr(other, field.name)  # else they differ in method or task as well
+            and getattr(self, field.name) != getattr(other, field.name)
         ]
+
+    def options(self, kind):
+        """The `Options` of a method or task, a dataclass `kind`, out of these settings."""
+        return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})
+
+
+def make(**values):
+    """The `Config` with these values, and the defaults of the others: that of its method and task."""
+    return kind(values.get("method", "moco"), values.get("pretext", "crops"))(**values)
+
+
+@functools.cache
+def kind(method="moco", pretext="crops"):
+    """The class of the settings of runs with a method and a task: `Config` with the flags of both."""
+    own = (method_options(method), task_module(pretext).Options)
+    return dataclasses.make_dataclass("Config", [], bases=(*own, Config), frozen=True)
+
+
+def method_options(name):
+    """The `Options` of a method: of this package's by name, or of a module by its dotted path."""
+    from moco_tf.methods import options
+
+    return options.OF.get(name) or _module("method", name).Options
+
+
+def method_module(name):
+    """The module of a method: this package's by name, or a module by its dotted path."""
+    return _module("method", name)
+
+
+def task_module(name):
+    """The module of a pretext task: this package's by name, or a module by its dotted path."""
+    module = _module("pretext", name)
+    if not callable(getattr(module, "views", None)) or not dataclasses.is_dataclass(getattr(module, "Options", None)):
+        raise ConfigError(
+            f"--pretext={name}: a task's module has a dataclass Options and views(record, seed, inputs, options), as "
+            f"docs/methods.md says; {module.__name__} lacks one"
+        )
+    return module
+
+
+def _module(kind, name):
+    folder = import_module({"method": "moco_tf.methods", "pretext": "moco_tf.pretext"}[kind])
+    own = _names(folder)
+    if name in own:
+        return import_module(f"{folder.__name__}.{name}")
+    try:
+        return import_module(name)
+    except Exception as error:  # whatever a user's own module raises
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            known = ", ".join(_methods() if kind == "method" else own)
+            raise ConfigError(
+                f"--{kind} is one of {known}, or a module of your own by its dotted path; got {name!r}"
+            ) from None
+        raise ConfigError(f"--{kind}={name}: the module does not load: {type(error).__name__}: {error}") from error
+
+
+def _methods():
+    from moco_tf.methods import options
+
+    return options.OF
+
+
+def _names(folder):
+    return [module.name for module in pkgutil.iter_modules(folder.__path__)]
+
+
+def _every_kind():
+    """The flags of all methods and tasks of this package: {name: field}."""
+    own = [*_methods().values(), *(task_module(name).Options for name in _names(import_module("moco_tf.pretext")))]
+    return {field.name: field for kind in own for field in command.fields(kind)}
 
 
 def parse(arguments):
     """Command-line arguments (without the program's name) of `moco_tf.train` -> Config; raises as `command.parse`."""
-    config = command.parse(Config, "moco_tf.train", arguments)
+    program = "moco_tf.train"
+    chosen = command.look_ahead(Task, program, arguments)
+    settings = kind(chosen["method"], chosen["pretext"])
+    groups = {group.__doc__: group for group in (Task, Data, Network, Optimization, Run)}
+    groups[f"--method={chosen['method']}"] = method_options(chosen["method"])
+    groups[f"--pretext={chosen['pretext']}"] = task_module(chosen["pretext"]).Options
+    flag_values = flags.FlagValues()
+    command.define(flag_values, command.fields(settings))
+    mine = {field.name for field in command.fields(settings)}
+    others = [field for name, field in _every_kind().items() if name not in mine]  # they are taken, and named
+    command.define(flag_values, others)
+    command.read_arguments(flag_values, program, arguments, groups)
+    unused = tuple(
+        f"--{field.name}={flag_values[field.name].value}"
+        for field in others
+        if flag_values[field.name].present and flag_values[field.name].value != field.default
+    )
+    config = settings(**command.values(flag_values, settings), unused=unused)
     return dataclasses.replace(config, run_dir=config.run_dir or f"runs/{_flag_file_name(arguments)}")
 
 

@@ -10,25 +10,14 @@ import fcntl
 import json
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 from moco_tf import command, files
 from moco_tf import config as config_lib
 from moco_tf.command import ConfigError
 
-METRICS = (
-    "epoch",
-    "step",
-    "loss",
-    "contrast_top1",
-    "positive_similarity",
-    "negative_similarity",
-    "feature_std",
-    "learning_rate",
-    "momentum",
-    "images_per_second",
-    "step_share",
-    "knn_top1",
-)
+# The columns of metrics.csv, around those that the model names: its metrics and the rates of its schedules.
+BEFORE, AFTER = ("epoch", "step", "loss"), ("images_per_second", "step_share", "knn_top1")
 
 log = logging.getLogger("moco_tf")
 
@@ -48,10 +37,16 @@ def rows(path):
         return []
 
 
-def images(path):
-    """The number of images that the run in a folder trains on, None if it has not begun."""
-    data = Path(path) / "data.json"
-    return json.loads(data.read_text())["images"] if data.exists() else None
+class Data(NamedTuple):
+    """What a run folder knows of what it trains on."""
+
+    size: int  # records
+
+
+def data(path):
+    """The `Data` of the run in a folder, None if it has not begun."""
+    file = Path(path) / "data.json"
+    return Data(json.loads(file.read_text())["images"]) if file.exists() else None
 
 
 def baselines(path):
@@ -112,15 +107,19 @@ class RunFolder:
 
     def check_images(self, count):
         """Refuses another number of images than the run began with."""
-        before = images(self.path)
-        if before not in (None, count):
+        before = data(self.path)
+        if before not in (None, (count,)):
             raise ConfigError(
-                f"a run goes on with the images that it began with; {self.path} had {before}, --dataset has {count}: "
-                "bring them back, or choose another --run_dir"
+                f"a run goes on with the images that it began with; {self.path} had {before.size}, --dataset has "
+                f"{count}: bring them back, or choose another --run_dir"
             )
 
-    def begin(self, config, count):
-        """Records the flags and the number of images; call it when nothing is refused."""
+    def begin(self, config, count, columns):
+        """Records the flags and the number of records; call it when nothing is refused.
+
+        columns: of metrics.csv, what the model names: its metrics and rates.
+        """
+        self.columns = (*BEFORE, *columns, *AFTER)
         files.write_text(self.path / "data.json", json.dumps({"images": count}) + "\n")
         files.write_text(self._recorded, config.flag_lines(), errors="surrogateescape")
 
@@ -163,13 +162,13 @@ class RunFolder:
         self._write_rows(rows)
 
     def add_row(self, row):
-        """Adds a row to metrics.csv; `row` maps names of `METRICS` to numbers, None or absent where not computed."""
-        text = {name: "" if row.get(name) is None else repr(row[name]) for name in METRICS}
+        """Adds a row to metrics.csv; `row` maps names of its columns to numbers, None or absent if not computed."""
+        text = {name: "" if row.get(name) is None else repr(row[name]) for name in self.columns}
         self._write_rows([*self.rows(), text])
 
     def _write_rows(self, rows):
         # A run that an older version began lacks the newer columns.
-        lines = [",".join(METRICS), *(",".join(row.get(name, "") for name in METRICS) for row in rows)]
+        lines = [",".join(self.columns), *(",".join(row.get(name, "") for name in self.columns) for row in rows)]
         files.write_text(self.path / "metrics.csv", "\n".join(lines) + "\n")
 
     def baselines(self):

@@ -16,11 +16,13 @@ from pathlib import Path
 
 from absl import flags
 
-from moco_tf import command, files
+from moco_tf import command, files, run_folder
+from moco_tf import config as config_lib
 from moco_tf.command import ConfigError
-from moco_tf.config import Config
 from moco_tf.pytorch import checkpoint_files
 from moco_tf.startup import load_tensorflow
+
+METHODS = ("moco", "moco_v3")  # whose checkpoints become runs
 
 SIDECAR = "torch.json"  # beside the weights: where they came from, and what has no place in a Keras model
 
@@ -58,11 +60,16 @@ class Settings:
     verbose: bool = command.flag(False, "Print a line for each tensor.")
 
 
+def _settings_of_runs():
+    """The flags of MoCo's and MoCo v3's runs."""
+    return {field.name: field for method in METHODS for field in command.fields(config_lib.kind(method))}.values()
+
+
 def _parse(arguments):
     """Command-line arguments -> the flag values, and the names of the flags that were given."""
     flag_values = flags.FlagValues()
-    command.define_flags(flag_values, Settings)
-    command.define_flags(flag_values, Config)
+    command.define(flag_values, command.fields(Settings))
+    command.define(flag_values, _settings_of_runs())
     command.read_arguments(flag_values, "moco_tf.torch_weights", arguments)
     given = {name for name in flag_values if flag_values[name].present}
     if bool(flag_values.checkpoint) == bool(flag_values.encoder) or not flag_values.output:
@@ -129,7 +136,9 @@ def _convert(contents, whole, output, flag_values, given):
     left_out = tensor_names.left_out(contents, whole)
     if left_out:
         print(f"Left out: {', '.join(tensor_names.grouped(left_out))}.")
-    values = command.values(flag_values, Config)
+    values = {}
+    for method in METHODS:
+        values |= command.values(flag_values, config_lib.kind(method))
     try:
         with files.aside(output.absolute()) as aside:
             aside.mkdir(parents=True)
@@ -172,7 +181,7 @@ def _write_run(folder, contents, found, values, given):
     from moco_tf.pytorch import conversion
 
     config = conversion.run_config(found, conversion.queue_size(contents), values, given, contents.scheme)
-    model = build.model(config, steps_per_epoch=1)  # shapes the schedules only, which are no part of a checkpoint
+    model = build.model(config, run_folder.Data(config.batch_size))  # shapes schedules only, no part of a checkpoint
     lines = conversion.load_run(model, contents)
     files.write_text(folder / "config.flags", config.flag_lines(), errors="surrogateescape")
     Checkpoints(folder / "checkpoints", model).save()

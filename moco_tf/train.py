@@ -54,18 +54,20 @@ def _train(config, open_until_the_end):
         open_until_the_end.enter_context(run.log())
     manifest = Path(config.run_dir) / "train_images.csv"
     source = build.check(config, found, manifest, begun=recorded is not None, writes=chief)
+    records = build.records(config, source)  # what the pretext task makes views of
     if chief:
-        run.check_images(source.size)
-    steps_per_epoch = build.steps_per_epoch(config, source.size)
+        run.check_images(records.size)
+    steps_per_epoch = build.steps_per_epoch(config, records.size)
     total = config.epochs * steps_per_epoch
     last = min(total, config.max_steps or total)
-    task = build.task(config)
+    task = build.task(config, build.inputs(config))
+    build.check_views(config, records, task)
     with strategy.scope():
-        model = build.model(config, steps_per_epoch, source.size)
+        model = build.model(config, records)
         checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints", model, writes=chief)
         restored = checkpoints.restore_last()
         step = restored or 0  # a converted checkpoint stands at step 0
-        _check_that_all_begin_alike(strategy, step, source.size)
+        _check_that_all_begin_alike(strategy, step, records.size)
     if step >= last:
         log.info(f"{config.run_dir} is finished, at step {step} of {total}; a larger --epochs or --max_steps goes on.")
         return 0
@@ -73,8 +75,8 @@ def _train(config, open_until_the_end):
     saver = callbacks.Saver(checkpoints, config.checkpoint_every)
     progress = recorder = monitor = watch = wall_time = None
     if chief:
-        run.begin(config, source.size)
-        _introduce(config, strategy, source, steps_per_epoch, model)
+        run.begin(config, records.size, model.columns())
+        _introduce(config, strategy, records, steps_per_epoch, model)
         progress = callbacks.Progress(config)
         watch = callbacks.GradientWatch(config)
         recorder = callbacks.Recorder(run, config)
@@ -89,11 +91,11 @@ def _train(config, open_until_the_end):
             log.info(f"Going on from step {step} of {last}.")
             if step % steps_per_epoch:
                 saver.keep_totals()
-                if cost := source.cost_of_entering(step % steps_per_epoch * config.batch_size):
+                if cost := records.cost_of_entering(step % steps_per_epoch * config.batch_size):
                     log.info(f"- {cost}")
         elif chief:
             begun = "untrained" if restored is None else "as converted"
-            _look_before_training(config, source, task, model, run, recorder, monitor, begun)
+            _look_before_training(config, records, task, model, run, recorder, monitor, begun)
         with _signals_to(saver):
             while step < last:
                 # A `fit` for the rest of an epoch under way, one for all whole epochs, whose batches come out of one
@@ -103,7 +105,7 @@ def _train(config, open_until_the_end):
                 epochs = (last - step) // steps if steps == steps_per_epoch else 1
                 evaluator = monitor if place + steps == steps_per_epoch else None
                 model.fit(
-                    build.batches(config, strategy, source, task, step),
+                    build.batches(config, strategy, records, task, step, model.TAKES),
                     initial_epoch=epoch,
                     epochs=epoch + epochs,
                     steps_per_epoch=steps,
@@ -159,29 +161,28 @@ def _check_that_all_begin_alike(strategy, step, size):
         )
 
 
-def _introduce(config, strategy, source, steps_per_epoch, model):
+def _introduce(config, strategy, records, steps_per_epoch, model):
     replicas = strategy.num_replicas_in_sync
     on = f" on {replicas} replicas" if replicas > 1 else ""
-    log.info(
-        f"{config.run_dir}: {config.arch}{on}, {source.size} images ({source.name}), {steps_per_epoch} steps an epoch."
-    )
+    trained_on = f"{records.size} {records.unit} ({records.name})"
+    log.info(f"{config.run_dir}: {config.arch}{on}, {trained_on}, {steps_per_epoch} steps an epoch.")
     if config.dataset == "embedded":
         log.info("- These are the embedded images, a part of CIFAR-10; --dataset=DIR takes a folder of your own.")
     if model.jit_compile:
         log.info("- XLA compiles the training step first, which takes its time; --xla=off does without.")
 
 
-def _look_before_training(config, source, task, model, run, recorder, monitor, begun):
-    """Advice, a picture of view pairs, and the accuracies that those of training are compared with."""
+def _look_before_training(config, records, task, model, run, recorder, monitor, begun):
+    """Advice, a picture of views, and the accuracies that those of training are compared with."""
     from moco_tf import advice
-    from moco_tf.data.views import first_pairs, picture
+    from moco_tf.data.views import first, picture
 
-    for sentence in advice.before_training(config, source.size):
+    for sentence in advice.before_training(config, records.size):
         log.info(f"- {sentence}")
     for callback in filter(None, (recorder, monitor)):
         callback.set_model(model)  # `fit` has not done so yet
-    query, key = first_pairs(source, task, min(8, config.batch_size), config.seed)
-    recorder.picture("views", picture(query, key, task.preprocessing))
+    views = first(records, task, min(8, config.batch_size), config.seed)
+    recorder.picture("views", picture(views, model.preprocessing))
     if monitor:
         run.keep_baselines({begun: monitor.evaluate(), "raw pixels": monitor.evaluate_pixels()})
         log.info("kNN top-1 before training: " + _percents(run.baselines()))

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 
 from moco_tf import advice
-from moco_tf.config import Config
+from moco_tf.config import make
 
-REFERENCE = Config(batch_size=128, queue_size=4096, lr=0.03, bn_groups=8, dim=128, epochs=20)
+REFERENCE = make(batch_size=128, queue_size=4096, lr=0.03, bn_groups=8, dim=128, epochs=20)
 FIGURES = {"feature_std": 0.08, "contrast_top1": 0.5}
 
 

@@ -100,7 +100,7 @@ def test_a_tilde_is_the_home_folder_in_every_flag_that_is_a_path(kind, tmp_path,
     monkeypatch.setenv("HOME", str(tmp_path))
     texts = {field.name for field in dataclasses.fields(kind) if isinstance(field.default, str)}
     values = flags.FlagValues()
-    command.define_flags(values, kind)
+    command.define(values, command.fields(kind))
     texts -= {name for name in texts if values[name].parser.__class__ is flags.EnumParser}
     command.read_arguments(values, "a command", [f"--{name}=~/a/b" for name in texts])
     assert {name for name in texts if values[name].value == f"{tmp_path}/a/b"} == PATHS[kind]

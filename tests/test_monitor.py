@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from moco_tf import build, callbacks
-from moco_tf.config import Config
+from moco_tf.config import make
 from moco_tf.data import tfds
 
 
@@ -21,7 +21,7 @@ def monitor(tmp_path, caplog, monkeypatch):
         for path in paths:
             (tmp_path / "v" / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "v" / path).write_bytes(png)
-        config = Config(dataset=str(tmp_path / "v"), **settings)
+        config = make(dataset=str(tmp_path / "v"), **settings)
         source = build.check(config, build.find(config, config.train_split))
         with caplog.at_level("INFO", "moco_tf"):
             found = callbacks.knn_monitor(config, source, types.SimpleNamespace(path=tmp_path, begun=False))

@@ -24,7 +24,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from export import classifier as export_classifier
 from export import client as export_client
 from export import encoder as export_encoder
-from moco_tf import build, frozen
+from moco_tf import build, frozen, run_folder
 from moco_tf import config as config_lib
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.command import ConfigError
@@ -58,7 +58,7 @@ def run_dir(tmp_path_factory):
     folder.mkdir()
     (folder / "config.flags").write_text(config.flag_lines())
     (folder / "data.json").write_text('{"images": 10000}')
-    Checkpoints(folder / "checkpoints", build.model(config, steps_per_epoch=1)).save()
+    Checkpoints(folder / "checkpoints", build.model(config, run_folder.Data(config.batch_size))).save()
     return folder
 
 

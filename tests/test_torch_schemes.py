@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moco_tf import config as config_lib
-from moco_tf.config import Config
+from moco_tf.config import make
 from moco_tf.pytorch import checkpoint_files, conversion, tensor_names
 from moco_tf.torch_weights import main
 
@@ -281,7 +281,7 @@ def test_a_whole_run_comes_out_under_the_authors_names_bit_for_bit(name, written
 def test_the_demos_run_has_the_demos_settings(written, tmp_path):
     paper = config_lib.read("configs/cifar10_v2.flags")
     found = tensor_names.Architecture("resnet18", 64, "cifar", 512, "linear", 128)
-    config = conversion.run_config(found, 4096, vars(Config()), set(), tensor_names.DEMO)
+    config = conversion.run_config(found, 4096, vars(make()), set(), tensor_names.DEMO)
     assert [d for d in config.differences(paper) if d != "knn_every"] == []
     path = written(of_the_demo())
     assert run(f"--checkpoint={path}", f"--output={tmp_path / 'run'}", "--queue_size=24", "--batch_size=16") == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moco_tf import config as config_lib
-from moco_tf.config import Config
+from moco_tf.config import make
 from moco_tf.pytorch import checkpoint_files, conversion, tensor_names
 from moco_tf.torch_weights import main
 from moco_tf.train import main as train
@@ -275,10 +275,10 @@ def test_the_settings_of_a_run_are_the_papers_unless_flags_say_otherwise():
     for name, head in (("v1", "linear"), ("v2", "mlp")):
         paper = config_lib.read(HERE.parent / f"configs/{name}.flags")
         found = tensor_names.Architecture("resnet50", 64, "imagenet", 2048, head, 128, 2048 if head == "mlp" else 0)
-        config = conversion.run_config(found, 65536, vars(Config()), given=set())
+        config = conversion.run_config(found, 65536, vars(make()), given=set())
         assert [d for d in config.differences(paper) if d not in ("lr_drops", "knn_every")] == []
         assert head == "mlp" or config.lr_drops == paper.lr_drops
-        config = conversion.run_config(found, 65536, vars(Config(temperature=0.5, bn_groups=2)), {"temperature"})
+        config = conversion.run_config(found, 65536, vars(make(temperature=0.5, bn_groups=2)), {"temperature"})
         assert (config.temperature, config.bn_groups) == (0.5, 8)
     for name, arch, sizes in (
         ("v3_resnet50", ("resnet50", 64, "imagenet", 2048), {}),
@@ -287,8 +287,8 @@ def test_the_settings_of_a_run_are_the_papers_unless_flags_say_otherwise():
         paper = config_lib.read(HERE.parent / f"configs/{name}.flags")
         found = tensor_names.Architecture(*arch, "projector", 256, 4096, **sizes)
         small = tensor_names.Architecture("resnet10", 4, "cifar", 32, "projector", 5, 7)
-        assert conversion.run_config(small, None, vars(Config()), given=set()).image_size == 32
-        config = conversion.run_config(found, None, vars(Config()), given=set())
+        assert conversion.run_config(small, None, vars(make()), given=set()).image_size == 32
+        config = conversion.run_config(found, None, vars(make()), given=set())
         assert config.differences(paper) == []
 
 

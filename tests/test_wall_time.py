@@ -5,7 +5,7 @@ import types
 import pytest
 
 from moco_tf import callbacks, run_folder
-from moco_tf.config import Config
+from moco_tf.config import make
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_an_epoch_of_the_first_step_alone_has_no_share(clock):
 
 
 def test_a_run_of_a_version_without_a_column_goes_on(tmp_path):
-    run = run_folder.RunFolder(Config(run_dir=str(tmp_path)))
+    run = run_folder.RunFolder(make(run_dir=str(tmp_path)))
     (tmp_path / "metrics.csv").write_text("epoch,step,loss\n1,10,2.5\n")
     run.rewind(10, 10)
     run.add_row({"epoch": 2, "step": 20, "loss": 2.0, "step_share": 0.9})

@@ -30,7 +30,7 @@ def look(config):
     from moco_tf import build
     from moco_tf.data import check, folder, tfds
     from moco_tf.data.manifest import check_files, too_many_bad
-    from moco_tf.data.views import first_pairs, picture
+    from moco_tf.data.views import first, picture
 
     found = build.find(config, config.train_split)
     file = Path(config.run_dir) / "data.png"
@@ -68,13 +68,14 @@ def look(config):
         print(f"Undecodable: {len(bad) - SHOWN} more; train.log of a run names all")
 
     if good:
-        task = build.task(config)
+        inputs = build.inputs(config)
         try:
-            query, key = first_pairs(source, task, min(SHOWN, found.size), config.seed)
+            records = build.records(config, source)
+            views = first(records, build.task(config, inputs), min(SHOWN, records.size), config.seed)
         except check.ERRORS as error:  # a stream with more bad records than a run accepts
             raise ConfigError(check.reason(error)) from None
-        files.write_bytes(file, tf.io.encode_png(picture(query, key, task.preprocessing)).numpy())
-        print(f"Views of --augment={config.augment}, queries above, their keys below: {file}")
+        files.write_bytes(file, tf.io.encode_png(picture(views, inputs)).numpy())
+        print(f"Views of --pretext={config.pretext}, a row a view, queries above: {file}")
     refusal = too_many_bad(bad, found.size, config.max_bad_fraction)
     if refusal or not good:
         raise ConfigError(refusal or "none of the images can be decoded")

@@ -53,6 +53,8 @@ class Source:
     that is taken for number i, i itself where it is good. Numbers, and so positions, do not shift.
     """
 
+    unit = "images"  # what there are `size` of
+
     name: str
     contents: tf.Tensor  # (size,) string
     labels: tf.Tensor  # (size,) int64, -1 where unknown

@@ -42,6 +42,8 @@ class Prepared:
     run: all data of each image is read once more. More than `max_bad_fraction` of the split end the stream.
     """
 
+    unit = "images"
+
     name: str
     instructions: tuple  # TFDS' FileInstructions: filename, skip, take
     parse: Callable  # a serialized record -> {"image": encoded, "label": -1 where unknown}

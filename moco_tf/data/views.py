@@ -1,6 +1,7 @@
-"""From images to batches of views: `pairs` for the trainer, `views` for a user's own tf.data.
+"""From records to batches of views: `batches` for the trainer, `views` for a user's own tf.data.
 
-`labelled` is for classifiers, `picture` shows pairs, say the `first_pairs`.
+`labelled` is for classifiers, `picture` shows views, say the `first` ones. A task is a function of (record, seed) that
+gives views.
 """
 
 import tensorflow as tf
@@ -9,15 +10,15 @@ from moco_tf.data import arrays
 from moco_tf.data.pipeline import PREFETCH, fixed, parallel_map
 
 
-def pairs(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), ids=False):
-    """Endless batches of (query, key), float32 (N, S, S, 3) each, from batch number `step` on.
+def batches(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), most=None):
+    """Endless batches from number `step` on: {"views": float32 (N, S, S, 3) each, "id", "label": int64 (N,)}.
 
-    With `ids` they are (query, id): int64 (N,), the records' ids in place of the second view.
+    most: how many of the task's views are wanted; None: all. TensorFlow leaves out the work on what nobody takes.
 
     With several `replicas`, the batches are N / replicas long: the shares, in turn, of the replicas of this `worker`
     (its number, the number of workers). Together they are the batches that one replica would see.
 
-    A view is a function of (seed, epoch, record), so `pairs(..., step=k)` is `pairs(...).skip(k)` without the work.
+    A view is a function of (seed, epoch, record): `batches(..., step=k)` is `batches(...).skip(k)` without the work.
     An epoch is the whole batches of the source in a new order; its last partial batch is dropped.
     """
     if source.size < batch_size:
@@ -31,17 +32,17 @@ def pairs(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), ids
     records = source.shuffled(seed, step * batch_size, per_epoch, share=(number * here, here, batch_size))
 
     def view(epoch, record):
-        query, key = task(record, _seed(seed, epoch, record))
-        return query, record["id"] if ids else key  # TensorFlow leaves out the work on a key that nobody takes
+        made = tuple(task(record, _seed(seed, epoch, record)))
+        return {"views": made[:most], "id": record["id"], "label": record["label"]}
 
     return _batches(parallel_map(records, view), batch_size // replicas)
 
 
-def first_pairs(source, task, number, seed):
-    """The first batch of `pairs(source, task, number, seed)`, view by view: a pipeline takes longer to begin."""
+def first(source, task, number, seed):
+    """The views of the first batch of `batches(source, task, number, seed)`, one by one: a pipeline begins slowly."""
     records = source.shuffled(seed).take(number)
-    queries, keys = zip(*(task(record, _seed(seed, epoch, record)) for epoch, record in records), strict=True)
-    return tf.stack(queries), tf.stack(keys)
+    made = zip(*(task(record, _seed(seed, epoch, record)) for epoch, record in records), strict=True)
+    return tuple(tf.stack(view) for view in made)
 
 
 def labelled(source, task, batch_size, seed, epoch):
@@ -87,9 +88,9 @@ def views(dataset, task, batch_size, seed=0):
     return batches
 
 
-def picture(query, key, preprocessing):
-    """A uint8 image (H, W, 3) of view pairs: queries above, their keys below; small views enlarged."""
-    rows = [tf.concat(tf.unstack(preprocessing.denormalize(views)), axis=1) for views in (query, key)]
+def picture(views, preprocessing):
+    """A uint8 image (H, W, 3) of views (N, S, S, 3) each: a row a view, queries above; small views enlarged."""
+    rows = [tf.concat(tf.unstack(preprocessing.denormalize(view)), axis=1) for view in views]
     image = tf.cast(tf.clip_by_value(tf.round(tf.concat(rows, axis=0)), 0, 255), tf.uint8)
     enlarged = max(1, 96 // preprocessing.image_size)
     return tf.repeat(tf.repeat(image, enlarged, axis=0), enlarged, axis=1)

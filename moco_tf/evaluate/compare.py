@@ -89,8 +89,8 @@ def _encoders(settings, supervised):
     from moco_tf import build, frozen, run_folder
 
     config = run_folder.recorded(settings.encoder)
-    size = run_folder.images(settings.encoder)
-    yield "untrained", frozen.of_model(build.model(config, steps_per_epoch=1, size=size))
+    data = run_folder.data(settings.encoder)
+    yield "untrained", frozen.of_model(build.model(config, data or run_folder.Data(config.batch_size)))
     model = build.trained(settings.encoder)
     yield "pre-trained", frozen.of_model(model)
     classifier = keras.models.load_model(files.for_tensorflow(supervised / "model.keras"), compile=False)

@@ -148,21 +148,21 @@ def network(settings, classes):
     import keras
 
     from moco_tf import build, run_folder
+    from moco_tf.encoders import backbone
     from moco_tf.encoders.batch_norm import BatchNorm
     from moco_tf.methods.ema import copy_weights
 
     config = run_folder.recorded(settings.encoder)
     pretrained = build.trained(settings.encoder).backbone if settings.init == "encoder" else None
     keras.utils.set_random_seed(settings.seed)
-    keras.config.set_dtype_policy("mixed_bfloat16" if config.precision == "bfloat16" else "float32")
-    backbone = build.backbone(config)
-    if pretrained:
-        copy_weights(pretrained, backbone)
-    features = BatchNorm(affine=False, name="norm")(backbone.output)
     start = keras.initializers.RandomNormal(stddev=0.01, seed=settings.seed)
-    logits = keras.layers.Dense(classes, kernel_initializer=start, dtype="float32", name="fc")(features)
-    model = keras.Model(backbone.input, logits)
-    return model, build.task(config).preprocessing
+    with build.precision("bfloat16" if config.precision == "bfloat16" else "float32"):  # float16 would need its scale
+        trunk = backbone.of_config(config, zero_init_residual=config.method == "moco_v3")
+        features = BatchNorm(affine=False, name="norm")(trunk.output)
+        logits = keras.layers.Dense(classes, kernel_initializer=start, dtype="float32", name="fc")(features)
+    if pretrained:
+        copy_weights(pretrained, trunk)
+    return keras.Model(trunk.input, logits), build.inputs(config)
 
 
 def learner(settings, model, steps):

@@ -41,6 +41,13 @@ def ema_update(source, target, momentum):
         tf.raw_ops.ResourceApplyGradientDescent(var=b.value.handle, alpha=rates[b.dtype], delta=b.value - a.value)
 
 
+def rise_steps(config, options, source):
+    """Over how many steps a run's momentum rises to 1; None: it is constant."""
+    if options.momentum_schedule == "constant":
+        return None
+    return config.epochs * (source.size // config.batch_size)
+
+
 def cosine_momentum(base, step, steps):
     """Momentum at a step: from `base` up to 1 along a half cosine over `steps` (MoCo v3, section 4.1).
 

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from moco_tf import replicas
-from moco_tf.encoders import heads
+from moco_tf.encoders import backbone, heads
 from moco_tf.methods import backbones, normalization
 from moco_tf.methods.ema import copy_weights
 from moco_tf.methods.losses import batch_info_nce, unit_length
@@ -19,6 +19,23 @@ from moco_tf.methods.pretrainer import CONTRAST, Pretrainer
 
 SHARED = ("encoder", "trunk", "none")
 LOSSES = ("infonce", "nt_xent")
+
+
+def model(config, options, inputs, source):
+    """The `EndToEnd` of a run."""
+    return EndToEnd(
+        backbone.of_config(config),
+        dim=config.dim,
+        head=options.head,
+        hidden_dim=config.hidden_dim or None,
+        shared=options.shared,
+        loss=options.loss,
+        temperature=config.temperature,
+        shuffle_bn=options.shuffle_bn,
+        bn_groups=options.bn_groups,
+        preprocessing=inputs,
+        seed=config.seed,
+    )
 
 
 @keras.saving.register_keras_serializable("moco_tf")

@@ -11,13 +11,15 @@ dictionary. That costs K C numbers, and not N K C; each query still has K.
 Axes: n images of this replica, N of the global batch, H W image, C length of the projection, K negatives, R records.
 """
 
+import os
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from moco_tf import replicas
-from moco_tf.encoders import heads
+from moco_tf.command import ConfigError
+from moco_tf.encoders import backbone, heads
 from moco_tf.methods import backbones, normalization
 from moco_tf.methods.bank import Bank
 from moco_tf.methods.losses import info_nce, log_normalizer, nce, unit_length
@@ -32,6 +34,46 @@ class Looked(NamedTuple):
     keys: tf.Tensor  # n x C, of the queries' records
     negatives: tf.Tensor  # K x C
     numbers: tf.Tensor  # N, the records of the global batch
+
+
+def model(config, options, inputs, source):
+    """The `MemoryBank` of a run.
+
+    Raises:
+      ConfigError: the data has too few others for a batch, or the bank is larger than the machine.
+    """
+    _check(config, source.size)
+    return MemoryBank(
+        backbone.of_config(config),
+        source.size,
+        dim=config.dim,
+        head=options.head,
+        hidden_dim=config.hidden_dim or None,
+        queue_size=options.queue_size,
+        bank_momentum=options.bank_momentum,
+        loss=options.loss,
+        temperature=config.temperature,
+        bn_groups=options.bn_groups,
+        preprocessing=inputs,
+        seed=config.seed,
+    )
+
+
+def _check(config, size):
+    """Refuses a memory bank of `size` images that has too few others for a batch, or is larger than the machine."""
+    if config.loss == "infonce" and config.queue_size > size - config.batch_size:
+        raise ConfigError(
+            f"--queue_size counts negatives from other images than the batch's, at most {size - config.batch_size} of "
+            f"{size} with --batch_size={config.batch_size}; got {config.queue_size}"
+        )
+    needed = config.bank_bytes(size) * max(1, config.virtual_replicas)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 3 * needed > there:  # a checkpoint's bank is read beside the one that is there, and the rest needs room, too
+        raise ConfigError(
+            f"the memory bank has --dim={config.dim} numbers for each of {size} images, "
+            f"{needed / 1e9:.3g} GB, more than a third of this machine's {there / 1e9:.3g} GB (a checkpoint is read "
+            "beside it): choose a smaller --dim, or --method=moco, whose queue does not grow with the data"
+        )
 
 
 @keras.saving.register_keras_serializable("moco_tf")
@@ -60,6 +102,7 @@ class MemoryBank(Pretrainer):
 
     METRICS = CONTRAST
     VIEWS = (1, 2)  # the second in evaluation only
+    TAKES = 1
 
     def __init__(
         self,

@@ -11,12 +11,32 @@ import keras
 import tensorflow as tf
 
 from moco_tf import replicas
-from moco_tf.encoders import heads
+from moco_tf.encoders import backbone, heads
 from moco_tf.methods import backbones, normalization
-from moco_tf.methods.ema import cosine_momentum, ema_update
+from moco_tf.methods.ema import cosine_momentum, ema_update, rise_steps
 from moco_tf.methods.losses import info_nce, summed, unit_length
 from moco_tf.methods.pretrainer import CONTRAST, Pretrainer
 from moco_tf.methods.queue import Queue
+
+
+def model(config, options, inputs, source):
+    """The `MoCo` of a run."""
+    return MoCo(
+        backbone.of_config(config),
+        dim=config.dim,
+        head=options.head,
+        hidden_dim=config.hidden_dim or None,
+        queue_size=options.queue_size,
+        momentum=options.momentum,
+        momentum_rise_steps=rise_steps(config, options, source),
+        temperature=config.temperature,
+        shuffle_bn=options.shuffle_bn,
+        bn_groups=options.bn_groups,
+        symmetric=options.symmetric,
+        mask_siblings=options.mask_siblings,
+        preprocessing=inputs,
+        seed=config.seed,
+    )
 
 
 @keras.saving.register_keras_serializable("moco_tf")

@@ -10,12 +10,26 @@ import keras
 import tensorflow as tf
 
 from moco_tf import replicas
-from moco_tf.encoders import heads
+from moco_tf.encoders import backbone, heads
 from moco_tf.methods import backbones, normalization
-from moco_tf.methods.ema import cosine_momentum, ema_update
+from moco_tf.methods.ema import cosine_momentum, ema_update, rise_steps
 from moco_tf.methods.keras_internals import layers_of
 from moco_tf.methods.losses import in_batch, summed, unit_length
 from moco_tf.methods.pretrainer import CONTRAST, Pretrainer
+
+
+def model(config, options, inputs, source):
+    """The `MoCoV3` of a run."""
+    return MoCoV3(
+        backbone.of_config(config, zero_init_residual=True),
+        head="vit" if config.is_vit else "resnet",
+        dim=config.dim,
+        hidden_dim=config.hidden_dim or 4096,
+        momentum=options.momentum,
+        momentum_rise_steps=rise_steps(config, options, source),
+        temperature=config.temperature,
+        preprocessing=inputs,
+    )
 
 
 @keras.saving.register_keras_serializable("moco_tf")

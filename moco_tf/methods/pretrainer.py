@@ -55,6 +55,7 @@ class Pretrainer(KerasWays):
     METRICS: ClassVar[dict] = {}
     RATES = ("learning_rate",)
     VIEWS = (1, None)  # the fewest and the most views of a record that a step takes; None: any number
+    TAKES = None  # how many of a task's views it trains on; None: all
     groups_here = 1  # BN groups of this replica's batch
 
     def __init__(self, image_shape, preprocessing=None, **kwargs):
@@ -98,6 +99,10 @@ class Pretrainer(KerasWays):
     def watch(self, variables, gradients):
         """{name: scalar} of what a step's gradients show, for TensorBoard and for who watches a run."""
         return {}
+
+    def columns(self):
+        """The names of what a row of metrics.csv has of this model, beside the loss."""
+        return (*self.METRICS, *self.RATES)
 
     # The step.
 

@@ -8,8 +8,9 @@ import dataclasses
 import keras
 import numpy as np
 
+from moco_tf import command
+from moco_tf import config as config_lib
 from moco_tf.command import ConfigError
-from moco_tf.config import Config
 from moco_tf.encoders import heads as heads_lib
 from moco_tf.encoders import resnet, vit
 from moco_tf.methods.keras_internals import layers_of
@@ -64,7 +65,7 @@ def run_config(found, queue_size, values, given, scheme=""):
     Args:
       found: the checkpoint's `Architecture`.
       queue_size: K; None in MoCo v3, which has no queue.
-      values: {name: value} of all of `Config`'s fields; given: the names that the user set.
+      values: {name: value} of all flags of MoCo's and MoCo v3's runs; given: the names that the user set.
       scheme: as in `Contents`; the demo has settings of its own.
 
     Raises:
@@ -89,7 +90,9 @@ def run_config(found, queue_size, values, given, scheme=""):
             raise ConfigError(f"--{name}={values[name]}, but the checkpoint has {value}: leave the flag out")
     defaults = defaults | (CIFAR if found.stem == "cifar" else {})
     defaults = {name: value for name, value in defaults.items() if name not in given}
-    config = Config(**values | defaults | held)
+    wanted = values | defaults | held
+    kind = config_lib.kind(wanted["method"])
+    config = kind(**{field.name: wanted[field.name] for field in command.fields(kind)})
     return dataclasses.replace(config, bn_groups=config.bn_groups or 1) if config.uses("bn_groups") else config
 
 

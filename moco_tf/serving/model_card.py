@@ -1,10 +1,9 @@
 """What is said of an exported encoder: encoder.json for programs, README.md for people. Both lie beside the graph."""
 
-import dataclasses
 import json
 from pathlib import Path
 
-from moco_tf import files, run_folder
+from moco_tf import command, files, run_folder
 from moco_tf.frozen import DESCRIPTION
 
 CARD = "README.md"
@@ -13,7 +12,7 @@ CARD = "README.md"
 def of_run(run_dir):
     """What a run folder knows of its encoder, a dict that JSON takes: method, architecture, recipe, data, metrics."""
     run_dir, config = Path(run_dir), run_folder.recorded(run_dir)
-    names = [field.name for field in dataclasses.fields(config) if config.uses(field.name)]
+    names = [field.name for field in command.fields(type(config)) if config.uses(field.name)]
     recipe = {name: getattr(config, name) for name in names if name not in ("run_dir", "resume")}
     shape = ("arch", "patch_size") if config.is_vit else ("arch", "width", "stem")
     about = {

@@ -1,0 +1,135 @@
+"""The flags of this package's methods, with their papers' values.
+
+Imports nothing heavy, so that a wrong flag is answered before TensorFlow loads. A user's own method has its `Options`
+in its own file.
+"""
+
+import dataclasses
+
+from moco_tf import command
+from moco_tf.command import ConfigError
+from moco_tf.config import flag
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A projection head as MoCo v1 and v2 have it."""
+
+    head: str = flag("mlp", "Projection head: linear (v1) or mlp (v2).", choices=("linear", "mlp"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys:
+    """A momentum encoder."""
+
+    momentum: float = flag(
+        0.999, "m of the key encoder, not the optimizer's: that is in --optimizer. v1, v2: 0.999, v3: 0.99."
+    )
+    momentum_schedule: str = flag(
+        "constant",
+        "cosine: --momentum rises to 1 over the run. v1, v2: constant, v3: cosine.",
+        choices=("constant", "cosine"),
+    )
+
+    def check(self):
+        command.require(self, 0 <= self.momentum <= 1, "momentum", "lies between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Negatives:
+    """A dictionary of K negatives."""
+
+    queue_size: int = flag(65536, "K: keys in the queue, or drawn from the memory bank, as negatives. v1, v2: 65536.")
+
+    def check(self):
+        command.require(self, self.queue_size > 0, "queue_size", "is more than 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """BatchNorm in groups of the batch."""
+
+    bn_groups: int = flag(
+        0,
+        "Equal parts of the global batch that BatchNorm normalises apart, a multiple of the replicas; 0: as many "
+        "as the run began with, at first one a replica. v1, v2: 8, their 8 GPUs.",
+    )
+
+    def check(self):
+        command.require(self, self.bn_groups >= 0, "bn_groups", "is 0 or more")
+        groups = self.bn_groups or 1
+        if self.batch_size % groups or (groups > 1 and self.batch_size // groups < 2):
+            raise ConfigError(
+                f"each of the {groups} BN groups takes the same number of images, at least 2; "
+                f"--batch_size={self.batch_size} does not: choose a multiple of {groups} from {2 * groups} up, "
+                "or other --bn_groups"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shuffled(Groups):
+    """Keys in another order than queries."""
+
+    shuffle_bn: bool = flag(True, "Encode keys in another order than queries; needs --bn_groups of 2 or more.")
+
+
+def _loss(*names):
+    return flag(
+        names[0],
+        "infonce: a softmax over key and negatives. nce, with memory_bank: noise-contrastive estimation, as its paper "
+        "has it. nt_xent, with end_to_end: each view among all others, SimCLR's.",
+        choices=names,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MoCo(Shuffled, Head, Keys, Negatives):
+    """MoCo v1 and v2."""
+
+    loss: str = _loss("infonce")
+    symmetric: bool = flag(
+        False, "Each view is query once, and the losses are summed: the authors' CIFAR-10 demo. v1, v2: off."
+    )
+    mask_siblings: bool = flag(
+        False, "Leave the queue's keys of a query's own record out of its negatives, by an id beside each key."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MoCoV3(Keys):
+    """MoCo v3."""
+
+    loss: str = _loss("infonce")
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryBank(Groups, Head, Negatives):
+    """The memory bank."""
+
+    bank_momentum: float = flag(0.5, "Share of a record's key that stays when the record is seen. Its paper: 0.5.")
+    loss: str = _loss("infonce", "nce")
+
+    def check(self):
+        command.require(self, 0 <= self.bank_momentum <= 1, "bank_momentum", "lies between 0 and 1")
+        if self.xla == "on" and self.loss == "infonce":
+            raise ConfigError("XLA has no way to draw a memory bank's negatives: --xla is auto or off; got on")
+
+    def bank_bytes(self, size):
+        """What the memory bank of `size` images takes, in each replica."""
+        return size * self.dim * 4
+
+
+@dataclasses.dataclass(frozen=True)
+class EndToEnd(Shuffled, Head):
+    """End-to-end contrast, and SimCLR."""
+
+    shared: str = flag(
+        "encoder",
+        "What queries and keys share: encoder, they have one; trunk, each has a head of its own; none, two encoders. "
+        "v1's paper allows all; SimCLR: encoder.",
+        choices=("encoder", "trunk", "none"),
+    )
+    loss: str = _loss("infonce", "nt_xent")
+
+
+OF = {"moco": MoCo, "moco_v3": MoCoV3, "memory_bank": MemoryBank, "end_to_end": EndToEnd}
