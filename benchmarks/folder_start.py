@@ -49,9 +49,9 @@ def start(path, manifest):
     load_tensorflow()
     from moco_tf.data import augment, folder, sources
     from moco_tf.data.manifest import check_files
-    from moco_tf.data.views import pairs
+    from moco_tf.data.views import batches
 
-    next(iter(pairs(sources.embedded("train"), augment.cifar(32), 64, seed=0)))  # what any training needs
+    next(iter(batches(sources.embedded("train"), augment.cifar(32), 64, seed=0)))  # what any training needs
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began, worked = time.perf_counter(), time.process_time()
     listing = folder.scan(path)
@@ -59,7 +59,7 @@ def start(path, manifest):
     checked = check_files(listing, manifest)
     verified = time.perf_counter()
     source = checked.source()
-    next(iter(pairs(source, augment.cifar(32), 64, seed=0)))
+    next(iter(batches(source, augment.cifar(32), 64, seed=0)))
     ended, worked = time.perf_counter(), time.process_time() - worked
     beyond = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(

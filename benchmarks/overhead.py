@@ -31,7 +31,8 @@ def main():
 
     import moco_tf
     from moco_tf.methods.ema import ema_update
-    from moco_tf.methods.losses import info_nce, unit_length
+    from moco_tf.methods.losses import Contrast, info_nce, unit_length
+    from moco_tf.methods.normalization import running_statistics
 
     model = moco_tf.MoCo(
         moco_tf.encoders.resnet.resnet50(), head="mlp", queue_size=arguments.queue_size, temperature=0.2
@@ -50,14 +51,14 @@ def main():
             contrast = info_nce(queries, keys, model.queue.keys.value, model.temperature)
         return tape.gradient(contrast.loss, queries), *contrast
 
-    def diagnostics():
-        return model.track(queries, *[queries[:, i] for i in range(4)], (model.query_encoder, model.key_encoder))
+    def agreement():
+        return model._agree(Contrast(*[queries[:, i] for i in range(5)], queries), running_statistics(model))
 
     parts = {
         "step": lambda: model.train_step(views),
         "momentum encoder's weights": momentum,
         "InfoNCE and its gradient": loss,
-        "diagnostics": diagnostics,
+        "metrics, and the replicas' agreement": agreement,
         "enqueuing": lambda: model.queue.enqueue(keys),
     }
     functions = {name: tf.function(part) for name, part in parts.items()}

@@ -30,21 +30,16 @@ def traffic(replicas, batch_size):
     whole, a reduce twice that."""
     import moco_tf
     from moco_tf.methods.normalization import running_statistics
-    from moco_tf.methods.pretrainer import DIAGNOSTICS
 
     model = moco_tf.MoCo(moco_tf.encoders.resnet.resnet50(), dim=128, head="linear", queue_size=256)
     parameters = sum(v.shape.num_elements() for v in model.trainable_variables)
-    statistics = sum(
-        v.shape.num_elements()
-        for encoder in (model.query_encoder, model.key_encoder)
-        for v in running_statistics(encoder)
-    )
+    statistics = sum(v.shape.num_elements() for v in running_statistics(model))
     ring = (replicas - 1) / replicas
     sent = {
         "images, gathered": ring * batch_size * 224 * 224 * 3 * 4,
         "keys, gathered": ring * batch_size * model.dim * 4,
         "gradients, reduced": 2 * ring * parameters * 4,
-        "statistics and diagnostics, reduced": 2 * ring * (statistics + len(DIAGNOSTICS) + 2 * model.dim) * 4,
+        "statistics and metrics, reduced": 2 * ring * (statistics + len(model.METRICS) + 1 + 2 * model.dim) * 4,
     }
     print(f"sent by each of {replicas} replicas in a step of {batch_size} images (v1, ResNet-50, 224 px):")
     for what, size in sent.items():

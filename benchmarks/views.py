@@ -82,7 +82,7 @@ def ours(folder, _):
     from moco_tf.data.manifest import check_files
 
     source = check_files(scan(folder)).source()
-    return iter(views.pairs(source, augment.v2(224), BATCH, seed=0))
+    return iter(views.batches(source, augment.v2(224), BATCH, seed=0))
 
 
 def torchvision(folder, cores):

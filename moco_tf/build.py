@@ -173,18 +173,24 @@ def records(config, source):
         raise ConfigError(f"--pretext={config.pretext}: {error}") from None
 
 
-def check_views(config, records, task):
-    """Refuses a task whose views of a record are none, or are of several shapes: a batch stacks them.
+def check_views(config, records, task, model):
+    """Refuses a task whose views the model does not train on: too few or many, or of several shapes.
 
     Raises:
-      ConfigError: it names the shapes.
+      ConfigError: it names their number, or their shapes.
     """
-    spec = views.batches(records, task, 2, config.seed).element_spec["views"]
+    spec = views.batches(records, task, min(2, records.size), config.seed, most=model.TAKES).element_spec["views"]
     shapes = [tuple(view.shape[1:]) for view in spec]
-    if not shapes or len(set(shapes)) > 1:
+    if len(set(shapes)) > 1:
         raise ConfigError(
-            f"--pretext={config.pretext}: views gives at least one view of a record, all of one shape; got "
-            f"{', '.join(map(str, shapes)) or 'none'}"
+            f"--pretext={config.pretext}: all views of a record are of one shape; got {', '.join(map(str, shapes))}"
+        )
+    fewest, most = model.VIEWS
+    if not fewest <= len(shapes) <= (most or len(shapes)):
+        wanted = f"{fewest}" if most == fewest else f"{fewest} to {most}" if most else f"{fewest} or more"
+        raise ConfigError(
+            f"--method={config.method} trains on {wanted} views of each record; --pretext={config.pretext} gives "
+            f"{len(shapes)}"
         )
 
 

@@ -331,9 +331,7 @@ def kind(method="moco", pretext="crops"):
 
 def method_options(name):
     """The `Options` of a method: of this package's by name, or of a module by its dotted path."""
-    from moco_tf.methods import options
-
-    return options.OF.get(name) or _module("method", name).Options
+    return _methods().get(name) or _module("method", name).Options
 
 
 def method_module(name):
@@ -369,9 +367,8 @@ def _module(kind, name):
 
 
 def _methods():
-    from moco_tf.methods import options
-
-    return options.OF
+    """{name: `Options`} of this package's methods."""
+    return import_module("moco_tf.methods.options").OF
 
 
 def _names(folder):

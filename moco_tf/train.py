@@ -61,9 +61,9 @@ def _train(config, open_until_the_end):
     total = config.epochs * steps_per_epoch
     last = min(total, config.max_steps or total)
     task = build.task(config, build.inputs(config))
-    build.check_views(config, records, task)
     with strategy.scope():
         model = build.model(config, records)
+        build.check_views(config, records, task, model)
         checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints", model, writes=chief)
         restored = checkpoints.restore_last()
         step = restored or 0  # a converted checkpoint stands at step 0

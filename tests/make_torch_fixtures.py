@@ -1,4 +1,4 @@
-"""Makes tests/checkpoint_files/ with PyTorch, torchvision and timm: python tests/make_torch_fixtures.py
+"""Makes tests/torch_files/ with PyTorch, torchvision and timm: python tests/make_torch_fixtures.py
 
 The everyday tests read these files without PyTorch. Weights are functions of their names (named_weights.py), so that
 no answer needs its weights stored.
@@ -21,7 +21,7 @@ import torch  # noqa: E402
 import torchvision  # noqa: E402
 from named_weights import IMAGE_SIZE, excerpt, filled, images  # noqa: E402
 
-FOLDER = HERE / "checkpoint_files"
+FOLDER = HERE / "torch_files"
 SEED = 4
 ARCHITECTURES = {  # this project's name: torchvision's
     "resnet18": "resnet18",

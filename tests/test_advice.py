@@ -1,11 +1,10 @@
-from dataclasses import replace
-
 import pytest
 
 from moco_tf import advice
-from moco_tf.config import make
+from moco_tf.config import make, parse
 
-REFERENCE = make(batch_size=128, queue_size=4096, lr=0.03, bn_groups=8, dim=128, epochs=20)
+SETTINGS = {"batch_size": 128, "lr": 0.03, "bn_groups": 8, "dim": 128, "epochs": 20}
+REFERENCE = make(**SETTINGS, queue_size=4096)
 FIGURES = {"feature_std": 0.08, "contrast_top1": 0.5}
 
 
@@ -21,35 +20,44 @@ def test_sound_settings_get_the_words_on_the_loss_alone():
 @pytest.mark.parametrize(
     "method, words",
     [
-        ({"method": "memory_bank"}, ["10000 keys of 128 numbers, 5.1 MB", "ln(K + 1) = 8.32"]),
-        ({"method": "memory_bank", "loss": "nce"}, ["5.1 MB", "ln(K + 1) + 1 = 9.32"]),
-        ({"method": "end_to_end", "queue_size": 65536}, ["ln(128) = 4.85"]),
-        ({"method": "end_to_end", "queue_size": 65536, "loss": "nt_xent"}, ["ln(255) = 5.54"]),
+        ({"method": "memory_bank", "queue_size": 4096}, ["10000 keys of 128 numbers, 5.1 MB", "ln(K + 1) = 8.32"]),
+        ({"method": "memory_bank", "queue_size": 4096, "loss": "nce"}, ["5.1 MB", "ln(K + 1) + 1 = 9.32"]),
+        ({"method": "end_to_end"}, ["ln(128) = 4.85"]),
+        ({"method": "end_to_end", "loss": "nt_xent"}, ["ln(255) = 5.54"]),
     ],
 )
 def test_each_method_has_its_words_on_the_loss(method, words):
-    sentences = before(replace(REFERENCE, **method))
+    sentences = before(make(**SETTINGS | method))
     assert len(sentences) == len(words)
     assert all(word in sentence for word, sentence in zip(words, sentences, strict=True))
 
 
 def test_what_a_method_does_not_use_is_named():
-    sentences = before(replace(REFERENCE, method="end_to_end", shared="trunk", momentum=0.9))
-    assert sentences[-1] == "Not used by end_to_end with resnet50: --queue_size=4096, --momentum=0.9."
+    flags = ["--method=end_to_end", "--shared=trunk", "--queue_size=4096", "--momentum=0.9", "--patch_size=8"]
+    *_, sentence = before(parse(flags))
+    assert sentence == "Not used by end_to_end with resnet50: --queue_size=4096, --momentum=0.9, --patch_size=8."
+
+
+def test_the_optimizers_momentum_given_as_the_key_encoders_is_named():
+    sentences = before(make(**SETTINGS, queue_size=4096, momentum=0.9))
+    assert any("--momentum=0.9 is the key encoder's" in sentence for sentence in sentences)
+    assert not any(
+        "key encoder's" in sentence for sentence in before(make(**SETTINGS, queue_size=4096, momentum=0.99))
+    )
 
 
 @pytest.mark.parametrize(
     "changed, size, words",
     [
-        ({}, 4000, "Consider --queue_size=2048"),
-        ({"lr": 1.0}, 10_000, "a batch of 128 has 0.015, and this run has 1"),
-        ({"bn_groups": 1}, 10_000, "no effect with one BN group"),
-        ({"head": "linear", "hidden_dim": 64}, 10_000, "--hidden_dim=64 is not used"),
-        ({"data_dir": "x"}, 10_000, "--data_dir=x is not used"),
+        ({"queue_size": 4096}, 4000, "Consider --queue_size=2048"),
+        ({"queue_size": 4096, "lr": 1.0}, 10_000, "a batch of 128 has 0.015, and this run has 1"),
+        ({"queue_size": 4096, "bn_groups": 1}, 10_000, "no effect with one BN group"),
+        ({"queue_size": 4096, "head": "linear", "hidden_dim": 64}, 10_000, "--hidden_dim=64 is not used"),
+        ({"queue_size": 4096, "data_dir": "x"}, 10_000, "--data_dir=x is not used"),
     ],
 )
 def test_a_doubtful_setting_is_named(changed, size, words):
-    sentences = before(replace(REFERENCE, **changed), size)
+    sentences = before(make(**SETTINGS | changed), size)
     assert len(sentences) == 2 and words in sentences[1]
 
 

@@ -12,7 +12,7 @@ from export import classifier, client, encoder
 from moco_tf import command, files, run_folder, torch_weights
 from moco_tf import config as config_lib
 from moco_tf.command import ConfigError, HelpAsked
-from moco_tf.config import Config, parse
+from moco_tf.config import kind, parse
 from moco_tf.evaluate import compare, features, finetune, knn, linear_probe, look
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -26,9 +26,9 @@ CONFIGS = Path(__file__).parent.parent / "configs"
         (["--batch_size=many"], "--batch_size"),
         (["--batch_size=0"], "--batch_size is more than 0; got 0"),
         (["--temperature=-1"], "--temperature is more than 0; got -1"),
-        (["--bank_momentum=-1"], "--bank_momentum lies between 0 and 1; got -1"),
-        (["--loss=nce"], "--loss is one of infonce with --method=moco; got nce"),
-        (["--method=memory_bank", "--loss=nt_xent"], "--loss is one of infonce, nce with --method=memory_bank"),
+        (["--method=memory_bank", "--bank_momentum=-1"], "--bank_momentum lies between 0 and 1; got -1"),
+        (["--loss=nce"], "--loss=nce: value should be one of <infonce>"),
+        (["--method=memory_bank", "--loss=nt_xent"], "--loss=nt_xent: value should be one of <infonce|nce>"),
         (["--momentum=1.5"], "--momentum lies between 0 and 1; got 1.5"),
         (["--bn_groups=8", "--batch_size=20"], "--batch_size=20 does not: choose a multiple of 8 from 16 up"),
         (["--bn_groups=8", "--batch_size=8"], "at least 2"),
@@ -66,8 +66,18 @@ def test_wrong_flags_are_refused_in_one_line(arguments, message):
 def test_help_names_every_flag():
     with pytest.raises(HelpAsked) as help:
         parse(["--help"])
-    for name in Config.__dataclass_fields__:
-        assert f"--{name}" in str(help.value) or f"--[no]{name}" in str(help.value)
+    for name in (field.name for field in command.fields(kind())):
+        assert f"  --{name}: " in str(help.value) or f"  --[no]{name}: " in str(help.value)
+
+
+def test_help_has_titled_groups_with_the_methods_and_the_tasks_own_flags():
+    with pytest.raises(HelpAsked) as help:
+        parse(["--method=memory_bank", "--help"])
+    titles = [line for line in str(help.value).splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles[:2] == ["What is learnt:", "The images:"]
+    assert titles[-2:] == ["--method=memory_bank:", "--pretext=crops:"]
+    _, _, own = str(help.value).partition("--method=memory_bank:")
+    assert "--bank_momentum" in own and "--symmetric" not in str(help.value)
 
 
 def test_a_flag_file_written_by_a_config_repeats_it(tmp_path):
@@ -81,7 +91,7 @@ def test_a_flag_file_written_by_a_config_repeats_it(tmp_path):
 
 OF_EVALUATION = {"encoder", "dataset", "data_dir", "output"}
 PATHS = {
-    Config: {"dataset", "data_dir", "run_dir"},
+    kind(): {"dataset", "data_dir", "run_dir"},
     torch_weights.Settings: {"checkpoint", "encoder", "output"},
     compare.Settings: OF_EVALUATION | {"supervised"},
     features.Settings: OF_EVALUATION,
@@ -95,7 +105,7 @@ PATHS = {
 }
 
 
-@pytest.mark.parametrize("kind", PATHS, ids=lambda kind: kind.__module__)
+@pytest.mark.parametrize("kind", PATHS, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
 def test_a_tilde_is_the_home_folder_in_every_flag_that_is_a_path(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     texts = {field.name for field in dataclasses.fields(kind) if isinstance(field.default, str)}

@@ -11,7 +11,7 @@ from keras import layers
 import moco_tf
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.data import augment, sources
-from moco_tf.data.views import pairs
+from moco_tf.data import views as views_lib
 from moco_tf.encoders import BatchNorm
 
 SIZE, BATCH, RECORDS = 8, 4, 12
@@ -217,14 +217,15 @@ def test_nces_normaliser_stays_what_the_first_batch_had():
     assert float(model.log_z) == first != 0
 
 
-def test_numbered_batches_hold_the_query_views_of_the_pairs():
+def test_a_batch_holds_the_ids_of_its_records_and_as_many_views_as_are_wanted():
     flips = augment.View(steps=("flip",))  # quick
     source, task = sources.embedded("test"), dataclasses.replace(augment.cifar(SIZE), query=flips, key=flips)
-    plain, with_ids = (list(pairs(source, task, 6, seed=2, step=4, ids=ids).take(2)) for ids in (False, True))
+    whole, one = (list(views_lib.batches(source, task, 6, seed=2, step=4, most=most).take(2)) for most in (None, 1))
     records = list(source.shuffled(seed=2, start=24, per_epoch=source.size // 6 * 6).take(12))
-    for place, ((query, _), (images, numbers)) in enumerate(zip(plain, with_ids, strict=True)):
-        np.testing.assert_array_equal(query, images)
-        assert numbers.numpy().tolist() == [int(r["id"]) for _, r in records[6 * place : 6 * place + 6]]
+    for place, (batch, first) in enumerate(zip(whole, one, strict=True)):
+        assert len(batch["views"]) == 2 and len(first["views"]) == 1
+        np.testing.assert_array_equal(batch["views"][0], first["views"][0])
+        assert first["id"].numpy().tolist() == [int(r["id"]) for _, r in records[6 * place : 6 * place + 6]]
 
 
 @pytest.mark.parametrize(

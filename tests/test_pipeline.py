@@ -19,7 +19,7 @@ def of_arrays():
 
 
 PIPELINES = {
-    "pairs": lambda source: views.pairs(source, TASK, 16, seed=0),
+    "batches": lambda source: views.batches(source, TASK, 16, seed=0),
     "labelled": lambda source: views.labelled(source, augment.Labelled(TASK.preprocessing), 16, seed=0, epoch=1),
     "in_order": lambda source: source.in_order(),
     "shuffled": lambda source: source.shuffled(0),

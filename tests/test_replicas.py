@@ -12,7 +12,7 @@ from keras import layers
 import moco_tf
 import moco_tf.replicas
 from moco_tf.data import augment, sources
-from moco_tf.data.views import pairs
+from moco_tf.data.views import batches
 from moco_tf.encoders import BatchNorm
 
 SIZE, BATCH = 8, 16
@@ -33,7 +33,7 @@ def moco(**kwargs):
     inputs = keras.Input((SIZE, SIZE, 3))
     x = layers.ReLU()(BatchNorm()(layers.Conv2D(6, 3, use_bias=False)(inputs)))
     backbone = keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
-    settings = {"dim": 4, "queue_size": 40, "momentum": 0.9, "temperature": 0.2, "seed": 3} | kwargs
+    settings = {"dim": 4, "head": "linear", "queue_size": 40, "momentum": 0.9, "temperature": 0.2, "seed": 3} | kwargs
     model = moco_tf.MoCo(backbone, **settings)
     model.compile(moco_tf.SGD(0.1, momentum=0.9, weight_decay=1e-3))
     return model
@@ -133,17 +133,19 @@ def test_a_step_gathers_images_and_keys_and_reduces_statistics_and_gradients_onc
 
 def test_the_global_batch_does_not_depend_on_replicas_or_workers():
     source, task = sources.embedded("test"), augment.cifar()
-    whole = list(pairs(source, task, 8, seed=5, step=249).take(3))  # over an epoch's end
+    whole = list(batches(source, task, 8, seed=5, step=249).take(3))  # over an epoch's end
     for workers, replicas in ((1, 2), (1, 4), (2, 2), (2, 8), (4, 4)):
         shares = [
-            list(pairs(source, task, 8, 5, 249, replicas, (worker, workers)).take(3 * replicas // workers))
+            list(batches(source, task, 8, 5, 249, replicas, (worker, workers)).take(3 * replicas // workers))
             for worker in range(workers)
         ]
         for step, expected in enumerate(whole):
             here = replicas // workers
             parts = [share[step * here + i] for share in shares for i in range(here)]
             for view in (0, 1):
-                np.testing.assert_array_equal(np.concatenate([part[view] for part in parts]), expected[view])
+                np.testing.assert_array_equal(
+                    np.concatenate([part["views"][view] for part in parts]), expected["views"][view]
+                )
 
 
 def test_groups_that_the_replicas_cannot_share_are_refused(strategy):

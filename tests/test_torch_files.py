@@ -18,7 +18,7 @@ import safetensors.numpy
 from moco_tf.pytorch import checkpoint_files
 from moco_tf.pytorch.checkpoint_files import TorchFileError
 
-FILES = Path(__file__).parent / "checkpoint_files"
+FILES = Path(__file__).parent / "torch_files"
 FORMATS = ("types_zip.pth", "types_legacy.pth")
 
 

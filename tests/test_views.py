@@ -29,7 +29,9 @@ def images():
 
 
 def first(dataset, count):
-    return [tuple(view.numpy() for view in batch) for batch in itertools.islice(iter(dataset), count)]
+    """The views of the first batches, be those dicts, as the trainer's, or pairs."""
+    found = [batch["views"] if isinstance(batch, dict) else batch for batch in itertools.islice(iter(dataset), count)]
+    return [tuple(view.numpy() for view in batch) for batch in found]
 
 
 def assert_equal(some, others):
@@ -40,12 +42,12 @@ def assert_equal(some, others):
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3])
 def test_going_on_at_a_step_gives_the_batches_of_an_uninterrupted_run(source, step):
-    whole = first(views.pairs(source, TASK, batch_size=4, seed=7), 5)
-    assert_equal(first(views.pairs(source, TASK, batch_size=4, seed=7, step=step), 5 - step), whole[step:])
+    whole = first(views.batches(source, TASK, batch_size=4, seed=7), 5)
+    assert_equal(first(views.batches(source, TASK, batch_size=4, seed=7, step=step), 5 - step), whole[step:])
 
 
 def test_a_view_is_a_function_of_seed_epoch_and_record(source):
-    (batch,) = first(views.pairs(source, TASK, batch_size=4, seed=7, step=5), 1)  # the second batch of epoch 2
+    (batch,) = first(views.batches(source, TASK, batch_size=4, seed=7, step=5), 1)  # the second batch of epoch 2
     places = source.shuffled(seed=7, start=5 * 4, per_epoch=8).take(4)
     for place, (epoch, record) in enumerate(places):
         assert int(epoch) == 2
@@ -55,22 +57,22 @@ def test_a_view_is_a_function_of_seed_epoch_and_record(source):
 
 
 def test_other_seeds_and_epochs_give_other_views(source):
-    (one,) = first(views.pairs(source, FLIPS, batch_size=11, seed=0), 1)
-    (other_seed,) = first(views.pairs(source, FLIPS, batch_size=11, seed=1), 1)
-    (other_epoch,) = first(views.pairs(source, FLIPS, batch_size=11, seed=0, step=1), 1)
+    (one,) = first(views.batches(source, FLIPS, batch_size=11, seed=0), 1)
+    (other_seed,) = first(views.batches(source, FLIPS, batch_size=11, seed=1), 1)
+    (other_epoch,) = first(views.batches(source, FLIPS, batch_size=11, seed=0, step=1), 1)
     for other in (other_seed, other_epoch):
         assert not set(map(bytes, one[0])) & set(map(bytes, other[0]))
     assert not set(map(bytes, one[0])) & set(map(bytes, one[1]))
 
 
-def test_the_first_pairs_are_the_first_batch(source):
-    (batch,) = first(views.pairs(source, TASK, 4, seed=2), 1)
-    assert_equal([batch], [tuple(view.numpy() for view in views.first_pairs(source, TASK, 4, seed=2))])
+def test_the_first_views_are_those_of_the_first_batch(source):
+    (batch,) = first(views.batches(source, TASK, 4, seed=2), 1)
+    assert_equal([batch], [tuple(view.numpy() for view in views.first(source, TASK, 4, seed=2))])
 
 
 def test_a_batch_larger_than_the_source_is_refused(source):
     with pytest.raises(ValueError, match=r"batch of 12 .* eleven has 11"):
-        views.pairs(source, FLIPS, batch_size=12, seed=0)
+        views.batches(source, FLIPS, batch_size=12, seed=0)
     with pytest.raises(ValueError, match=r"batch of 12 .* dataset has 11"):
         views.views(tf.data.Dataset.from_tensor_slices(source.contents), FLIPS, batch_size=12)
 

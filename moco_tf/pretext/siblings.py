@@ -1,0 +1,132 @@
+"""Several pictures of one thing: the views of a record are crops of different pictures, frames of a clip, say.
+
+Data: a folder with a sub-folder a thing. Supervision: that two pictures are of one thing. Sources: rho-MoCo (arXiv:
+2104.14558) and VINCE (arXiv:2003.07990), whose several keys of a query each stand beside the negatives alone; CVRL
+(arXiv:2008.03800) for distances that fall linearly. Things are drawn alike, however many pictures they have.
+
+Axes: F pictures of a thing, P keys.
+"""
+
+import dataclasses
+import logging
+
+from moco_tf import command
+from moco_tf.config import flag
+from moco_tf.pretext import crops
+
+log = logging.getLogger("moco_tf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(crops.Options):
+    """Which pictures are drawn, and how a view of each is cropped and distorted."""
+
+    positives: int = flag(1, "P: key views of a thing beside the query view. rho-MoCo: 1 or 3, VINCE: 4.")
+    max_distance: int = flag(
+        0, "Query and key pictures are at most so many places apart in the order of their names; 0: any."
+    )
+    distance: str = flag(
+        "uniform",
+        "How far apart they are drawn. uniform: all pairs alike (rho-MoCo, VINCE); linear: the further the rarer, "
+        "falling to 0 at --max_distance (CVRL).",
+        choices=("uniform", "linear"),
+    )
+
+    def check(self):
+        command.require(self, self.positives >= 1, "positives", "is at least 1 key view")
+        command.require(self, self.max_distance >= 0, "max_distance", "is 0 or more places")
+
+
+def records(source, options):
+    """The things of a source of images; says what they are.
+
+    Raises:
+      ValueError: no thing has as many pictures as views are wanted of different ones.
+    """
+    from moco_tf.data import things
+
+    found = things.of_images(source)
+    counts = found.counts
+    if counts.max() <= options.positives:
+        raise ValueError(
+            f"--positives={options.positives} and a query are drawn from {options.positives + 1} different pictures "
+            f"of a thing; the largest of {found.size} things has {counts.max()}: take fewer, or --pretext=crops"
+        )
+    log.info(
+        f"  Things: {found.size}, of {counts.min()} to {counts.max()} pictures, {counts.sum()} in all; an epoch draws "
+        "from each once"
+    )
+    if left_out := len(source.good) - counts.sum():
+        log.warning(f"  Left out: {left_out} pictures that lie in no sub-folder, and so are of no thing")
+    if alone := int((counts == 1).sum()):
+        log.warning(f"  Things with a single picture: {alone}; all their views are crops of it")
+    elif (few := int((counts <= options.positives).sum())) > 0:
+        log.warning(f"  Things with fewer than {options.positives + 1} pictures: {few}; some of their keys share one")
+    return found
+
+
+def views(record, seed, inputs, options):
+    """(query view, P key views) of a thing, float32 (S, S, 3) each, normalised.
+
+    record: a dict with "files", the thing's pictures in order (F,); seed: int64 (2,); inputs: the encoder's
+    `Preprocessing`.
+    """
+    import tensorflow as tf
+
+    from moco_tf.data import augment
+
+    fold_in = tf.random.experimental.stateless_fold_in
+    recipe = augment.RECIPES[options.augment](inputs.image_size, crop_min=options.crop_min or None)
+    kinds = [recipe.query, *[recipe.key] * options.positives]
+    places = pictures(tf.size(record["files"]), fold_in(seed, len(kinds)), options)
+    made = []
+    for number, kind in enumerate(kinds):
+        picture = {"image": tf.io.read_file(record["files"][places[number]])}
+        made += augment.random_views(picture, fold_in(seed, number), (kind,), inputs)
+    return tuple(made)
+
+
+def pictures(count, seed, options):
+    """Places (1 + P,) of the pictures of query and keys among `count`, a function of the seed.
+
+    The distance t of the query and its first key is drawn first, then where the earlier one stands, then which of
+    the two is the query: with "uniform" each pair is as likely; with "linear" P(t) = (2 (D - t) + 1) / D^2, the share
+    of CVRL's density 2 / D (1 - t / D) between t - 1 and t, D the longest distance. The other keys are drawn, without
+    replacement, as likely as each would have been the first. The query's picture is no key's, unless there is no
+    other; where others are too few, they come again.
+    """
+    import tensorflow as tf
+
+    count = tf.cast(count, tf.int32)
+    longest = tf.minimum(options.max_distance or count - 1, count - 1)  # D
+
+    def weights(distances):
+        """How likely one pair so far apart is, up to a factor."""
+        if options.distance == "uniform":
+            return tf.ones_like(distances, tf.float32)
+        return tf.cast(2 * (longest - distances) + 1, tf.float32) / tf.cast(count - distances, tf.float32)
+
+    def drawn():
+        uniforms = tf.random.stateless_uniform((3,), seed, alg="philox")
+        distances = tf.range(1, longest + 1)
+        sums = tf.cumsum(weights(distances) * tf.cast(count - distances, tf.float32))
+        place = tf.searchsorted(sums, uniforms[:1] * sums[-1], side="right")[0]
+        distance = 1 + tf.minimum(place, longest - 1)
+        room = count - distance
+        earlier = tf.minimum(tf.cast(uniforms[1] * tf.cast(room, tf.float32), tf.int32), room - 1)
+        pair = tf.stack([earlier, earlier + distance])
+        pair = tf.where(uniforms[2] < 0.5, pair, pair[::-1])
+        return pair if options.positives == 1 else tf.concat([pair[:1], keys(pair[0], pair[1])], axis=0)
+
+    def keys(query, first):
+        # A race: each candidate arrives after a time drawn from the exponential distribution of its weight.
+        others = tf.random.experimental.stateless_fold_in(seed, 1)
+        distances = tf.abs(tf.range(count) - query)
+        times = -tf.math.log(1.0 - tf.random.stateless_uniform(tf.shape(distances), others, alg="philox"))
+        candidate = (distances >= 1) & (distances <= longest)
+        times = tf.where(candidate, times / weights(distances), float("inf"))
+        order = tf.argsort(tf.where(tf.range(count) == first, -1.0, times))
+        return tf.gather(order, tf.range(options.positives) % tf.reduce_sum(tf.cast(candidate, tf.int32)))
+
+    places = tf.cond(count == 1, lambda: tf.zeros(1 + options.positives, tf.int32), drawn)
+    return tf.ensure_shape(places, (1 + options.positives,))
