@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import named_weights  # noqa: E402
 
-FILES = HERE / "checkpoint_files"
+FILES = HERE / "torch_files"
 ANSWERS = json.loads((FILES / "features.json").read_text())["networks"]
 V1, V2 = FILES / "v1_legacy.pth.tar", FILES / "v2_zip.pth.tar"
 SEED = 4
