@@ -62,7 +62,7 @@ def _replay_moco(golden):
     copy_weights(model.query_encoder, model.key_encoder)
     model.queue.keys.assign(tensors.queue(g["seed"], g["dim"], g["K"]).astype("float32").T)
 
-    step = tf.function(model.train_step)
+    step = tf.function(model.train_step, autograph=False)  # as `fit` traces it
     checks = []
     for t in range(g["steps"]):
         query, key = (
@@ -120,7 +120,7 @@ def _replay_moco_v3(golden):
                 variable.assign(to_keras(golden_parameter(g["seed"], f"{prefix}{name}", variable)))
     copy_weights(model.query_encoder, model.key_encoder)
 
-    step = tf.function(model.train_step)
+    step = tf.function(model.train_step, autograph=False)  # as `fit` traces it
     checks = []
     for t in range(g["steps"]):
         views = [

@@ -144,7 +144,7 @@ def test_a_killed_run_of_another_method_does_too(tmp_path, method, replicas):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_says_how_to_go_on(undisturbed, tmp_path, number):
+def test_a_signal_saves_and_says_how_to_go_on(undisturbed, tmp_path, capsys, number):
     process = start(tmp_path, "--checkpoint_every=2")
     wait_for_step(process, tmp_path, 2)
     process.send_signal(number)
@@ -152,9 +152,9 @@ def test_a_signal_saves_and_says_how_to_go_on(undisturbed, tmp_path, number):
     assert process.returncode == 128 + number
     stopped = last_checkpoint(tmp_path)
     assert f"--flagfile={tmp_path}/config.flags --run_dir={tmp_path}" in output.splitlines()[-1]
-    command = output.splitlines()[-1].partition("Go on with: python ")[2].split()
-    done = subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert f"Going on from step {stopped}" in done.stdout
+    arguments = output.splitlines()[-1].partition("Go on with: python -m moco_tf.train ")[2].split()
+    assert main(arguments) == 0
+    assert f"Going on from step {stopped}" in capsys.readouterr().out
     assert_same_run(undisturbed, tmp_path)
 
 
@@ -320,14 +320,25 @@ def test_a_signal_in_an_epochs_last_step_loses_no_row(undisturbed, tmp_path, mon
     assert_same_run(undisturbed, tmp_path)
 
 
-def test_an_epochs_end_is_saved_after_its_row_is_written(tmp_path, monkeypatch):
+@pytest.fixture
+def without_its_last_checkpoint(undisturbed, tmp_path):
+    """A run that was killed between its last epoch's row and its checkpoint; it stands a few steps before."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir)
+    shutil.rmtree(run_dir / f"checkpoints/step-{2 * STEPS:09d}")
+    assert STEPS < last_checkpoint(run_dir) < 2 * STEPS
+    return run_dir
+
+
+def test_an_epochs_end_is_saved_after_its_row_is_written(without_its_last_checkpoint, monkeypatch):
     def fail(*_):
         raise RuntimeError("the disk is full")
 
+    before = last_checkpoint(without_its_last_checkpoint)
     monkeypatch.setattr(callbacks.Recorder, "on_epoch_end", fail)
     with pytest.raises(RuntimeError, match="disk"):
-        main([*TINY, f"--run_dir={tmp_path}", f"--checkpoint_every={STEPS // 2}"])
-    assert last_checkpoint(tmp_path) == STEPS // 2
+        main([*TINY, f"--run_dir={without_its_last_checkpoint}"])
+    assert last_checkpoint(without_its_last_checkpoint) == before
 
 
 def test_max_steps_ends_with_a_checkpoint_and_a_row_and_the_run_can_go_on(tmp_path):
@@ -338,11 +349,12 @@ def test_max_steps_ends_with_a_checkpoint_and_a_row_and_the_run_can_go_on(tmp_pa
     assert [(r["epoch"], r["step"]) for r in rows(tmp_path)] == [("1", "5")]
 
 
-def test_a_row_whose_checkpoint_was_not_written_is_written_once(tmp_path):
-    assert main([*TINY, f"--run_dir={tmp_path}", f"--max_steps={STEPS}"]) == 0
-    shutil.rmtree(tmp_path / "checkpoints")  # killed between the epoch's row and its checkpoint
-    assert main([*TINY, f"--run_dir={tmp_path}", f"--max_steps={STEPS}"]) == 0
-    assert [(r["epoch"], r["step"]) for r in rows(tmp_path)] == [("1", str(STEPS))]
+def test_a_row_whose_checkpoint_was_not_written_is_written_once(undisturbed, without_its_last_checkpoint):
+    written = [("1", str(STEPS)), ("2", str(2 * STEPS))]
+    assert [(r["epoch"], r["step"]) for r in rows(without_its_last_checkpoint)] == written
+    assert main([*TINY, f"--run_dir={without_its_last_checkpoint}"]) == 0
+    assert [(r["epoch"], r["step"]) for r in rows(without_its_last_checkpoint)] == written
+    assert_same_run(undisturbed, without_its_last_checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -355,9 +367,11 @@ def test_a_row_whose_checkpoint_was_not_written_is_written_once(tmp_path):
 )
 def test_other_methods_go_on_bit_for_bit_too(tmp_path, flags):
     arguments = [*TINY, *flags, "--epochs=1"]
-    assert main([*arguments, f"--run_dir={tmp_path / 'whole'}", "--max_steps=4"]) == 0
-    for steps in (2, 4):
-        assert main([*arguments, f"--run_dir={tmp_path / 'halves'}", f"--max_steps={steps}"]) == 0
+    assert main([*arguments, f"--run_dir={tmp_path / 'whole'}", "--max_steps=4", "--checkpoint_every=2"]) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "halves")
+    shutil.rmtree(tmp_path / "halves/checkpoints/step-000000004")  # as if killed before it was there
+    assert main([*arguments, f"--run_dir={tmp_path / 'halves'}", "--max_steps=4"]) == 0
+    assert "Going on from step 2 of 4." in (tmp_path / "halves/train.log").read_text()
     x, y = tensors(tmp_path / "whole"), tensors(tmp_path / "halves")
     assert x.keys() == y.keys() and len(x) > 40
     assert not [name for name in x if not np.array_equal(x[name], y[name])]
@@ -416,22 +430,37 @@ def folder_run(tmp_path, *arguments):
     return [*TINY, "--batch_size=8", f"--run_dir={tmp_path / 'run'}", *data, *arguments]
 
 
-def test_images_that_come_during_a_run_are_left_out_until_another(tmp_path, capsys):
-    shades(tmp_path / "data", 8)
-    assert main(folder_run(tmp_path, "--max_steps=1")) == 0
-    shades(tmp_path / "data", 9)
-    assert main(folder_run(tmp_path)) == 0
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run of one step, of two, on a folder of eight images."""
+    folder = tmp_path_factory.mktemp("begun")
+    shades(folder / "data", 8)
+    assert main(folder_run(folder, "--max_steps=1")) == 0
+    return folder
+
+
+@pytest.fixture
+def going_on(begun, tmp_path):
+    """The arguments that go on with a copy of that run; the folder is then as it was."""
+    shutil.copytree(begun / "data", tmp_path / "as_it_was")
+    shutil.copytree(begun / "run", tmp_path / "run")
+    yield [*folder_run(begun), f"--run_dir={tmp_path / 'run'}"]
+    shutil.rmtree(begun / "data")
+    shutil.copytree(tmp_path / "as_it_was", begun / "data")
+
+
+def test_images_that_come_during_a_run_are_left_out_until_another(begun, going_on, tmp_path, capsys):
+    shades(begun / "data", 9)
+    assert main(going_on) == 0
     assert "1 images came into" in capsys.readouterr().out
     assert last_checkpoint(tmp_path / "run") == 2
 
 
-def test_images_that_go_during_a_run_are_replaced_or_too_many_of_them_refused(tmp_path, capsys):
-    shades(tmp_path / "data", 8)
-    assert main(folder_run(tmp_path, "--max_steps=1")) == 0
-    (tmp_path / "data/03.png").unlink()
-    assert main(folder_run(tmp_path)) == 2
+def test_images_that_go_during_a_run_are_replaced_or_too_many_of_them_refused(begun, going_on, tmp_path, capsys):
+    (begun / "data/03.png").unlink()
+    assert main(going_on) == 2
     assert "--max_bad_fraction=0.05 of the images may be undecodable; 1 of 8 are: 03.png" in capsys.readouterr().err
-    assert main(folder_run(tmp_path, "--max_bad_fraction=0.2")) == 0
+    assert main([*going_on, "--max_bad_fraction=0.2"]) == 0
     assert "1 of 8 images in" in capsys.readouterr().out
     assert "Undecodable image: " in (tmp_path / "run/train.log").read_text()
 
@@ -529,16 +558,14 @@ def decodes(data):
     return True
 
 
-def check_spoilt_run(tmp_path, good, spoilt, steps, stop):
+def check_spoilt_run(tmp_path, capsys, good, spoilt, steps, stop):
     undecodable = spoilt_folder(tmp_path / "data", good, spoilt)
     assert 0.3 * spoilt < len(undecodable) < 0.9 * spoilt
     data = [f"--dataset={tmp_path / 'data'}", "--train_split=train", "--max_bad_fraction=0.5"]
     common = [*data, f"--max_steps={steps}"]
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    process = start(whole, *common)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
-    assert f"{len(undecodable)} of " in output
+    assert main([*TINY, f"--run_dir={whole}", *common]) == 0
+    assert f"{len(undecodable)} of " in capsys.readouterr().out
     named = re.findall(r"Undecodable image: (\S+) \(", (whole / "train.log").read_text())
     assert {name.removeprefix(f"{tmp_path}/data/") for name in named} == undecodable
     assert len(named) == len(undecodable)
@@ -546,16 +573,15 @@ def check_spoilt_run(tmp_path, good, spoilt, steps, stop):
     wait_for_step(process, halves, stop)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    process = start(halves, *common, "--checkpoint_every=3")
-    output = process.communicate()[0]
-    assert process.returncode == 0 and "Going on from step" in output, output
+    assert main([*TINY, f"--run_dir={halves}", *common, "--checkpoint_every=3"]) == 0
+    assert "Going on from step" in capsys.readouterr().out
     assert_same_run(whole, halves)
 
 
-def test_a_folder_with_spoilt_images_trains_names_exactly_those_and_resumes_bit_for_bit(tmp_path):
-    check_spoilt_run(tmp_path, good=300, spoilt=100, steps=8, stop=3)
+def test_a_folder_with_spoilt_images_trains_names_exactly_those_and_resumes_bit_for_bit(tmp_path, capsys):
+    check_spoilt_run(tmp_path, capsys, good=300, spoilt=100, steps=8, stop=3)
 
 
 @pytest.mark.slow
-def test_two_thousand_spoilt_images_among_ten_thousand(tmp_path):
-    check_spoilt_run(tmp_path, good=10_000, spoilt=2_000, steps=150, stop=60)
+def test_two_thousand_spoilt_images_among_ten_thousand(tmp_path, capsys):
+    check_spoilt_run(tmp_path, capsys, good=10_000, spoilt=2_000, steps=150, stop=60)

@@ -33,6 +33,8 @@ def decode_jpeg_safely(encoded):
     return decode_jpeg(_require(fits, _TOO_LARGE, encoded))
 
 
+# A function of its own since most of a decoding's operations are here: traced once a process, not once a pipeline.
+@tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
 def decode_other(encoded):
     """`decode` of what is no JPEG."""
     kind = _other_header(encoded)[0]
