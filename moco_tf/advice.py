@@ -19,14 +19,14 @@ def before_training(config, size):
         "memory_bank": _on_the_bank,
         "end_to_end": _on_the_batch,
     }
-    if config.method in of_loss:
-        yield from of_loss[config.method](config, size)
+    if config.learner in of_loss:
+        yield from of_loss[config.learner](config, size)
     if config.uses("momentum") and config.momentum == 0.9 and config.optimizer == "sgd":
         yield (
             "--momentum=0.9 is the key encoder's, whose papers have 0.99 to 0.999; the optimizer's, which PyTorch's "
             "flag of that name sets, is in --optimizer=sgd already."
         )
-    if config.method != "moco_v3" and config.optimizer == "sgd":
+    if config.learner in of_loss and config.method != "moco_v3" and config.optimizer == "sgd":
         yield from _on_the_rate(config)
     if config.uses("shuffle_bn") and config.shuffle_bn and config.bn_groups <= 1:
         yield (
@@ -45,7 +45,7 @@ def before_training(config, size):
         if not config.uses(field.name) and getattr(config, field.name) != field.default
     ]
     if unused := [*config.unused, *of_others]:
-        yield f"Not used by {config.method} with {config.arch}: {', '.join(unused)}."
+        yield f"Not used by {config.learner} with {config.arch}: {', '.join(unused)}."
 
 
 def _on_the_queue(config, size):
@@ -125,7 +125,7 @@ def after_epoch(config, logs, best_knn):
     knn = logs.get("knn_top1")
     if (
         config.uses("shuffle_bn")
-        and logs["contrast_top1"] > 0.99
+        and logs.get("contrast_top1", 0) > 0.99
         and knn is not None
         and best_knn is not None
         and knn < best_knn - 1

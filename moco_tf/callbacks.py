@@ -42,7 +42,7 @@ class KNNMonitor(keras.callbacks.Callback):
 
     def set_model(self, model):
         if self.model is not model:  # each `fit` sets it anew; one trace is enough
-            self._encode = tf.function(lambda images: model.query_encoder(images, training=False)["features"])
+            self._encode = tf.function(lambda images: model.encode(images)["features"])
         super().set_model(model)
 
     def on_epoch_end(self, epoch, logs=None):

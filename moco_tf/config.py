@@ -10,6 +10,7 @@ import functools
 import pkgutil
 from importlib import import_module
 from pathlib import Path
+from typing import ClassVar
 
 from absl import flags
 
@@ -189,6 +190,7 @@ class Config(Run, Optimization, Network, Data, Task):
     """What every run has; `kind` adds the flags of its method and of its task."""
 
     unused: tuple = ()  # flags that were given, but are another method's or task's: no flag itself
+    learner: ClassVar[str] = "moco"  # what the model is of: the method, or the task that has a model of its own
 
     def __post_init__(self):
         command.check_values(self)
@@ -325,8 +327,16 @@ def make(**values):
 @functools.cache
 def kind(method="moco", pretext="crops"):
     """The class of the settings of runs with a method and a task: `Config` with the flags of both."""
-    own = (method_options(method), task_module(pretext).Options)
-    return dataclasses.make_dataclass("Config", [], bases=(*own, Config), frozen=True)
+    own = _own_options(method, pretext).values()
+    learner = pretext if hasattr(task_module(pretext), "model") else method
+    return dataclasses.make_dataclass("Config", [], bases=(*own, Config), frozen=True, namespace={"learner": learner})
+
+
+def _own_options(method, pretext):
+    """{flag: `Options`} of the method, unless the task has a model of its own, and of the task."""
+    task = task_module(pretext)
+    of_method = {} if hasattr(task, "model") else {f"--method={method}": method_options(method)}
+    return of_method | {f"--pretext={pretext}": task.Options}
 
 
 def method_options(name):
@@ -387,8 +397,7 @@ def parse(arguments):
     chosen = command.look_ahead(Task, program, arguments)
     settings = kind(chosen["method"], chosen["pretext"])
     groups = {group.__doc__: group for group in (Task, Data, Network, Optimization, Run)}
-    groups[f"--method={chosen['method']}"] = method_options(chosen["method"])
-    groups[f"--pretext={chosen['pretext']}"] = task_module(chosen["pretext"]).Options
+    groups |= _own_options(chosen["method"], chosen["pretext"])
     flag_values = flags.FlagValues()
     command.define(flag_values, command.fields(settings))
     mine = {field.name for field in command.fields(settings)}

@@ -4,6 +4,7 @@ Evaluation judges it, serving writes it.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -45,21 +46,28 @@ def of_model(model, preprocessing=None):
       preprocessing: of the latter; None: ImageNet's, of the model's size.
     """
     if isinstance(model, Pretrainer):
-        model, preprocessing = model.query_encoder, model.preprocessing
+        of_normalized, preprocessing, name = model.encode, model.preprocessing, model.query_encoder.name
+    else:
+        of_normalized, name = functools.partial(_encode, model), model.name
     if preprocessing is None:
         preprocessing = dataclasses.replace(IMAGENET, image_size=image_shape(model)[0] or IMAGENET.image_size)
     size = preprocessing.image_size
 
     @tf.function(input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32, "images")])
     def encode(images):
-        found = model(images, training=False)
-        found = found if isinstance(found, dict) else {"features": found}
-        features = tf.cast(found["features"], tf.float32)
-        if features.shape.rank == 4:
-            features = tf.reduce_mean(features, axis=(1, 2))
-        return {"features": features, "embedding": unit_length(tf.cast(found.get("projection", features), tf.float32))}
+        return {name: tf.cast(value, tf.float32) for name, value in of_normalized(images).items()}
 
-    return Encoder(preprocessing, encode, model.name)
+    return Encoder(preprocessing, encode, name)
+
+
+def _encode(model, images):
+    """What a Keras model of images makes of them, as `Pretrainer.encode` gives it."""
+    found = model(images, training=False)
+    found = found if isinstance(found, dict) else {"features": found}
+    features = tf.cast(found["features"], tf.float32)
+    if features.shape.rank == 4:
+        features = tf.reduce_mean(features, axis=(1, 2))
+    return {"features": features, "embedding": unit_length(tf.cast(found.get("projection", features), tf.float32))}
 
 
 def query_encoder(model):

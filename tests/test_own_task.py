@@ -1,0 +1,151 @@
+"""A task of a user's own: the document's example, whole, and what a method and a metric cost."""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import moco_tf
+from moco_tf import config as config_lib
+from moco_tf import frozen
+from moco_tf.command import ConfigError, HelpAsked
+from moco_tf.evaluate import knn
+from moco_tf.methods.pretrainer import Pretrainer
+from moco_tf.serving import saved_model
+from moco_tf.train import main
+
+DOCUMENT = Path(__file__).parent.parent / "docs/pretext.md"
+SMALL = [
+    *("--pretext=turns", "--arch=resnet10", "--width=4", "--image_size=32", "--augment=cifar", "--train_split=test"),
+    *("--batch_size=40", "--lr_per=step", "--epochs=2", "--knn_every=0", "--checkpoint_every=3"),
+]
+
+
+@pytest.fixture(scope="module")
+def example():
+    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)
+    return code
+
+
+@pytest.fixture(scope="module")
+def turns(example, tmp_path_factory):
+    """The example as a module that can be imported; its folder."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "turns.py").write_text(example)
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="module")
+def run(turns):
+    assert main([*SMALL, "--max_steps=4", f"--run_dir={turns / 'run'}"]) == 0
+    return turns / "run"
+
+
+def rows(run):
+    with open(run / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_example_is_a_file_of_under_60_lines(example):
+    assert len(example.splitlines()) < 60
+
+
+def test_a_run_of_it_has_its_own_metrics_and_none_of_contrast(run):
+    (row,) = rows(run)
+    assert list(row) == [
+        "epoch",
+        "step",
+        "loss",
+        "accuracy",
+        "learning_rate",
+        "images_per_second",
+        "step_share",
+        "knn_top1",
+    ]
+    assert 0.1 < float(row["accuracy"]) < 1 and float(row["loss"]) < 3
+
+
+def test_it_goes_on_bit_for_bit(run, turns):
+    assert main([*SMALL, "--max_steps=2", f"--run_dir={turns / 'cut'}"]) == 0
+    assert main([*SMALL, "--max_steps=4", f"--run_dir={turns / 'cut'}"]) == 0
+    from moco_tf import build
+
+    whole, cut = (build.trained(folder) for folder in (run, turns / "cut"))
+    for a, b in zip(whole.variables, cut.variables, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=a.path)
+
+
+def test_it_is_judged_and_exported_like_any_other(run, turns, capsys):
+    arguments = [f"--encoder={run}", "--dataset=embedded", "--limit=200", f"--output={turns / 'knn'}"]
+    assert knn.main(arguments) == 0
+    assert "kNN" in capsys.readouterr().out
+    saved_model.export_run(run, turns / "encoder/1")
+    assert frozen.read(turns / "encoder").encode(np.zeros((1, 32, 32, 3), np.float32))["embedding"].shape == (1, 4)
+
+
+def test_its_flags_stand_under_its_own_title_and_wrong_ones_are_refused(turns):
+    with pytest.raises(HelpAsked, match="--pretext=turns:"):
+        config_lib.parse(["--pretext=turns", "--help"])
+    with pytest.raises(ConfigError, match="--crop_min lies between 0 and 1; got 2"):
+        config_lib.parse(["--pretext=turns", "--crop_min=2"])
+
+
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        ("x = 1", r"--pretext=broken: a task's module has a dataclass Options and views\(record"),
+        ("1 / 0", "--pretext=broken: the module does not load: ZeroDivisionError"),
+        ("import no_such_package", "--pretext=broken: the module does not load: ModuleNotFoundError"),
+    ],
+)
+def test_a_module_that_is_no_task_is_refused_in_one_line(tmp_path, monkeypatch, code, message):
+    (tmp_path / "broken.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    with pytest.raises(ConfigError, match=message) as refusal:
+        config_lib.parse(["--pretext=broken"])
+    assert "\n" not in str(refusal.value)
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+
+
+def test_an_unknown_task_or_method_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"--pretext is one of crops, siblings, or a module .* got 'cropz'"):
+        config_lib.parse(["--pretext=cropz"])
+    with pytest.raises(ConfigError, match=r"--method is one of moco, moco_v3, .* got 'moko'"):
+        config_lib.parse(["--method=moko"])
+
+
+UNEQUAL = """
+import dataclasses
+import tensorflow as tf
+from moco_tf.pretext.crops import Options
+
+def views(record, seed, inputs, options):
+    return tf.zeros((32, 32, 3)), tf.zeros((16, 16, 3))
+"""
+
+
+def test_views_of_unequal_shapes_are_refused_before_training(tmp_path, monkeypatch, capsys):
+    (tmp_path / "unequal.py").write_text(UNEQUAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main([*SMALL, "--pretext=unequal", "--queue_size=8", f"--run_dir={tmp_path / 'run'}"]) == 2
+    assert "all views of a record are of one shape; got (32, 32, 3), (16, 16, 3)" in capsys.readouterr().err
+
+
+def test_a_metric_is_a_line_in_one_class():
+    class Watched(moco_tf.MoCo):
+        METRICS = moco_tf.MoCo.METRICS | {"hardest_negative": lambda terms: terms.hardest}
+
+    inputs = keras.Input((8, 8, 3))
+    model = Watched(keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs)), dim=4, queue_size=8)
+    model.compile(moco_tf.SGD(0.1))
+    pair = np.random.default_rng(0).normal(size=(2, 4, 8, 8, 3)).astype("float32")
+    logs = model.fit(*pair, batch_size=4, verbose=0).history
+    assert logs["hardest_negative"][0] >= logs["negative_similarity"][0]
+    assert "hardest_negative" in model.columns() and issubclass(Watched, Pretrainer)
