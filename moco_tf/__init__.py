@@ -16,7 +16,7 @@ _OBJECTS = {
     "MemoryBank": "moco_tf.methods.memory_bank",
     "MoCo": "moco_tf.methods.moco",
     "MoCoV3": "moco_tf.methods.moco_v3",
-    "Preprocessing": "moco_tf.data.preprocessing",
+    "Preprocessing": "moco_tf.data.inputs.image",
     "SGD": "moco_tf.optimizers",
     "export_encoder": "moco_tf.serving.saved_model",
     "views": "moco_tf.data.views",

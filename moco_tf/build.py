@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import logging
 import os
 from pathlib import Path
 
@@ -15,13 +14,9 @@ from moco_tf import config as config_lib
 from moco_tf import replicas, run_folder, schedules
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.command import ConfigError
-from moco_tf.data import augment, folder, sources, tfds, views
-from moco_tf.data.check import remarks
-from moco_tf.data.manifest import check_files, too_many_bad
-from moco_tf.data.preprocessing import IMAGENET
+from moco_tf.data import augment, views
+from moco_tf.data.inputs.image import IMAGENET
 from moco_tf.optimizers import LARS, SGD, AdamW
-
-log = logging.getLogger("moco_tf")
 
 OPTIMIZERS = {"sgd": SGD, "lars": LARS, "adamw": AdamW}  # each with its paper's constants
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -76,68 +71,6 @@ def batches(config, strategy, records, task, step, most=None):
     return strategy.distribute_datasets_from_function(
         lambda worker: share(worker=(worker.input_pipeline_id, worker.num_input_pipelines))
     )
-
-
-def find(config, split, begun=False):
-    """What --dataset and a split name: a source, or the `folder.Listing` that `check` makes one of.
-
-    begun: for a run under way (see `folder.scan`).
-    """
-    path = Path(config.data_dir, config.dataset).expanduser()
-    try:
-        if config.dataset == "embedded":
-            return sources.embedded(split)
-        # With --data_dir, a set of TFDS is a folder there as well.
-        if path.exists() and not tfds.is_prepared(path):
-            return folder.scan(path, split, begun)
-        return tfds.find(config.dataset, config.data_dir, split, config.max_bad_fraction)
-    except ValueError as error:
-        raise ConfigError(f"--dataset={config.dataset}: {error}") from error
-
-
-def check(config, found, manifest=None, begun=False, writes=True):
-    """A source of what was found: a folder's files are checked, with what the manifest knows."""
-    if not isinstance(found, folder.Listing):
-        return found
-    if not begun:
-        _say(found)
-    checked = check_files(found, manifest, begun, writes)
-    if begun:  # with the images that it began with, which the manifest tells
-        _say(checked.listing)
-    try:
-        source = checked.source()
-    except ValueError as error:
-        raise ConfigError(f"--dataset={config.dataset}: {error}") from error
-    _report(checked)
-    if refusal := too_many_bad(checked.bad, source.size, config.max_bad_fraction):
-        raise ConfigError(refusal)
-    return source
-
-
-def _say(listing):
-    """Says how a folder was read."""
-    log.info(f"{folder.printable(listing.path)}: {listing.size} images")
-    for sentence in folder.remarks(listing):
-        log.log(logging.WARNING if sentence in listing.doubts else logging.INFO, f"  {sentence}")
-
-
-def _report(checked):
-    """Says on the screen how many images are bad or not what they seem, and in the log which are bad."""
-    listing = checked.listing
-    for sentence in remarks(checked.verdicts):
-        log.info(f"  {sentence}")
-    if checked.added:
-        log.warning(
-            f"{checked.added} images came into {listing.path} after the run began and are left out; "
-            "a run in another --run_dir takes them in."
-        )
-    for file, problem in checked.bad:
-        log.debug(f"Undecodable image: {folder.printable(listing.path / file)} ({problem})")
-    if checked.bad:
-        log.warning(
-            f"{len(checked.bad)} of {listing.size} images in {listing.path} cannot be decoded (the log file names "
-            "them); the next good one stands in for each."
-        )
 
 
 def steps_per_epoch(config, size):

@@ -13,8 +13,9 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.image.metadata import create_summary_metadata
 
-from moco_tf import advice, build, files
+from moco_tf import advice, files
 from moco_tf.command import ConfigError
+from moco_tf.data import dataset
 from moco_tf.data.sources import Source
 from moco_tf.evaluate import nearest_neighbors
 from moco_tf.evaluate.extract import extract, views_of
@@ -85,7 +86,8 @@ def knn_monitor(config, train_source, run):
     if not config.knn_every:
         return None
     try:
-        queries = build.check(config, build.find(config, config.eval_split), run.path / "eval_images.csv", run.begun)
+        found = dataset.find(config.dataset, config.data_dir, config.eval_split, config.max_bad_fraction)
+        queries = found.open(run.path / "eval_images.csv", run.begun)
     except ConfigError as error:
         log.info(f"No kNN monitor: {error}")
         return None

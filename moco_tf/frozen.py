@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from moco_tf import files
 from moco_tf.command import ConfigError
-from moco_tf.data.preprocessing import IMAGENET, Preprocessing
+from moco_tf.data.inputs.image import IMAGENET, Preprocessing
 from moco_tf.methods.backbones import image_shape
 from moco_tf.methods.losses import unit_length
 from moco_tf.methods.pretrainer import Pretrainer

@@ -41,19 +41,21 @@ def _train(config, open_until_the_end):
 
     from moco_tf import build, callbacks, run_folder
     from moco_tf.checkpoint import Checkpoints
-    from moco_tf.data.check import ERRORS, reason
+    from moco_tf.data import dataset
+    from moco_tf.data.errors import ERRORS, reason
 
     strategy = build.strategy(config)
     chief = build.is_chief(strategy)
     recorded = run_folder.recorded(config.run_dir)
     config = config.on_replicas(strategy.num_replicas_in_sync, recorded)
-    found = build.find(config, config.train_split, begun=recorded is not None)
+    begun = recorded is not None
+    found = dataset.find(config.dataset, config.data_dir, config.train_split, config.max_bad_fraction, begun)
     run = None
     if chief:
         run = open_until_the_end.enter_context(run_folder.RunFolder(config))
         open_until_the_end.enter_context(run.log())
     manifest = Path(config.run_dir) / "train_images.csv"
-    source = build.check(config, found, manifest, begun=recorded is not None, writes=chief)
+    source = found.open(manifest, begun, writes=chief)
     records = build.records(config, source)  # what the pretext task makes views of
     if chief:
         run.check_images(records.size)
@@ -94,8 +96,8 @@ def _train(config, open_until_the_end):
                 if cost := records.cost_of_entering(step % steps_per_epoch * config.batch_size):
                     log.info(f"- {cost}")
         elif chief:
-            begun = "untrained" if restored is None else "as converted"
-            _look_before_training(config, records, task, model, run, recorder, monitor, begun)
+            start = "untrained" if restored is None else "as converted"
+            _look_before_training(config, records, task, model, run, recorder, monitor, start)
         with _signals_to(saver):
             while step < last:
                 # A `fit` for the rest of an epoch under way, one for all whole epochs, whose batches come out of one
@@ -172,19 +174,19 @@ def _introduce(config, strategy, records, steps_per_epoch, model):
         log.info("- XLA compiles the training step first, which takes its time; --xla=off does without.")
 
 
-def _look_before_training(config, records, task, model, run, recorder, monitor, begun):
+def _look_before_training(config, records, task, model, run, recorder, monitor, start):
     """Advice, a picture of views, and the accuracies that those of training are compared with."""
     from moco_tf import advice
-    from moco_tf.data.views import first, picture
+    from moco_tf.data.views import first
 
     for sentence in advice.before_training(config, records.size):
         log.info(f"- {sentence}")
     for callback in filter(None, (recorder, monitor)):
         callback.set_model(model)  # `fit` has not done so yet
     views = first(records, task, min(8, config.batch_size), config.seed)
-    recorder.picture("views", picture(views, model.preprocessing))
+    recorder.picture("views", model.preprocessing.picture(views))
     if monitor:
-        run.keep_baselines({begun: monitor.evaluate(), "raw pixels": monitor.evaluate_pixels()})
+        run.keep_baselines({start: monitor.evaluate(), "raw pixels": monitor.evaluate_pixels()})
         log.info("kNN top-1 before training: " + _percents(run.baselines()))
 
 

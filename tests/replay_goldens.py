@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from moco_tf.data import augment, image_ops
 from moco_tf.data.encoded import decode
-from moco_tf.data.preprocessing import Preprocessing
+from moco_tf.data.inputs.image import Preprocessing
 
 # Mean absolute difference to Pillow's 8-bit result, of 255, that a record must stay within.
 TOLERANCES = {
@@ -97,7 +97,9 @@ def apply(op, params, image, arrays):
     if op == "gaussian_blur":
         return image_ops.gaussian_blur(pixels, params["sigma"])
     if op == "resized_crop":
-        return image_ops.resized_crop(tf.constant(image), **params)
+        box = [params[name] for name in ("top", "left", "height", "width")]
+        (part,) = image_ops.crops(tf.constant(image), lambda *_: [box])
+        return image_ops.resized(part, params["size"])
     if op == "center_crop_eval":
         preprocessing = Preprocessing(params["crop"], params["crop"] / params["resize_shorter"])
         return preprocessing.denormalize(preprocessing(image[np.newaxis]))[0]

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_tf import build
 from moco_tf.command import ConfigError
-from moco_tf.config import make
-from moco_tf.data import sources
+from moco_tf.data import dataset, sources
 from moco_tf.data.__main__ import main
 
 
@@ -146,10 +144,9 @@ def test_a_page_on_thirty_awkward_kinds_says_what_is_read_what_not_and_what_is_i
 
 
 def test_training_says_of_a_folder_what_this_page_says(awkward, capsys, caplog, monkeypatch):
-    monkeypatch.setattr(build.log, "propagate", True)
-    config = make(dataset=str(awkward), max_bad_fraction=0.5)
+    monkeypatch.setattr(dataset.log, "propagate", True)
     with caplog.at_level("INFO", "moco_tf"):
-        build.check(config, build.find(config, "train"))
+        dataset.find(str(awkward), "", "train", max_bad_fraction=0.5).open()
     assert main(flags(awkward, "--max_bad_fraction=0.5")) == 0
     page = capsys.readouterr().out.splitlines()
     in_both = ("Classes", "The folder", "Called as", "Not read", "PNGs of 16 bits", "Turned")
@@ -177,10 +174,10 @@ def test_the_embedded_images_can_be_looked_at(tmp_path, capsys):
 def test_a_dataset_that_is_nothing_says_what_it_could_be(tmp_path):
     for name in ("/no/such/folder", "no_such_set"):
         with pytest.raises(ConfigError, match="'embedded', a folder of images, or the name of a data set of TFDS"):
-            build.find(make(dataset=name, data_dir=str(tmp_path)), "train")
+            dataset.find(name, str(tmp_path), "train", 0.05)
 
 
 def test_an_existing_folder_comes_before_a_name_of_tfds(photos):
     folder = photos.rename(photos.parent / "cifar10")
-    found = build.find(make(dataset="cifar10", data_dir=str(folder.parent)), "train")
-    assert (found.path, found.size) == (folder, 12)
+    found = dataset.find("cifar10", str(folder.parent), "train", 0.05)
+    assert (found.listing.path, found.size) == (folder, 12)

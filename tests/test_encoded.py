@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from moco_tf.data import encoded
-from moco_tf.data.check import reason
+from moco_tf.data.errors import reason
 
 PIXELS = np.clip(np.cumsum(np.random.default_rng(0).normal(0, 8, (40, 50, 3)), 1) + 128, 0, 255).astype(np.uint8)
 RGB = Image.fromarray(PIXELS)

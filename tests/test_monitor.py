@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_tf import build, callbacks
+from moco_tf import callbacks
 from moco_tf.config import make
-from moco_tf.data import tfds
+from moco_tf.data import dataset, tfds
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def monitor(tmp_path, caplog, monkeypatch):
             (tmp_path / "v" / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "v" / path).write_bytes(png)
         config = make(dataset=str(tmp_path / "v"), **settings)
-        source = build.check(config, build.find(config, config.train_split))
+        source = dataset.find(config.dataset, "", config.train_split, config.max_bad_fraction).open()
         with caplog.at_level("INFO", "moco_tf"):
             found = callbacks.knn_monitor(config, source, types.SimpleNamespace(path=tmp_path, begun=False))
         return found, caplog.text

@@ -168,17 +168,17 @@ def test_a_client_keeps_the_names_of_the_files_that_it_sent(place, monkeypatch):
 
 
 def test_an_image_that_goes_while_it_is_trained_on_is_named_in_one_line(place, tmp_path, capsys, monkeypatch):
-    from moco_tf import build
+    from moco_tf.data import dataset
 
-    photos, check = tmp_path / os.fsdecode(b"\xfc"), build.check
+    photos, open_found = tmp_path / os.fsdecode(b"\xfc"), dataset.Found.open
     shutil.copytree(place / "photos", photos)
 
-    def check_and_lose(*arguments, **names):
-        source = check(*arguments, **names)
+    def open_and_lose(*arguments, **names):
+        source = open_found(*arguments, **names)
         shutil.rmtree(photos / "train" / CLASSES[0])
         return source
 
-    monkeypatch.setattr(build, "check", check_and_lose)
+    monkeypatch.setattr(dataset.Found, "open", open_and_lose)
     arguments = [*SMALL, "--epochs=1", "--knn_every=0", f"--dataset={photos}", f"--run_dir={tmp_path / 'run'}"]
     assert train.main(arguments) == 1
     last = capsys.readouterr().out.splitlines()[-1]

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from moco_tf.data.preprocessing import CIFAR10, IMAGENET, Preprocessing
+from moco_tf.data.inputs.image import CIFAR10, IMAGENET, Preprocessing
 from moco_tf.data.resize import resize, triangle_weights
 
 

@@ -15,7 +15,7 @@ from keras import layers
 import moco_tf
 from moco_tf import frozen
 from moco_tf.command import ConfigError
-from moco_tf.data.preprocessing import Preprocessing
+from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.encoders import resnet, vit
 from moco_tf.serving import saved_model
 

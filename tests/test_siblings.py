@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_tf.data import things
+from moco_tf.data import dataset, things
 from moco_tf.data.sources import Source
 from moco_tf.pretext import siblings
 from moco_tf.train import main
@@ -77,11 +77,7 @@ def write(folder, pictures, shade=0):
 
 
 def source(folder):
-    from moco_tf import build
-    from moco_tf.config import make
-
-    config = make(dataset=str(folder), max_bad_fraction=0.5)
-    return build.check(config, build.find(config, "train"))
+    return dataset.find(str(folder), "", "train", max_bad_fraction=0.5).open()
 
 
 def test_a_folder_of_pictures_is_a_thing_and_its_pictures_are_in_the_order_of_their_numbers(tmp_path):

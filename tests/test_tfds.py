@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from moco_tf.data import augment, check, sources
+from moco_tf.data import augment, errors, sources
 from moco_tf.data import tfds as prepared
 from moco_tf.data.views import batches
 
@@ -134,7 +134,7 @@ def test_more_bad_records_than_allowed_end_the_stream_with_one_line(home):
     source = prepared.find("spoilt", home, max_bad_fraction=0.01)
     with pytest.raises(tf.errors.OpError) as error:
         order(source, 150, seed=0)
-    line = check.reason(error.value)
+    line = errors.reason(error.value)
     assert "--max_bad_fraction=0.01" in line and "150 in spoilt train" in line and "\n" not in line
 
 

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from test_train import TINY, assert_same_run, last_checkpoint, rows
 
-from moco_tf.data.check import reason
+from moco_tf.data.errors import reason
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -28,29 +28,29 @@ def look(config):
     import tensorflow as tf
 
     from moco_tf import build
-    from moco_tf.data import check, folder, tfds
+    from moco_tf.data import check, dataset, errors, folder
     from moco_tf.data.manifest import check_files, too_many_bad
-    from moco_tf.data.views import first, picture
+    from moco_tf.data.views import first
 
-    found = build.find(config, config.train_split)
+    found = dataset.find(config.dataset, config.data_dir, config.train_split, config.max_bad_fraction)
     file = Path(config.run_dir) / "data.png"
     try:  # before a check that may take long
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--run_dir names a folder for the picture; {file.parent}: {error.strerror}") from None
-    if isinstance(found, folder.Listing):
-        place = found.path
-        print("\n".join(folder.remarks(found)), flush=True)  # before a check that may take long
-        checked = check_files(found)
+    if listing := found.listing:
+        place = listing.path
+        print("\n".join(folder.remarks(listing)), flush=True)  # before a check that may take long
+        checked = check_files(listing)
         bad, verdicts = checked.bad, checked.verdicts
         source = checked.source() if len(bad) < found.size else None
     else:
-        place, source = found.name, found
-        records = found.unchecked() if isinstance(found, tfds.Prepared) else found.in_order()
+        place, source = found.source.name, found.source
+        records = source.unchecked()
         verdicts = check.verdicts(records, lambda record: record["image"], found.size)
         bad = [(f"record {i}", verdict.problem) for i, verdict in enumerate(verdicts) if verdict.problem]
         labels = [int(label) for label in records.map(lambda record: record["label"]).as_numpy_iterator()]
-        print("\n".join(folder.class_counts(found.class_names, labels)))
+        print("\n".join(folder.class_counts(source.class_names, labels)))
 
     good = [verdict for verdict in verdicts if not verdict.problem]
     print(f"{folder.printable(place)}: {found.size} images, {len(bad)} of them undecodable")
@@ -72,9 +72,9 @@ def look(config):
         try:
             records = build.records(config, source)
             views = first(records, build.task(config, inputs), min(SHOWN, records.size), config.seed)
-        except check.ERRORS as error:  # a stream with more bad records than a run accepts
-            raise ConfigError(check.reason(error)) from None
-        files.write_bytes(file, tf.io.encode_png(picture(views, inputs)).numpy())
+        except errors.ERRORS as error:  # a stream with more bad records than a run accepts
+            raise ConfigError(errors.reason(error)) from None
+        files.write_bytes(file, tf.io.encode_png(inputs.picture(views)).numpy())
         print(f"Views of --pretext={config.pretext}, a row a view, queries above: {file}")
     refusal = too_many_bad(bad, found.size, config.max_bad_fraction)
     if refusal or not good:

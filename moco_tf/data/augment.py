@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.data import image_ops
-from moco_tf.data.preprocessing import CIFAR10, IMAGENET, Preprocessing
+from moco_tf.data.inputs.image import CIFAR10, IMAGENET, Preprocessing
 
 CROP_TRIES = 10
 CROP_ASPECT = (3 / 4, 4 / 3)  # width / height

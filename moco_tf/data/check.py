@@ -1,7 +1,6 @@
 """Which images can be decoded: all of a folder's before training, those of a stream on their way."""
 
 import os
-import re
 import sys
 from typing import NamedTuple
 
@@ -9,11 +8,10 @@ import keras
 import tensorflow as tf
 
 from moco_tf.data import encoded
+from moco_tf.data.errors import ERRORS, reason
 from moco_tf.data.pipeline import fixed, parallel_map
 from moco_tf.startup import stderr_to
 
-# What TensorFlow raises; the second where its message names a path that is no text.
-ERRORS = tf.errors.OpError, UnicodeDecodeError
 WINDOW = 64  # consecutive records of a stream that stand in for one another
 DARK = 2**14  # a PNG of 16 bits without a value from here on has 63 of 255 at most when it is read
 
@@ -127,21 +125,6 @@ def good_only(records):
     marked = parallel_map(records.batch(WINDOW), mark).unbatch()
     passing = marked.filter(lambda record, good: good)
     return passing.map(lambda record, good: record)
-
-
-def reason(error):
-    """The cause in the message of TensorFlow's error, one of `ERRORS`, in a few words."""
-    message = error.object.decode(errors="backslashreplace") if isinstance(error, UnicodeError) else error.message
-    raised = re.search(r"ValueError: (.*)", message)  # in Python, by `note`
-    if raised:
-        return raised[1]
-    assertion = re.search(r"assertion failed: \[(.*?)\]", message)
-    if assertion:
-        return assertion[1]
-    lines = [line.strip() for line in message.splitlines() if not line.strip().startswith("[[")]
-    # Collectives end their messages with advice for programs that go on; a command ends.
-    lines = [line for line in lines if line and not line.startswith("The error could be from a previous operation")]
-    return re.sub(r"{{.*?}}\s*|\s*\[Op:.*", "", lines[-1]) if lines else type(error).__name__
 
 
 def _good(head, kind, height, width, peak):

@@ -47,12 +47,6 @@ def crops(image, choose_boxes):
     return tf.cond(tf.io.is_jpeg(image), cut_jpeg, lambda: cut(decode_other(image)))
 
 
-def resized_crop(image, top, left, height, width, size):
-    """A part of an image (encoded or pixels) -> float32 (size, size, 3)."""
-    (part,) = crops(image, lambda *_: [(top, left, height, width)])
-    return resized(part, size)
-
-
 def resized(image, size):
     """Antialiased bilinear -> float32 (size, size, 3): `resize.resize` within 2e-3, in a third of its time on a CPU.
 

@@ -1,7 +1,7 @@
 """What a source of records is, and the packaged images; `folder.py` and `tfds.py` make the others.
 
 A record is {"image": encoded bytes, "id": int64, "label": int64, -1 if unknown}. A source has a `name`, a `size`,
-`class_names`, `labelled`, `paths`, `only(numbers)`, `shared_with(other)`, `in_order(limit, after)`,
+`class_names`, `labelled`, `paths`, `only(numbers)`, `shared_with(other)`, `in_order(limit, after)`, `unchecked()`,
 `cost_of_entering(place)` and `shuffled(seed, start, per_epoch, share)`: the order of training is a function of (seed,
 position), so that an interrupted run goes on by computing where it was.
 """
@@ -116,6 +116,10 @@ class Source:
         numbers = self.good[evenly_spread(len(self.good), limit)]
         numbers = numbers[numbers > after]
         return fixed(parallel_map(tf.data.Dataset.from_tensor_slices(numbers), self.record))
+
+    def unchecked(self):
+        """All records once, by number; those of bad images are their stand-ins'."""
+        return fixed(parallel_map(tf.data.Dataset.range(self.size), self.record))
 
     def shuffled(self, seed, start=0, per_epoch=None, share=WHOLE):
         """Endless (epoch, record) pairs from position `start` on, in the order of a `Permutation`.

@@ -1,7 +1,6 @@
 """From records to batches of views: `batches` for the trainer, `views` for a user's own tf.data.
 
-`labelled` is for classifiers, `picture` shows views, say the `first` ones. A task is a function of (record, seed) that
-gives views.
+`labelled` is for classifiers, `first` for a look. A task is a function of (record, seed) that gives views.
 """
 
 import tensorflow as tf
@@ -86,14 +85,6 @@ def views(dataset, task, batch_size, seed=0):
     batches = _batches(parallel_map(numbered, view), batch_size)
     batches.preprocessing = getattr(task, "preprocessing", None)  # `fit` compares it with the model's
     return batches
-
-
-def picture(views, preprocessing):
-    """A uint8 image (H, W, 3) of views (N, S, S, 3) each: a row a view, queries above; small views enlarged."""
-    rows = [tf.concat(tf.unstack(preprocessing.denormalize(view)), axis=1) for view in views]
-    image = tf.cast(tf.clip_by_value(tf.round(tf.concat(rows, axis=0)), 0, 255), tf.uint8)
-    enlarged = max(1, 96 // preprocessing.image_size)
-    return tf.repeat(tf.repeat(image, enlarged, axis=0), enlarged, axis=1)
 
 
 def _seed(seed, epoch, record):

@@ -3,4 +3,18 @@
 from moco_tf.encoders import heads, resnet, vit
 from moco_tf.encoders.batch_norm import BatchNorm
 
-__all__ = ["BatchNorm", "heads", "resnet", "vit"]
+__all__ = ["BatchNorm", "heads", "of_config", "resnet", "vit"]
+
+
+def of_config(config, zero_init_residual=False):
+    """The backbone that a run's flags describe, a functional model with fresh weights."""
+    if config.is_vit:
+        return getattr(vit, config.arch)(
+            image_size=config.image_size, patch_size=config.patch_size, freeze_patch=config.freeze_patch
+        )
+    return getattr(resnet, config.arch)(
+        image_size=config.image_size,
+        width=config.width,
+        stem=config.stem,
+        zero_init_residual=zero_init_residual,
+    )

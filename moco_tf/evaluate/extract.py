@@ -49,7 +49,7 @@ def central_views(records, preprocessing):
     """Batches of (central view (N, S, S, 3) normalised, label (N,), id (N,)) of records."""
 
     def central_view(record):
-        return preprocessing.of_encoded(record["image"]), record["label"], record["id"]
+        return preprocessing.of_record(record), record["label"], record["id"]
 
     return parallel_map(records, central_view).batch(BATCH).prefetch(PREFETCH)
 

@@ -98,8 +98,8 @@ def _encoded(settings, encoder, source):
     import tensorflow as tf
 
     from moco_tf.data.encoded import decode
+    from moco_tf.data.inputs.image import Preprocessing
     from moco_tf.data.pipeline import parallel_map
-    from moco_tf.data.preprocessing import Preprocessing
     from moco_tf.evaluate.extract import extract
 
     features, labels = extract(lambda x: encoder.encode(x)["features"], source, encoder.preprocessing, settings.limit)

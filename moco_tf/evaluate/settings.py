@@ -95,7 +95,7 @@ def run(program, doc, kind, function, arguments, training=False):
             raise ConfigError(f"--output names a folder to make or to write to; {output}: {error.strerror}") from None
         with command.log_to_file(output / "log.txt"):
             load_tensorflow(training=training)  # takes seconds: wrong flags have been answered by now
-            from moco_tf.data.check import ERRORS, reason
+            from moco_tf.data.errors import ERRORS, reason
 
             try:
                 function(settings)

@@ -7,6 +7,7 @@ import numpy as np
 
 from moco_tf import build, frozen, run_folder
 from moco_tf.command import ConfigError
+from moco_tf.data import dataset
 from moco_tf.evaluate.extract import extract
 
 SHOWN = 10  # classes that a line names
@@ -25,7 +26,8 @@ def encoder(settings):
 def source(settings, split):
     """The source of a split; what is known of a folder's files is kept beside the results."""
     manifest = Path(settings.output) / f"{''.join(c if c.isalnum() else '_' for c in split)}_images.csv"
-    return build.check(settings, build.find(settings, split), manifest)
+    found = dataset.find(settings.dataset, settings.data_dir, split, settings.max_bad_fraction)
+    return found.open(manifest)
 
 
 def labelled(settings):

@@ -10,8 +10,8 @@ Axes: n images of this replica, N of the global batch, H W image, C length of th
 import keras
 import tensorflow as tf
 
-from moco_tf import replicas
-from moco_tf.encoders import backbone, heads
+from moco_tf import encoders, replicas
+from moco_tf.encoders import heads
 from moco_tf.methods import backbones, normalization
 from moco_tf.methods.ema import copy_weights
 from moco_tf.methods.losses import batch_info_nce, unit_length
@@ -24,7 +24,7 @@ LOSSES = ("infonce", "nt_xent")
 def model(config, options, inputs, source):
     """The `EndToEnd` of a run."""
     return EndToEnd(
-        backbone.of_config(config),
+        encoders.of_config(config),
         dim=config.dim,
         head=options.head,
         hidden_dim=config.hidden_dim or None,

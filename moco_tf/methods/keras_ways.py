@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from moco_tf import replicas
 from moco_tf.data import arrays
-from moco_tf.data.preprocessing import Preprocessing
+from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.methods import keras_internals
 
 

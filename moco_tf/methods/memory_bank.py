@@ -17,9 +17,9 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from moco_tf import replicas
+from moco_tf import encoders, replicas
 from moco_tf.command import ConfigError
-from moco_tf.encoders import backbone, heads
+from moco_tf.encoders import heads
 from moco_tf.methods import backbones, normalization
 from moco_tf.methods.bank import Bank
 from moco_tf.methods.losses import info_nce, log_normalizer, nce, unit_length
@@ -44,7 +44,7 @@ def model(config, options, inputs, source):
     """
     _check(config, source.size)
     return MemoryBank(
-        backbone.of_config(config),
+        encoders.of_config(config),
         source.size,
         dim=config.dim,
         head=options.head,

@@ -4,14 +4,15 @@ He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learni
 Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning" (arXiv:2003.04297). v2 is v1 with an
 MLP head, another augmentation, temperature 0.2 and a cosine rate.
 
-Axes: N batch, H W image, C length of the projection, K queue.
+Axes: n images of this replica, N of the global batch, H W image, C length of the projection, P keys of a query, K keys
+in the queue.
 """
 
 import keras
 import tensorflow as tf
 
-from moco_tf import replicas
-from moco_tf.encoders import backbone, heads
+from moco_tf import encoders, replicas
+from moco_tf.encoders import heads
 from moco_tf.methods import backbones, normalization
 from moco_tf.methods.ema import cosine_momentum, ema_update, rise_steps
 from moco_tf.methods.losses import info_nce, summed, unit_length
@@ -22,7 +23,7 @@ from moco_tf.methods.queue import Queue
 def model(config, options, inputs, source):
     """The `MoCo` of a run."""
     return MoCo(
-        backbone.of_config(config),
+        encoders.of_config(config),
         dim=config.dim,
         head=options.head,
         hidden_dim=config.hidden_dim or None,

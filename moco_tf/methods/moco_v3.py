@@ -9,8 +9,8 @@ Axes: n images of this replica, N of the global batch, H W image, C length of th
 import keras
 import tensorflow as tf
 
-from moco_tf import replicas
-from moco_tf.encoders import backbone, heads
+from moco_tf import encoders, replicas
+from moco_tf.encoders import heads
 from moco_tf.methods import backbones, normalization
 from moco_tf.methods.ema import cosine_momentum, ema_update, rise_steps
 from moco_tf.methods.keras_internals import layers_of
@@ -21,7 +21,7 @@ from moco_tf.methods.pretrainer import CONTRAST, Pretrainer
 def model(config, options, inputs, source):
     """The `MoCoV3` of a run."""
     return MoCoV3(
-        backbone.of_config(config, zero_init_residual=True),
+        encoders.of_config(config, zero_init_residual=True),
         head="vit" if config.is_vit else "resnet",
         dim=config.dim,
         hidden_dim=config.hidden_dim or 4096,

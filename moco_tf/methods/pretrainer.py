@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from moco_tf import replicas
-from moco_tf.data.preprocessing import Preprocessing
+from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.encoders import heads
 from moco_tf.methods import keras_internals, normalization
 from moco_tf.methods.keras_ways import KerasWays

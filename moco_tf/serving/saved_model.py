@@ -24,7 +24,6 @@ import tensorflow as tf
 
 from moco_tf import build, files, frozen
 from moco_tf.command import ConfigError
-from moco_tf.data import encoded
 from moco_tf.serving import model_card, warm_up
 
 BAD_IMAGES = ("error", "zeros")
@@ -183,73 +182,26 @@ def aside(path):
 
 def signatures(encoder, on_bad_image="error"):
     """{name: (function, the specification of its argument)}; the first is the server's default."""
-    preprocessing, size = encoder.preprocessing, encoder.preprocessing.image_size
-
-    def of_normalized(images):
-        return _encode(encoder, images)
-
-    def of_pixels(images):
-        return of_normalized(preprocessing(images))
-
-    def of_bytes(images):
-        views, valid = decoded(images, preprocessing)
-        if on_bad_image == "error":
-            with tf.control_dependencies([_all_valid(valid)]):
-                return of_normalized(tf.identity(views))
-        found = {name: _keep(valid, value) for name, value in of_normalized(views).items()}
-        return found | {"valid": valid}
-
     return {
-        "serving_default": (of_pixels, tf.TensorSpec((None, None, None, 3), tf.uint8, "images")),
-        "encoded_images": (of_bytes, tf.TensorSpec((None,), tf.string, "images")),
-        "preprocessed": (of_normalized, tf.TensorSpec((None, size, size, 3), tf.float32, "images")),
+        name: (_answer(encoder, of_batch, on_bad_image), spec)
+        for name, (of_batch, spec) in encoder.preprocessing.signatures().items()
     }
 
 
-def decoded(images, preprocessing):
-    """Encoded images of any sizes -> the encoder's input; runs beside one another, one bad image spoils no other.
+def _answer(encoder, of_batch, on_bad_image):
+    """A function of a request's images; `of_batch` makes the encoder's input of them, as an Inputs' signature does."""
 
-    Args:
-      images: string (N,).
+    def answer(images):
+        views, valid = of_batch(images)
+        if valid is None:
+            return _encode(encoder, views)
+        if on_bad_image == "error":
+            with tf.control_dependencies([_all_valid(valid)]):
+                return _encode(encoder, tf.identity(views))
+        found = {name: _keep(valid, value) for name, value in _encode(encoder, views).items()}
+        return found | {"valid": valid}
 
-    Returns:
-      Normalised float32 (N, S, S, 3), zeros where an image cannot be decoded; bool (N,), whether it can.
-    """
-    number = tf.shape(images, tf.int64)[0]
-    shape = (preprocessing.image_size, preprocessing.image_size, 3)
-    # TensorFlow prepares what a dataset maps anew at each request. For all formats that is tenths of a second,
-    # for one little.
-    indices, pixels = tf.cond(
-        tf.reduce_all(tf.io.is_jpeg(images)),
-        lambda: _decodable(images, encoded.decode_jpeg_safely),
-        lambda: _decodable(images, encoded.decode_safely),
-    )
-
-    def view(one):
-        return preprocessing(tf.ensure_shape(tf.io.parse_tensor(one, tf.uint8), (None, None, 3))[tf.newaxis])[0]
-
-    views = tf.map_fn(view, pixels, fn_output_signature=tf.TensorSpec(shape, tf.float32))
-    indices = indices[:, tf.newaxis]
-    valid = tf.scatter_nd(indices, tf.ones_like(indices[:, 0], tf.int32), [number]) > 0
-    return tf.scatter_nd(indices, views, tf.stack([number, *shape])), valid
-
-
-def _decodable(images, decode):
-    """Places int64 (n,) of the images (N,) that `decode` decodes, and their pixels as serialised tensors (n,)."""
-    # An op that fails, fails the whole graph; only tf.data can pass over its error.
-    options = tf.data.Options()  # to study the dataset would take longer than to run it
-    options.experimental_optimization.apply_default_optimizations = False
-    options.autotune.enabled = False
-    pixels = (
-        tf.data.Dataset.from_tensor_slices(images)
-        .enumerate()
-        .map(lambda index, image: (index, tf.io.serialize_tensor(decode(image))), num_parallel_calls=tf.data.AUTOTUNE)
-        .ignore_errors()
-        .batch(tf.maximum(tf.shape(images, tf.int64)[0], 1))
-        .with_options(options)
-    )
-    none = tf.zeros((0,), tf.int64), tf.constant([], tf.string)
-    return pixels.reduce(none, lambda _, batch: batch)  # the one batch, or none of it
+    return answer
 
 
 def _encode(encoder, views):

@@ -1,0 +1,97 @@
+"""What --dataset and a split name: found first, which takes no time, then opened, which checks a folder's files."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from moco_tf.command import ConfigError
+from moco_tf.data import folder, sources, tfds
+from moco_tf.data.check import remarks
+from moco_tf.data.manifest import check_files, too_many_bad
+
+log = logging.getLogger("moco_tf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Data that is there: the `listing` of a folder's files, or a `source` that is open already."""
+
+    dataset: str  # as the flag has it
+    max_bad_fraction: float
+    listing: folder.Listing | None = None
+    source: sources.Source | tfds.Prepared | None = None
+
+    @property
+    def size(self):
+        return (self.listing or self.source).size
+
+    def open(self, manifest=None, begun=False, writes=True):
+        """The source; a folder's files are checked, with what the manifest knows. Says what is found.
+
+        begun: for a run under way, whose images are those that the manifest names.
+        writes: whether to write the manifest.
+
+        Raises:
+          ConfigError: no image, or too few of them, can be decoded.
+        """
+        if self.listing is None:
+            return self.source
+        if not begun:
+            _say(self.listing)
+        checked = check_files(self.listing, manifest, begun, writes)
+        if begun:  # with the images that it began with, which the manifest tells
+            _say(checked.listing)
+        try:
+            source = checked.source()
+        except ValueError as error:
+            raise ConfigError(f"--dataset={self.dataset}: {error}") from error
+        _report(checked)
+        if refusal := too_many_bad(checked.bad, source.size, self.max_bad_fraction):
+            raise ConfigError(refusal)
+        return source
+
+
+def find(dataset, data_dir, split, max_bad_fraction, begun=False):
+    """What the flags --dataset and --data_dir and a split name, a `Found`.
+
+    begun: for a run under way (see `folder.scan`).
+
+    Raises:
+      ConfigError: there is no such thing.
+    """
+    path = Path(data_dir, dataset).expanduser()
+    try:
+        if dataset == "embedded":
+            return Found(dataset, max_bad_fraction, source=sources.embedded(split))
+        # With --data_dir, a set of TFDS is a folder there as well.
+        if path.exists() and not tfds.is_prepared(path):
+            return Found(dataset, max_bad_fraction, listing=folder.scan(path, split, begun))
+        return Found(dataset, max_bad_fraction, source=tfds.find(dataset, data_dir, split, max_bad_fraction))
+    except ValueError as error:
+        raise ConfigError(f"--dataset={dataset}: {error}") from error
+
+
+def _say(listing):
+    """Says how a folder was read."""
+    log.info(f"{folder.printable(listing.path)}: {listing.size} images")
+    for sentence in folder.remarks(listing):
+        log.log(logging.WARNING if sentence in listing.doubts else logging.INFO, f"  {sentence}")
+
+
+def _report(checked):
+    """Says on the screen how many images are bad or not what they seem, and in the log which are bad."""
+    listing = checked.listing
+    for sentence in remarks(checked.verdicts):
+        log.info(f"  {sentence}")
+    if checked.added:
+        log.warning(
+            f"{checked.added} images came into {listing.path} after the run began and are left out; "
+            "a run in another --run_dir takes them in."
+        )
+    for file, problem in checked.bad:
+        log.debug(f"Undecodable image: {folder.printable(listing.path / file)} ({problem})")
+    if checked.bad:
+        log.warning(
+            f"{len(checked.bad)} of {listing.size} images in {listing.path} cannot be decoded (the log file names "
+            "them); the next good one stands in for each."
+        )

@@ -1,0 +1,23 @@
+"""What TensorFlow's errors say, in a line."""
+
+import re
+
+import tensorflow as tf
+
+# What a step or a pipeline can end in; the second where a message names a path that is no text.
+ERRORS = tf.errors.OpError, UnicodeDecodeError
+
+
+def reason(error):
+    """The cause in the message of TensorFlow's error, one of `ERRORS`, in a few words."""
+    message = error.object.decode(errors="backslashreplace") if isinstance(error, UnicodeError) else error.message
+    raised = re.search(r"ValueError: (.*)", message)  # in Python, by `note`
+    if raised:
+        return raised[1]
+    assertion = re.search(r"assertion failed: \[(.*?)\]", message)
+    if assertion:
+        return assertion[1]
+    lines = [line.strip() for line in message.splitlines() if not line.strip().startswith("[[")]
+    # Collectives end their messages with advice for programs that go on; a command ends.
+    lines = [line for line in lines if line and not line.startswith("The error could be from a previous operation")]
+    return re.sub(r"{{.*?}}\s*|\s*\[Op:.*", "", lines[-1]) if lines else type(error).__name__

@@ -1,0 +1,164 @@
+"""What an encoder of images expects: size, crop, mean and standard deviation, in one object.
+
+The model carries it; views, evaluation and export read it, nothing repeats its numbers. It says how a record becomes
+the encoder's input, which signatures a server gets of that, and how inputs are drawn.
+"""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from moco_tf.data.arrays import of_eight_bits, rgb
+from moco_tf.data.encoded import decode_jpeg_safely, decode_safely
+from moco_tf.data.resize import resize, sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """From 0-255 images to an encoder's input. `mean` and `std` are of red, green and blue in 0..1."""
+
+    image_size: int = 224
+    crop_ratio: float = 0.875
+    mean: tuple = (0.485, 0.456, 0.406)
+    std: tuple = (0.229, 0.224, 0.225)
+
+    def __post_init__(self):
+        for name in ("mean", "std"):  # JSON makes lists of them
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1 pixel, not {self.image_size}.")
+        if not 0 < self.crop_ratio <= 1:
+            raise ValueError(
+                f"crop_ratio is the part of the resized image that is kept: more than 0, at most 1, "
+                f"not {self.crop_ratio}."
+            )
+
+    @tf.autograph.experimental.do_not_convert  # tracing takes half as long
+    def __call__(self, images):
+        """(N, H, W, 3) or grey (N, H, W, 1) of 0..255, any H and W -> normalised float32 (N, S, S, 3).
+
+        The shorter side is resized to S / crop_ratio, then the centre is cut: torchvision's Resize and
+        CenterCrop, to the pixel.
+        """
+        images = rgb(of_eight_bits(tf.convert_to_tensor(images)))
+        height, width = sizes(images)[-3:-1]
+        shorter = round(self.image_size / self.crop_ratio)
+        resized = (_at_least(shorter, shorter * height // width), _at_least(shorter, shorter * width // height))
+        offset = [_half(length - self.image_size) for length in resized]
+        return self.normalize(resize(images, resized, (self.image_size, self.image_size), offset))
+
+    @tf.autograph.experimental.do_not_convert
+    def of_encoded(self, encoded):
+        """An encoded image, scalar string -> normalised float32 (S, S, 3); an error where it cannot be decoded."""
+        size, image = self.image_size, decode_safely(encoded)
+        if round(size / self.crop_ratio) != size:
+            return self(image[tf.newaxis])[0]
+        # An image that has the size already needs no matrices: the same bits in less than half of the time.
+        fits = tf.reduce_all(tf.shape(image)[:2] == size)
+        view = tf.cond(fits, lambda: self.normalize(image), lambda: self(image[tf.newaxis])[0])
+        return tf.ensure_shape(view, (size, size, 3))  # in a branch, TensorFlow runs it in any case
+
+    def of_record(self, record):
+        """The central view of a record with an "image", float32 (S, S, 3)."""
+        return self.of_encoded(record["image"])
+
+    def signatures(self):
+        """{name: (function, specification of its argument)}: what a server takes; the first is its default.
+
+        The functions make, of a batch, the encoder's input float32 (N, S, S, 3), and bool (N,), which of the images
+        can be decoded; None: all.
+        """
+        size = self.image_size
+        return {
+            "serving_default": (
+                lambda images: (self(images), None),
+                tf.TensorSpec((None, None, None, 3), tf.uint8, "images"),
+            ),
+            "encoded_images": (self.of_encoded_batch, tf.TensorSpec((None,), tf.string, "images")),
+            "preprocessed": (
+                lambda images: (images, None),
+                tf.TensorSpec((None, size, size, 3), tf.float32, "images"),
+            ),
+        }
+
+    def of_encoded_batch(self, images):
+        """Encoded images of any sizes -> the encoder's input; beside one another, and one bad image spoils no other.
+
+        Args:
+          images: string (N,).
+
+        Returns:
+          Normalised float32 (N, S, S, 3), zeros where an image cannot be decoded; bool (N,), whether it can.
+        """
+        number = tf.shape(images, tf.int64)[0]
+        shape = (self.image_size, self.image_size, 3)
+        # TensorFlow prepares what a dataset maps anew at each request. For all formats that is tenths of a second,
+        # for one little.
+        indices, pixels = tf.cond(
+            tf.reduce_all(tf.io.is_jpeg(images)),
+            lambda: _decodable(images, decode_jpeg_safely),
+            lambda: _decodable(images, decode_safely),
+        )
+
+        def view(one):
+            return self(tf.ensure_shape(tf.io.parse_tensor(one, tf.uint8), (None, None, 3))[tf.newaxis])[0]
+
+        views = tf.map_fn(view, pixels, fn_output_signature=tf.TensorSpec(shape, tf.float32))
+        indices = indices[:, tf.newaxis]
+        valid = tf.scatter_nd(indices, tf.ones_like(indices[:, 0], tf.int32), [number]) > 0
+        return tf.scatter_nd(indices, views, tf.stack([number, *shape])), valid
+
+    def normalize(self, images):
+        """0-255 of any type -> float32 of about zero mean and unit variance."""
+        scale = 1 / (255 * np.array(self.std, np.float32))
+        shift = np.array(self.mean, np.float32) / np.array(self.std, np.float32)
+        images = tf.cast(images, tf.float32)
+        width = images.shape[-2]
+        if width is None:
+            return images * scale - shift
+        lines = tf.reshape(images, [*sizes(images)[:-2], 3 * width])  # a long last axis is what vectorises
+        return tf.reshape(lines * np.tile(scale, width) - np.tile(shift, width), tf.shape(images))
+
+    def denormalize(self, images):
+        """The way back to 0-255, float32, neither rounded nor clipped."""
+        return (tf.cast(images, tf.float32) * np.float32(self.std) + np.float32(self.mean)) * 255
+
+    def picture(self, views):
+        """A uint8 image (H, W, 3) of views (N, S, S, 3) each: a row a view; small ones enlarged."""
+        rows = [tf.concat(tf.unstack(self.denormalize(view)), axis=1) for view in views]
+        image = tf.cast(tf.clip_by_value(tf.round(tf.concat(rows, axis=0)), 0, 255), tf.uint8)
+        enlarged = max(1, 96 // self.image_size)
+        return tf.repeat(tf.repeat(image, enlarged, axis=0), enlarged, axis=1)
+
+
+IMAGENET = Preprocessing()
+CIFAR10 = Preprocessing(image_size=32, crop_ratio=1.0, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
+
+
+def _decodable(images, decode):
+    """Places int64 (n,) of the images (N,) that `decode` decodes, and their pixels as serialised tensors (n,)."""
+    # An op that fails, fails the whole graph; only tf.data can pass over its error.
+    options = tf.data.Options()  # to study the dataset would take longer than to run it
+    options.experimental_optimization.apply_default_optimizations = False
+    options.autotune.enabled = False
+    pixels = (
+        tf.data.Dataset.from_tensor_slices(images)
+        .enumerate()
+        .map(lambda index, image: (index, tf.io.serialize_tensor(decode(image))), num_parallel_calls=tf.data.AUTOTUNE)
+        .ignore_errors()
+        .batch(tf.maximum(tf.shape(images, tf.int64)[0], 1))
+        .with_options(options)
+    )
+    none = tf.zeros((0,), tf.int64), tf.constant([], tf.string)
+    return pixels.reduce(none, lambda _, batch: batch)  # the one batch, or none of it
+
+
+def _at_least(low, value):
+    return max(low, value) if isinstance(value, int) else tf.maximum(low, value)
+
+
+def _half(number):
+    """Half of a non-negative integer; halves round to the even one, as Python's (and so torchvision's) do."""
+    half = number // 2
+    return half + (half % 2) * (number % 2)
