@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import sys
+from pathlib import Path
 
 from absl import flags
 
@@ -45,6 +46,12 @@ def run(program, doc, function, arguments):
     except KeyboardInterrupt:  # outside training, which saves
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
+
+
+def shipped(installed, checkout):
+    """A folder that an installed package carries inside, and a checkout at its top."""
+    package = Path(__file__).parent
+    return package / installed if (package / installed).is_dir() else package.parent / checkout
 
 
 def log_to_screen():
@@ -138,9 +145,14 @@ def define_flags(flag_values, kind):
         flags.declare_key_flag(name, flag_values=flag_values)
 
 
+def asks_for_help(arguments):
+    """Whether a flag among the arguments asks for help."""
+    return any(argument in ("--help", "-h", "--helpfull", "--helpshort") for argument in arguments)
+
+
 def read_arguments(flag_values, program, arguments):
     """Brings command-line arguments into a `FlagValues`; raises as `parse` does."""
-    if any(argument in ("--help", "-h", "--helpfull", "--helpshort") for argument in arguments):
+    if asks_for_help(arguments):
         raise HelpAsked(flag_values.get_help())
     for place, argument in enumerate(arguments):
         if _is_flag_file(argument):
@@ -152,7 +164,7 @@ def read_arguments(flag_values, program, arguments):
                     f"--flagfile comes first: it would override {arguments[0]!r}, which stands before it"
                 )
             try:
-                _read(flag_values, program, _lines_of(os.path.expanduser(file)))
+                _read(flag_values, program, _lines_of(_found(file)))
             except ConfigError as error:
                 raise ConfigError(f"--flagfile={file}: {error}") from None
     _read(flag_values, program, arguments[1:] if arguments and _is_flag_file(arguments[0]) else arguments)
@@ -160,6 +172,20 @@ def read_arguments(flag_values, program, arguments):
 
 def _is_flag_file(argument):
     return argument.startswith("-") and argument.lstrip("-").partition("=")[0] == "flagfile"
+
+
+def _found(flag_file):
+    """The path of a named flag file: configs/<name>.flags that is not here is looked up among the packaged recipes."""
+    path = os.path.expanduser(flag_file)
+    folder, name = os.path.split(os.path.normpath(path))
+    if folder != "configs" or not name.endswith(".flags") or os.path.lexists(path):
+        return path
+    recipes = shipped("configs", "configs")
+    if not (recipes / name).exists():
+        known = ", ".join(f"configs/{recipe.name}" for recipe in sorted(recipes.glob("*.flags")))
+        raise ConfigError(f"is neither a file here nor a packaged recipe; those are {known}")
+    print(f"Recipe: {recipes / name}", flush=True)
+    return recipes / name
 
 
 def _read(flag_values, program, arguments):
