@@ -1,59 +1,13 @@
-"""A run's encoder with the classifier of a linear probe, as a SavedModel for TF Serving.
+"""`python -m export.classifier`: `python -m moco_tf.serving.export classifier`, as it is called in a checkout."""
 
-  python -m export.classifier --run_dir=runs/v2 --probe=runs/v2_probe --output=models/classifier
-
-It answers as an exported encoder does, and also with `probabilities` and `label`: docs/serving.md.
-"""
-
-import dataclasses
 import sys
-from pathlib import Path
 
-from moco_tf import command, run_folder
-from moco_tf.command import ConfigError
-from moco_tf.startup import load_tensorflow
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    run_dir: str = command.flag("", "Folder of the run whose last checkpoint is exported.", path=True)
-    probe: str = command.flag("", "Folder that moco_tf.evaluate.linear_probe wrote for that run.", path=True)
-    output: str = command.flag("", "Folder of the model's versions.", path=True)
-    version: int = command.flag(0, "Version to write, 1 or more; 0: the one after the highest in --output.")
-    on_bad_image: str = command.flag(
-        "error",
-        "What `encoded_images` does about bytes that are no image. error: refuse the batch and name their indices; "
-        "zeros: give rows of zeros, the label -1, and `valid`, false there.",
-        choices=("error", "zeros"),
-    )
-
-    def __post_init__(self):
-        command.check_values(self)
-        command.require(self, self.version >= 0, "version", "is 0 or more")
-        if not self.run_dir or not self.probe or not self.output:
-            raise ConfigError("give --run_dir=RUN, --probe=PROBE and --output=DIR: see --help")
-        if run_folder.recorded(self.run_dir) is None:
-            raise ConfigError(f"--run_dir={self.run_dir} is no run folder: it has no config.flags")
-        if not (Path(self.probe) / "probe.npz").exists():
-            raise ConfigError(f"--probe={self.probe} is no linear probe: it has no probe.npz")
-        if self.version and (Path(self.output) / str(self.version)).exists():
-            raise ConfigError(f"--version={self.version} exists in {self.output}: leave the flag out for the next")
+from moco_tf.serving import export_classifier
 
 
 def main(arguments):
     """Runs the command; returns the process's exit status."""
-    program = "export.classifier"
-    return command.run(program, __doc__, lambda given: _run(command.parse(Settings, program, given)), arguments)
-
-
-def _run(settings):
-    load_tensorflow()  # takes seconds: wrong flags have been answered by now
-    from moco_tf.serving import saved_model
-
-    path = saved_model.version_to_write(settings.output, settings.version)
-    saved_model.export_probe(settings.run_dir, settings.probe, path, settings.on_bad_image)
-    print(f"Wrote {path}.")
-    return 0
+    return export_classifier.main(arguments, "export.classifier")
 
 
 if __name__ == "__main__":

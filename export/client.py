@@ -1,98 +1,13 @@
-"""Images to embeddings by a server: a file or a folder goes out in batches, one .npz file comes back.
+"""`python -m export.client`: `python -m moco_tf.serving.export client`, as it is called in a checkout."""
 
-  python -m export.client --images=photos --output=photos.npz                      # REST, localhost:8501
-  python -m export.client --images=photos --protocol=grpc --server=gpu1:8500 --compare=models/encoder
-
-The .npz file holds `files` and, a row a file, each of the model's outputs. REST needs neither TensorFlow nor more than
-NumPy. With --compare, the exit status is 1 where server and SavedModel differ.
-"""
-
-import dataclasses
 import sys
-import time
 
-import numpy as np
-
-from moco_tf import command, files
-from moco_tf.command import ConfigError
-from moco_tf.serving import client
-
-TOLERANCE = 1e-4  # of an output's largest value
-PORTS = {"rest": 8501, "grpc": 8500}
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    images: str = command.flag("", "An image, or a folder of images at any depth.", path=True)
-    output: str = command.flag("", "The .npz file to write; '': none.", path=True)
-    server: str = command.flag("", "host:port; '': localhost:8501 for REST, localhost:8500 for gRPC.")
-    protocol: str = command.flag("rest", "How to ask; grpc needs tensorflow-serving-api.", choices=("rest", "grpc"))
-    model: str = command.flag("encoder", "The model's name on the server.")
-    version: int = command.flag(0, "The model's version; 0: the highest.")
-    label: str = command.flag("", "The label of the model's version, such as stable, instead of --version.")
-    batch_size: int = command.flag(32, "Images a request.")
-    timeout: float = command.flag(30.0, "Seconds that a request may take.")
-    compare: str = command.flag(
-        "", "A SavedModel on this machine to compare the answers with; needs TensorFlow.", path=True
-    )
-
-    def __post_init__(self):
-        command.check_values(self)
-        for name in ("batch_size", "timeout"):
-            command.require(self, getattr(self, name) > 0, name, "is more than 0")
-        command.require(self, self.version >= 0, "version", "is 0 or more")
-        if not self.images or not (self.output or self.compare):
-            raise ConfigError("give --images=PATH, and --output=FILE.npz or --compare=DIR: see --help")
-        if self.output and not self.output.endswith(".npz"):
-            raise ConfigError(f"--output names a .npz file; got {self.output}")
-        if self.version and self.label:
-            raise ConfigError(f"--version={self.version} and --label={self.label} both name a version: give one")
+from moco_tf.serving import export_client
 
 
 def main(arguments):
     """Runs the command; returns the process's exit status."""
-    program = "export.client"
-    return command.run(program, __doc__, lambda given: _run(command.parse(Settings, program, given)), arguments)
-
-
-def _run(settings):
-    images = client.image_files(settings.images)
-    server = settings.server or f"localhost:{PORTS[settings.protocol]}"
-    if settings.protocol == "grpc" or settings.compare:
-        from moco_tf.startup import load_tensorflow
-
-        load_tensorflow()
-    ask = {"rest": client.rest, "grpc": client.grpc}[settings.protocol]
-    predict = ask(server, settings.model, settings.timeout, settings.version, settings.label)
-    start = time.monotonic()
-    outputs = client.embed(images, predict, settings.batch_size)
-    seconds = time.monotonic() - start
-    shapes = ", ".join(f"{name} {value.shape}" for name, value in sorted(outputs.items()))
-    print(f"{len(images)} images in {seconds:.2f} s: {shapes}")
-    if not outputs.get("valid", np.True_).all():
-        bad = [str(file) for file, valid in zip(images, outputs["valid"], strict=True) if not valid]
-        print(f"{len(bad)} of them cannot be decoded, their rows are zeros: {', '.join(bad)}")
-    if settings.output:
-        _save(settings.output, {"files": np.array([str(file) for file in images])} | outputs)
-        print(f"Wrote {settings.output}.")
-    return _compare(settings, images, outputs) if settings.compare else 0
-
-
-def _save(path, arrays):
-    try:
-        files.write_arrays(path, arrays)
-    except OSError as error:
-        raise ConfigError(f"--output={path} cannot be written: {error.strerror}") from None
-
-
-def _compare(settings, images, outputs):
-    expected = client.embed(images, client.local(settings.compare), settings.batch_size)
-    deviations = client.deviations(outputs, expected)
-    agree = max(deviations.values()) <= TOLERANCE
-    figures = ", ".join(f"{name} {value:.1e}" for name, value in deviations.items())
-    verdict = "agrees with" if agree else f"differs by more than {TOLERANCE:g} from"
-    print(f"The server {verdict} {settings.compare} (deviation over the largest value): {figures}.")
-    return 0 if agree else 1
+    return export_client.main(arguments, "export.client")
 
 
 if __name__ == "__main__":

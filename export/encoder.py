@@ -1,70 +1,13 @@
-"""A run's encoder as a SavedModel for TF Serving, or as an ONNX file.
+"""`python -m export.encoder`: `python -m moco_tf.serving.export encoder`, as it is called in a checkout."""
 
-  python -m export.encoder --run_dir=runs/v2 --output=models/encoder                  # models/encoder/<next version>/
-  python -m export.encoder --run_dir=runs/v2 --output=encoder.onnx --format=onnx
-
-What is written and how it is called: docs/serving.md.
-"""
-
-import dataclasses
 import sys
-from pathlib import Path
 
-from moco_tf import command, run_folder
-from moco_tf.command import ConfigError
-from moco_tf.startup import load_tensorflow
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    run_dir: str = command.flag("", "Folder of the run whose last checkpoint is exported.", path=True)
-    output: str = command.flag("", "Folder of the model's versions; with --format=onnx the file to write.", path=True)
-    version: int = command.flag(0, "Version to write, 1 or more; 0: the one after the highest in --output.")
-    format: str = command.flag("saved_model", "What to write.", choices=("saved_model", "onnx"))
-    on_bad_image: str = command.flag(
-        "error",
-        "What `encoded_images` does about bytes that are no image. error: refuse the batch and name their indices; "
-        "zeros: give rows of zeros, and `valid`, false there.",
-        choices=("error", "zeros"),
-    )
-
-    def __post_init__(self):
-        command.check_values(self)
-        command.require(self, self.version >= 0, "version", "is 0 or more")
-        if not self.run_dir or not self.output:
-            raise ConfigError("give --run_dir=RUN and --output=DIR: see --help")
-        if run_folder.recorded(self.run_dir) is None:
-            raise ConfigError(f"--run_dir={self.run_dir} is no run folder: it has no config.flags")
-        if self.format == "onnx":
-            if not self.output.endswith(".onnx"):
-                raise ConfigError(f"--format=onnx writes a file, --output=NAME.onnx; got {self.output}")
-            for name, default in (("version", 0), ("on_bad_image", "error")):
-                rule = "belongs to a SavedModel; an ONNX file takes pixels and has no versions"
-                command.require(self, getattr(self, name) == default, name, rule)
-        elif self.version and (Path(self.output) / str(self.version)).exists():
-            raise ConfigError(f"--version={self.version} exists in {self.output}: leave the flag out for the next")
+from moco_tf.serving import export_encoder
 
 
 def main(arguments):
     """Runs the command; returns the process's exit status."""
-    program = "export.encoder"
-    return command.run(program, __doc__, lambda given: _run(command.parse(Settings, program, given)), arguments)
-
-
-def _run(settings):
-    load_tensorflow()  # takes seconds: wrong flags have been answered by now
-    if settings.format == "onnx":
-        from moco_tf.serving import onnx_file
-
-        deviation = onnx_file.export_run(settings.run_dir, settings.output)
-        print(f"Wrote {settings.output}. ONNX Runtime deviates by {deviation:.1e} of the largest value.")
-        return 0
-    from moco_tf.serving import saved_model
-
-    path = saved_model.version_to_write(settings.output, settings.version)
-    saved_model.export_run(settings.run_dir, path, settings.on_bad_image)
-    print(f"Wrote {path}. Serve it: export/serving/serve.sh {path.parent.parent}")
-    return 0
+    return export_encoder.main(arguments, "export.encoder")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import sys
+from pathlib import Path
 
 from absl import flags
 
@@ -47,6 +48,12 @@ def run(program, doc, function, arguments):
     except KeyboardInterrupt:  # outside training, which saves
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
+
+
+def shipped(installed, checkout):
+    """A folder that an installed package carries inside, and a checkout at its top."""
+    package = Path(__file__).parent
+    return package / installed if (package / installed).is_dir() else package.parent / checkout
 
 
 def log_to_screen():
@@ -157,14 +164,19 @@ def define(flag_values, fields):
         flags.declare_key_flag(name, flag_values=flag_values)
 
 
+def asks_for_help(arguments):
+    """Whether a flag among the arguments asks for help."""
+    return any(argument in HELP for argument in arguments)
+
+
 def read_arguments(flag_values, program, arguments, groups=None):
     """Brings command-line arguments into a `FlagValues`; raises as `parse` does.
 
     groups: {title: settings dataclass}, under which --help shows the flags; None: all in one.
     """
-    if any(argument in HELP for argument in arguments):
+    if asks_for_help(arguments):
         raise HelpAsked(_help(flag_values, groups) if groups else flag_values.get_help())
-    lines, rest = _with_flag_file(arguments)
+    lines, rest = _with_flag_file(arguments, says=True)
     try:
         _read(flag_values, program, lines)
     except ConfigError as error:
@@ -186,8 +198,11 @@ def _help(flag_values, groups):
     return "\n".join(lines)
 
 
-def _with_flag_file(arguments):
-    """(the lines of the flag file that the first argument names, or none; the other arguments)."""
+def _with_flag_file(arguments, says=False):
+    """(the lines of the flag file that the first argument names, or none; the other arguments).
+
+    says: names a packaged recipe on the screen.
+    """
     for place, argument in enumerate(arguments):
         if _is_flag_file(argument):
             if not argument.partition("=")[2]:
@@ -200,13 +215,30 @@ def _with_flag_file(arguments):
         return [], arguments
     file = arguments[0].partition("=")[2]
     try:
-        return _lines_of(os.path.expanduser(file)), arguments[1:]
+        found = _found(file)
+        lines = _lines_of(found)
     except ConfigError as error:
         raise ConfigError(f"--flagfile={file}: {error}") from None
+    if says and found != os.path.expanduser(file):
+        print(f"Recipe: {found}", flush=True)
+    return lines, arguments[1:]
 
 
 def _is_flag_file(argument):
     return argument.startswith("-") and argument.lstrip("-").partition("=")[0] == "flagfile"
+
+
+def _found(flag_file):
+    """The path of a named flag file: configs/<name>.flags that is not here is looked up among the packaged recipes."""
+    path = os.path.expanduser(flag_file)
+    folder, name = os.path.split(os.path.normpath(path))
+    if folder != "configs" or not name.endswith(".flags") or os.path.lexists(path):
+        return path
+    recipes = shipped("configs", "configs")
+    if not (recipes / name).exists():
+        known = ", ".join(f"configs/{recipe.name}" for recipe in sorted(recipes.glob("*.flags")))
+        raise ConfigError(f"is neither a file here nor a packaged recipe; those are {known}")
+    return recipes / name
 
 
 def _read(flag_values, program, arguments):

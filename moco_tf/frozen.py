@@ -89,7 +89,7 @@ def read(path):
         has = ", ".join(sorted(loaded.signatures)) or "none"
         raise ConfigError(
             f"{path} lacks the signature `preprocessed`, which evaluation calls; it has {has}: "
-            "write it with export.encoder"
+            "write it with moco_tf.serving.export"
         )
     signature = loaded.signatures["preprocessed"]
     shape = signature.structured_input_signature[1]["images"].shape

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from export import classifier, client, encoder
 from moco_tf import command, files, run_folder, torch_weights
 from moco_tf import config as config_lib
 from moco_tf.command import ConfigError, HelpAsked
 from moco_tf.config import kind, parse
 from moco_tf.evaluate import compare, features, finetune, knn, linear_probe, look
+from moco_tf.serving import export_classifier, export_client, export_encoder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -99,9 +99,9 @@ PATHS = {
     knn.Settings: OF_EVALUATION,
     linear_probe.Settings: OF_EVALUATION,
     look.Settings: OF_EVALUATION,
-    encoder.Settings: {"run_dir", "output"},
-    classifier.Settings: {"run_dir", "probe", "output"},
-    client.Settings: {"images", "output", "compare"},
+    export_encoder.Settings: {"run_dir", "output"},
+    export_classifier.Settings: {"run_dir", "probe", "output"},
+    export_client.Settings: {"images", "output", "compare"},
 }
 
 
@@ -205,6 +205,43 @@ def test_each_recipe_parses_and_opens_with_a_lab_record(path):
     assert any(f"Command: python -m {name}" in line for line in head)
     assert any("Expected" in line or "Measured" in line for line in head)
     assert not any(line.startswith("--flagfile") for line in text.splitlines())
+
+
+LINES = {"train": (kind(), "v1", []), "probe": (linear_probe.Settings, "linear_v1", ["--encoder=x"])}
+
+
+@pytest.mark.parametrize("kind, name, more", LINES.values(), ids=LINES)
+def test_a_recipe_that_is_not_here_is_the_packaged_one(kind, name, more, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for file in (f"configs/{name}.flags", f"./configs/{name}.flags"):
+        packaged = command.parse(kind, "a command", [f"--flagfile={file}", *more])
+        assert packaged == command.parse(kind, "a command", [f"--flagfile={CONFIGS}/{name}.flags", *more])
+        assert capsys.readouterr().out == f"Recipe: {CONFIGS}/{name}.flags\n"
+
+
+def test_a_recipe_in_the_current_folder_wins(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("configs").mkdir()
+    Path("configs/v1.flags").write_text("--seed=7\n")
+    assert parse(["--flagfile=configs/v1.flags"]).seed == 7
+    assert parse(["--flagfile=configs/v2.flags"]).head == "mlp"  # the folder alone hides no other
+    assert capsys.readouterr().out == f"Recipe: {CONFIGS}/v2.flags\n"
+
+
+def test_a_recipe_that_is_nowhere_is_refused_with_the_names_of_those_that_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as refusal:
+        parse(["--flagfile=configs/v9.flags"])
+    line = str(refusal.value)
+    assert line.startswith("--flagfile=configs/v9.flags: is neither a file here nor a packaged recipe; those are ")
+    assert line.partition(" are ")[2].split(", ") == [f"configs/{path.name}" for path in sorted(CONFIGS.iterdir())]
+
+
+def test_only_recipes_are_looked_up_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in ("v1.flags", f"{tmp_path}/configs/v1.flags", "more/configs/v1.flags", "configs/../configs/x/v1.flags"):
+        with pytest.raises(ConfigError, match="cannot be read: No such file or directory"):
+            parse([f"--flagfile={file}"])
 
 
 def _settings(name):

@@ -15,6 +15,7 @@ from export import classifier, client, encoder
 from moco_tf import run_folder, torch_weights, train
 from moco_tf.data import __main__ as data
 from moco_tf.evaluate import compare, features, finetune, knn, linear_probe, look
+from moco_tf.serving import client as serving_client
 
 CLASSES = [os.fsdecode(name) for name in (b"k\xf6ln", b"m\xfcnchen")]
 SHOWN = ["k\\udcf6ln", "m\\udcfcnchen"]
@@ -161,7 +162,7 @@ def test_weights_go_out_to_pytorchs_names_and_back(place, run):
 
 
 def test_a_client_keeps_the_names_of_the_files_that_it_sent(place, monkeypatch):
-    monkeypatch.setattr(client.client, "rest", lambda *_: lambda images: {"x": np.zeros((len(images), 2))})
+    monkeypatch.setattr(serving_client, "rest", lambda *_: lambda images: {"x": np.zeros((len(images), 2))})
     output = place / os.fsdecode(b"\xfc.npz")
     assert client.main([f"--images={place / 'photos'}", f"--output={output}"]) == 0
     assert all(Path(file).exists() for file in np.load(output)["files"].tolist())

@@ -329,3 +329,49 @@ def test_wrong_flags_end_in_one_line(main, arguments, line, run_dir, tmp_path, c
     assert main([argument.format(run=run_dir, empty=tmp_path) for argument in arguments]) == 2
     printed = capsys.readouterr().err
     assert line in printed and printed.count("\n") == 1
+
+
+HEAVY = ("tensorflow", "keras", "grpc")
+
+
+def export(*arguments):
+    """`python -m moco_tf.serving.export`: status, stdout, stderr, and whether it has loaded anything heavy."""
+    code = f"""import sys
+from moco_tf.serving import export
+status = export.main(sys.argv[1:])
+sys.exit(9 if any(name in sys.modules for name in {HEAVY}) else status)"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_help_without_a_word_lists_the_three_commands_and_after_a_word_its_flags():
+    status, listed, _ = export("--help")
+    assert status == 0
+    for word, flag in (("encoder", "--format"), ("classifier", "--probe"), ("client", "--protocol")):
+        line = f"python -m moco_tf.serving.export {word} --"
+        assert line in listed
+        status, helped, _ = export(word, "--help")
+        assert status == 0 and line in helped and f"\n  {flag}: " in helped
+
+
+def test_an_unknown_word_and_wrong_flags_of_a_word_end_in_one_line():
+    for arguments, line in (
+        (
+            ["model", "--help"],
+            "moco_tf.serving.export: the word before the flags is one of encoder, classifier, client",
+        ),
+        (["client", "--x=1"], "moco_tf.serving.export client: Unknown command line flag 'x'"),
+        (["--run_dir=x"], "moco_tf.serving.export encoder: give --run_dir=RUN and --output=DIR"),
+        ([], "moco_tf.serving.export encoder: give --run_dir=RUN and --output=DIR"),
+    ):
+        status, _, printed = export(*arguments)
+        assert status == 2 and printed.startswith(line) and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("main", [export_encoder.main, export_classifier.main, export_client.main])
+def test_in_a_checkout_a_command_speaks_under_the_name_that_it_was_called_by(main, capsys):
+    name = main.__module__
+    assert main([]) == 2 and capsys.readouterr().err.startswith(f"{name}: give ")
+    assert main(["--help"]) == 0 and f"python -m {name} --" in capsys.readouterr().out

@@ -1,0 +1,38 @@
+"""What a run leaves for a server, and what asks the server: one command a word, which stands before the flags.
+
+  python -m moco_tf.serving.export encoder --run_dir=RUN --output=DIR                   # its encoder
+  python -m moco_tf.serving.export classifier --run_dir=RUN --probe=PROBE --output=DIR  # with a probe's classifier
+  python -m moco_tf.serving.export client --images=PATH --output=FILE.npz               # images to vectors
+
+Without a word it is encoder. --help after a word lists its flags. What is written: docs/serving.md.
+"""
+
+import sys
+from importlib import import_module
+
+from moco_tf import command
+from moco_tf.command import ConfigError
+
+WORDS = ("encoder", "classifier", "client")
+
+
+def main(arguments):
+    """Runs the command; returns the process's exit status."""
+    if arguments and not arguments[0].startswith("-"):
+        word, *given = arguments
+    elif command.asks_for_help(arguments):
+        print(__doc__)
+        return 0
+    else:
+        word, given = "encoder", arguments
+    if word not in WORDS:
+        return command.run("moco_tf.serving.export", __doc__, _refuse, word)
+    return import_module(f"moco_tf.serving.export_{word}").main(given)
+
+
+def _refuse(word):
+    raise ConfigError(f"the word before the flags is one of {', '.join(WORDS)}; got {word!r}: see --help")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
