@@ -56,11 +56,11 @@ class Listing:
 
 @dataclasses.dataclass(eq=False)
 class Besides:
-    """What a search for images met and did not take."""
+    """What a search for files met and did not take."""
 
     unread: list = dataclasses.field(default_factory=list)  # folders that cannot be opened
     endings: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # of other files' names
-    hidden: int = 0  # files that are called like images, but hidden
+    hidden: int = 0  # files whose names have the endings, but hidden
     folders: list = dataclasses.field(default_factory=list)  # all that were entered
 
 
@@ -108,8 +108,8 @@ def scan(path, split=None, begun=False):
 def remarks(listing):
     """Sentences on how a folder was read: classes, splits, and what was left out."""
     found = [*class_counts(listing.class_names, listing.labels), *listing.notes, *listing.doubts]
-    if not_read := _not_read(listing.besides):
-        found.append(f"Not read: {not_read}")
+    if others := not_read(listing.besides):
+        found.append(f"Not read: {others}")
     for name in listing.besides.unread:
         found.append(f"Not read: {printable(listing.path / name)}, a folder that cannot be opened.")
     return found
@@ -134,8 +134,8 @@ def _counted(counts):
     return shown + (f", and {len(counts) - SHOWN} more" if len(counts) > SHOWN else "")
 
 
-def _not_read(besides):
-    """What files are there beside the images, as in: .tif 40, .txt 3, hidden 1."""
+def not_read(besides):
+    """What files are there beside those searched for, as in: .tif 40, .txt 3, hidden 1."""
     others = sorted(besides.endings.items(), key=lambda pair: (-pair[1], pair[0]))
     parts = [f"{ending or 'without an ending'} {count}" for ending, count in others[:SHOWN_ENDINGS]]
     if rest := sum(count for _, count in others[SHOWN_ENDINGS:]):
@@ -267,7 +267,7 @@ def list_images(path, folders, given, left_out=()):
     besides = Besides()
     found = sorted(_image_files(os.fsencode(path), besides, {os.fsencode(name) for name in left_out}))
     if not found:
-        others = _not_read(besides)
+        others = not_read(besides)
         others = f", but {others}" if others else ""
         raise ValueError(
             f"There are no images ({', '.join(SUFFIXES)}) in {path}{others}. Give a folder that has some."
@@ -299,7 +299,12 @@ def subfolders(path):
 
 
 def _image_files(root, besides, left_out=()):
-    """(path, size, time) of each image file below `root`, a path in bytes: names need not be text.
+    return files_called(_ENDINGS, root, besides, left_out)
+
+
+def files_called(endings, root, besides, left_out=()):
+    """(path, size, time) of each file below `root` whose name has one of `endings`; these and `root` are bytes: names
+    need not be text.
 
     Hidden files and folders are left out. Links are followed; a folder that can be reached in several ways is read
     once, at the shallowest of its paths, so that a link to a folder above ends there.
@@ -322,23 +327,23 @@ def _image_files(root, besides, left_out=()):
             subfolders = []
             for entry in entries:
                 name = entry.name
-                is_image = name.lower().endswith(_ENDINGS)
+                is_wanted = name.lower().endswith(endings)
                 if name.startswith(b"."):
-                    besides.hidden += is_image
+                    besides.hidden += is_wanted
                     continue
-                if not is_image and entry.is_file():  # without asking for its size
+                if not is_wanted and entry.is_file():  # without asking for its size
                     ending = _ENDING.search(name)
                     besides.endings[ending[0].lower().decode() if ending else ""] += 1
                     continue
                 try:
                     status = entry.stat()
                 except OSError:  # a link to nothing
-                    if is_image:
+                    if is_wanted:
                         yield os.fsdecode(prefix + name), UNREADABLE, 0
                     continue
                 if stat.S_ISDIR(status.st_mode):
                     subfolders.append((name, status.st_dev, status.st_ino))
-                elif is_image and stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+                elif is_wanted and stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
                     yield os.fsdecode(prefix + name), status.st_size, status.st_mtime_ns
             for name, *place in sorted(subfolders):
                 if tuple(place) not in seen and (folder or name not in left_out):
