@@ -1,6 +1,9 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # scikit-learn's threads wait by spinning, where two processes share cores
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as training has it: tests compare this process with commands
 
 import keras

@@ -100,8 +100,12 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=KINDS)
+ALL_AT_ONCE = "symmetric siblings, masked"
+
+
+@pytest.fixture(params=[k if k == ALL_AT_ONCE else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
 def kind(request):
+    """Every day the one that has all of what the others have."""
     return KINDS[request.param]
 
 
@@ -125,7 +129,7 @@ def test_a_pair_as_a_dict_learns_what_the_tuple_does_bit_for_bit():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("number", [2, 4])
+@pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_replicas_do_what_one_device_does_and_hold_the_same_bits(kind, number):
     settings, views = kind
     alone = moco(**settings)
