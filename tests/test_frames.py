@@ -413,20 +413,9 @@ def test_real_clips_give_the_expected_numbers_of_frames_and_are_trained_on(folde
     expected = {"bigbuckbunny": 11, "bikes": 20, "carphone_distorted": 8, "carphone_pristine": 8}
     assert {path.name: len(list(path.iterdir())) for path in folders[1].iterdir()} == expected
     assert Image.open(folders[1] / "bikes" / "00000019.jpg").size == (640, 272)
-    flags = [
-        "--pretext=siblings",
-        "--arch=resnet10",
-        "--width=4",
-        "--image_size=32",
-        "--augment=cifar",
-        "--knn_every=0",
-    ]
-    size = [
-        "--batch_size=4",
-        "--queue_size=8",
-        "--epochs=3",
-        "--mask_siblings",
-        f"--run_dir={folders[1].parent / 'run'}",
-    ]
-    assert train.main([*flags, *size, f"--dataset={folders[1]}"]) == 0
-    assert "4 things" in (log := capsys.readouterr().out) and "Done: step 3 of 3" in log
+    run = folders[1].parent / "run"
+    small = ["--arch=resnet10", "--width=4", "--image_size=32", "--augment=cifar", "--batch_size=4", "--queue_size=8"]
+    task = ["--pretext=siblings", "--mask_siblings", "--epochs=3", "--knn_every=0", f"--dataset={folders[1]}"]
+    assert train.main([*small, *task, f"--run_dir={run}"]) == 0
+    said = capsys.readouterr().out
+    assert "4 things" in said and "Done: step 3 of 3" in said

@@ -3,7 +3,7 @@
 #
 #   export/serving/serve.sh MODELS [flags of tensorflow_model_server]
 #
-# MODELS holds encoder/<version>/, as export.encoder writes it. The first start copies models.config and
+# MODELS holds encoder/<version>/, as moco_tf.serving.export writes it. The first start copies models.config and
 # batching.config into it; edit them there. Without tensorflow_model_server on the PATH, the public image
 # tensorflow/serving is run by Docker.
 # Variables: GRPC_PORT, REST_PORT; BATCHING=1 runs requests together (see docs/serving.md before you do).
