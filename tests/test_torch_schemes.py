@@ -169,23 +169,41 @@ FEATURES = {
 }
 
 
-@pytest.mark.parametrize("name", [*PROJECTS, *CLASSIFIES])
-def test_a_librarys_file_computes_what_its_tensors_do_under_torchvisions_names(name, outputs):
+def plain(name):
+    """The tensors of one of these files under torchvision's names."""
     if name in PROJECTS:
-        tensors, plain = PROJECTS[name](), prefixed(network("mlp"), "encoder_q.")
-    else:
-        tensors, plain = CLASSIFIES[name](), network("classifier")
-    found, expected = outputs(tensors, "found"), outputs(plain, "plain", "--part=encoder")
+        return prefixed(network("mlp"), "encoder_q.")
+    if name in CLASSIFIES:
+        return network("classifier")
+    return tensor_names.without_head(moco()[0] if name == "DenseCL" else network())
+
+
+@pytest.mark.parametrize("name", [*PROJECTS, *CLASSIFIES, *FEATURES])
+def test_a_librarys_file_has_its_tensors_under_torchvisions_names(name):
+    found = tensor_names.contents((PROJECTS | CLASSIFIES | FEATURES)[name]()).query
+    expected = tensor_names.contents(plain(name)).query
+    assert found.keys() == expected.keys()
+    for key in expected:
+        np.testing.assert_array_equal(found[key], expected[key])
+
+
+def some_every_day(names, *often):
+    """All have the same tensors: what these compute stands for the others."""
+    return [name if name in often else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", some_every_day([*PROJECTS, *CLASSIFIES], "lightly", "mmpretrain"))
+def test_a_librarys_file_computes_what_its_tensors_do_under_torchvisions_names(name, outputs):
+    tensors = (PROJECTS | CLASSIFIES)[name]()
+    found, expected = outputs(tensors, "found"), outputs(plain(name), "plain", "--part=encoder")
     assert found.keys() == expected.keys() and len(found) == 2
     for key in expected:
         np.testing.assert_array_equal(found[key], expected[key])
 
 
-@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("name", some_every_day(FEATURES, "torchvision's children", "DenseCL"))
 def test_a_backbone_is_read_where_its_head_is_none_of_ours_or_missing(name, outputs):
-    tensors = FEATURES[name]()
-    plain = moco()[0] if name == "DenseCL" else network()
-    found, expected = outputs(tensors, "found"), outputs(tensor_names.without_head(plain), "plain")
+    found, expected = outputs(FEATURES[name](), "found"), outputs(plain(name), "plain")
     assert found.keys() == expected.keys() == {"features"}
     np.testing.assert_array_equal(found["features"], expected["features"])
 

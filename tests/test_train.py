@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -27,16 +28,17 @@ from moco_tf.data import sources
 from moco_tf.train import main
 
 REPOSITORY = Path(__file__).parent.parent
-STEPS = 20  # an epoch of 2,000 images in batches of 100
+STEPS = 10  # an epoch of 200 images in batches of 20
+DATA = Path(tempfile.gettempdir(), f"moco_tf-images-of-{os.getpid()}")  # known before any fixture is
 TINY = [
     "--arch=resnet10",
     "--width=4",
     "--stem=imagenet",
     "--image_size=32",
     "--augment=cifar",
-    "--train_split=test",  # the small one of the embedded images
-    "--batch_size=100",
-    "--queue_size=140",
+    f"--dataset={DATA}",
+    "--batch_size=20",
+    "--queue_size=28",
     "--bn_groups=4",
     "--lr_per=step",
     "--epochs=2",
@@ -45,6 +47,16 @@ TINY = [
     "--momentum=0.9",
     "--knn_every=0",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def images():
+    """A folder of the first embedded images: few, for they are most of what a step of so small a network costs."""
+    DATA.mkdir()
+    for number, record in enumerate(sources.embedded("test").in_order(20 * STEPS).as_numpy_iterator()):
+        (DATA / f"{number:03d}.jpg").write_bytes(record["image"])
+    yield
+    shutil.rmtree(DATA)
 
 
 def start(run_dir, *arguments):
@@ -87,27 +99,23 @@ def assert_same_run(a, b):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("undisturbed")
-    process = start(run_dir, "--checkpoint_every=7")
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
+    assert main([*TINY, f"--run_dir={run_dir}", "--checkpoint_every=7"]) == 0
     return run_dir
 
 
 def run_and_kill(run_dir, kills, *flags):
-    """A run that is killed so many times, and then ended."""
+    """A run that is killed so many times, and then ended in this process."""
     seed = os.environ.get("KILL_SEED", str(time.time_ns()))
     print(f"KILL_SEED={seed}")  # shown on failure: repeats the moments
     moments = random.Random(seed)
-    for step in sorted(moments.sample(range(3, 2 * STEPS - 10), kills)):
+    for step in sorted(moments.sample(range(3, STEPS), kills)):  # long before the end, which comes soon
         process = start(run_dir, "--checkpoint_every=3", *flags)
         wait_for_step(process, run_dir, step - step % 3)
         time.sleep(moments.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    process = start(run_dir, "--checkpoint_every=3", *flags)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
-    assert "Going on from step" in output
+    assert main([*TINY, f"--run_dir={run_dir}", "--checkpoint_every=3", *flags]) == 0
+    assert "Going on from step" in (Path(run_dir) / "train.log").read_text()
 
 
 def test_the_last_line_says_where_the_wall_time_went(undisturbed):
@@ -136,26 +144,71 @@ def test_a_killed_run_ends_with_the_same_bytes_as_an_undisturbed_one(undisturbed
 @pytest.mark.parametrize("method", [["end_to_end", "--shared=none"], ["memory_bank", "--loss=nce"], ["moco_v3"]])
 def test_a_killed_run_of_another_method_does_too(tmp_path, method, replicas):
     flags = [f"--method={method[0]}", *method[1:], f"--virtual_replicas={replicas}"]
-    process = start(tmp_path / "whole", "--checkpoint_every=7", *flags)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
+    assert main([*TINY, f"--run_dir={tmp_path / 'whole'}", "--checkpoint_every=7", *flags]) == 0
     run_and_kill(tmp_path / "killed", 1, *flags)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_says_how_to_go_on(undisturbed, tmp_path, capsys, number):
+class SignalAt(keras.callbacks.Callback):
+    """Sends this process a signal after one step."""
+
+    def __init__(self, number, step):
+        super().__init__()
+        self.number = number
+        self.step = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.step) == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.fixture(scope="module")
+def signalled(tmp_path_factory):
+    """A run that a signal stops amid an epoch and another in its last step; its folder, and its copies after each.
+
+    It goes on after the first by the command that it has printed.
+    """
+    run_dir = tmp_path_factory.mktemp("signalled") / "run"
+    copies, arguments = [], [*TINY, f"--run_dir={run_dir}"]
+    for number, step in ((signal.SIGTERM, 3), (signal.SIGINT, STEPS)):
+        with pytest.MonkeyPatch.context() as patch:
+            stop = SignalAt(number, step)
+            patch.setattr(callbacks, "StopOnNaN", lambda stop=stop: stop)  # the first callback of each fit
+            assert main(arguments) == 128 + number
+        copies.append(run_dir.with_name(f"after_{step}"))
+        shutil.copytree(run_dir, copies[-1])
+        last_line = (run_dir / "train.log").read_text().splitlines()[-1]
+        arguments = last_line.partition("Go on with: python -m moco_tf.train ")[2].split()
+    assert main(arguments) == 0
+    return run_dir, *copies
+
+
+def test_a_signal_saves_and_says_how_to_go_on(undisturbed, signalled):
+    run_dir, stopped, _ = signalled
+    assert last_checkpoint(stopped) == 3
+    assert f"--flagfile={run_dir}/config.flags --run_dir={run_dir}" in (stopped / "train.log").read_text()
+    assert "Going on from step 3" in (run_dir / "train.log").read_text()
+    assert_same_run(undisturbed, run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_from_another_process_does_so_too(undisturbed, tmp_path, number):
     process = start(tmp_path, "--checkpoint_every=2")
     wait_for_step(process, tmp_path, 2)
     process.send_signal(number)
     output = process.communicate()[0]
     assert process.returncode == 128 + number
-    stopped = last_checkpoint(tmp_path)
-    assert f"--flagfile={tmp_path}/config.flags --run_dir={tmp_path}" in output.splitlines()[-1]
     arguments = output.splitlines()[-1].partition("Go on with: python -m moco_tf.train ")[2].split()
     assert main(arguments) == 0
-    assert f"Going on from step {stopped}" in capsys.readouterr().out
     assert_same_run(undisturbed, tmp_path)
+
+
+def test_a_signal_in_an_epochs_last_step_loses_no_row(undisturbed, signalled):
+    run_dir, _, stopped = signalled
+    assert last_checkpoint(stopped) == STEPS
+    assert [r["step"] for r in rows(stopped)] == [str(STEPS)]
+    assert_same_run(undisturbed, run_dir)
 
 
 def test_a_run_folder_holds_what_the_contract_says(undisturbed):
@@ -187,7 +240,7 @@ def test_tensorboard_shows_the_picture_of_the_views_that_the_run_folder_has(undi
 
 def test_a_finished_run_says_so(undisturbed, capsys):
     assert main([*TINY, f"--run_dir={undisturbed}"]) == 0
-    assert f"{undisturbed} is finished, at step 40 of 40" in capsys.readouterr().out
+    assert f"{undisturbed} is finished, at step {2 * STEPS} of {2 * STEPS}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -197,7 +250,7 @@ def test_a_finished_run_says_so(undisturbed, capsys):
         (["--noresume"], "--noresume starts a new run, but"),
         (["--max_bad_fraction=1.5"], "--max_bad_fraction lies between 0 and 1; got 1.5"),
         (["--dataset=/no/such/folder"], "/no/such/folder"),
-        (["--train_split=other"], "'other'"),
+        (["--dataset=embedded", "--train_split=other"], "'other'"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line_with_status_2(undisturbed, capsys, arguments, message):
@@ -221,16 +274,21 @@ def test_a_damaged_checkpoint_is_refused_in_one_line_with_status_2(undisturbed, 
 def test_fewer_images_than_a_batch_are_refused(tmp_path, capsys):
     assert main([*TINY, f"--run_dir={tmp_path}", "--batch_size=20000"]) == 2
     error = capsys.readouterr().err
-    assert "2000 images are fewer than --batch_size=20000" in error and error.count("\n") == 1
+    assert "200 images are fewer than --batch_size=20000" in error and error.count("\n") == 1
 
 
 def test_a_folder_in_use_is_refused(tmp_path, capsys):
-    process = start(tmp_path, "--checkpoint_every=1", "--epochs=60")
-    wait_for_step(process, tmp_path, 1)
-    assert main([*TINY, f"--run_dir={tmp_path}"]) == 2
+    holds = (  # as training does from its beginning to its end
+        "import sys; from moco_tf import config, run_folder\n"
+        "with run_folder.RunFolder(config.parse(sys.argv[1:])): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", holds, *TINY, f"--run_dir={tmp_path}"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=REPOSITORY, **pipes) as process:
+        assert process.stdout.readline() == "held\n"
+        assert main([*TINY, f"--run_dir={tmp_path}"]) == 2
+        process.stdin.close()
     assert "another process is training in" in capsys.readouterr().err
-    process.kill()
-    process.wait()
 
 
 def locked(run_dir):
@@ -263,11 +321,14 @@ def test_a_run_goes_on_and_others_begin_in_the_same_process_as_in_new_ones(undis
     assert main([*TINY, other]) == 0
     assert main([*TINY, one, "--lr=9", "--lr_schedule=step"]) == 2
     assert main([*TINY, one, "--lr_schedule=step"]) == 0
-    assert [row["step"] for row in rows(tmp_path / "one")] == ["20", "40"]
+    assert [row["step"] for row in rows(tmp_path / "one")] == [str(STEPS), str(2 * STEPS)]
     x, y = tensors(undisturbed), tensors(tmp_path / "other")
     assert not [name for name in x if not np.array_equal(x[name], y[name])]
     logs = {name: (tmp_path / name / "train.log").read_text() for name in ("one", "other")}
-    assert {name: text.count("Done: step 40 of 40") for name, text in logs.items()} == {"one": 1, "other": 1}
+    assert {name: text.count(f"Done: step {2 * STEPS} of {2 * STEPS}") for name, text in logs.items()} == {
+        "one": 1,
+        "other": 1,
+    }
     assert f"{tmp_path}/one" not in logs["other"] and f"{tmp_path}/other" not in logs["one"]
 
 
@@ -297,29 +358,6 @@ def test_a_loss_that_is_no_number_stops_with_step_rate_and_the_last_good_checkpo
     assert (tmp_path / f"checkpoints/step-{step - 2:09d}").exists()
 
 
-class SignalAt(keras.callbacks.Callback):
-    """Sends this process a signal after one step."""
-
-    def __init__(self, number, step):
-        super().__init__()
-        self.number = number
-        self.step = step
-
-    def on_train_batch_end(self, batch, logs=None):
-        if int(self.model.step) == self.step:
-            os.kill(os.getpid(), self.number)
-
-
-def test_a_signal_in_an_epochs_last_step_loses_no_row(undisturbed, tmp_path, monkeypatch):
-    stop = SignalAt(signal.SIGINT, STEPS)
-    monkeypatch.setattr(callbacks, "StopOnNaN", lambda: stop)  # the first callback of each fit
-    assert main([*TINY, f"--run_dir={tmp_path}"]) == 128 + signal.SIGINT
-    assert last_checkpoint(tmp_path) == STEPS
-    assert [r["step"] for r in rows(tmp_path)] == [str(STEPS)]
-    assert main([*TINY, f"--run_dir={tmp_path}"]) == 0
-    assert_same_run(undisturbed, tmp_path)
-
-
 @pytest.fixture
 def without_its_last_checkpoint(undisturbed, tmp_path):
     """A run that was killed between its last epoch's row and its checkpoint; it stands a few steps before."""
@@ -341,14 +379,6 @@ def test_an_epochs_end_is_saved_after_its_row_is_written(without_its_last_checkp
     assert last_checkpoint(without_its_last_checkpoint) == before
 
 
-def test_max_steps_ends_with_a_checkpoint_and_a_row_and_the_run_can_go_on(tmp_path):
-    assert main([*TINY, f"--run_dir={tmp_path}", "--max_steps=3"]) == 0
-    assert last_checkpoint(tmp_path) == 3
-    assert [(r["epoch"], r["step"]) for r in rows(tmp_path)] == [("1", "3")]
-    assert main([*TINY, f"--run_dir={tmp_path}", "--max_steps=5"]) == 0
-    assert [(r["epoch"], r["step"]) for r in rows(tmp_path)] == [("1", "5")]
-
-
 def test_a_row_whose_checkpoint_was_not_written_is_written_once(undisturbed, without_its_last_checkpoint):
     written = [("1", str(STEPS)), ("2", str(2 * STEPS))]
     assert [(r["epoch"], r["step"]) for r in rows(without_its_last_checkpoint)] == written
@@ -357,33 +387,53 @@ def test_a_row_whose_checkpoint_was_not_written_is_written_once(undisturbed, wit
     assert_same_run(undisturbed, without_its_last_checkpoint)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--method=memory_bank", "--loss=nce"],
-        ["--method=end_to_end", "--shared=none"],
-    ],
-    ids=lambda flags: " ".join(flags),
-)
-def test_other_methods_go_on_bit_for_bit_too(tmp_path, flags):
-    arguments = [*TINY, *flags, "--epochs=1"]
-    assert main([*arguments, f"--run_dir={tmp_path / 'whole'}", "--max_steps=4", "--checkpoint_every=2"]) == 0
-    shutil.copytree(tmp_path / "whole", tmp_path / "halves")
-    shutil.rmtree(tmp_path / "halves/checkpoints/step-000000004")  # as if killed before it was there
-    assert main([*arguments, f"--run_dir={tmp_path / 'halves'}", "--max_steps=4"]) == 0
-    assert "Going on from step 2 of 4." in (tmp_path / "halves/train.log").read_text()
-    x, y = tensors(tmp_path / "whole"), tensors(tmp_path / "halves")
+def halved(folder, arguments):
+    """A run of four steps and a copy of it that went on from its second."""
+    whole, halves = folder / "whole", folder / "halves"
+    assert main([*arguments, f"--run_dir={whole}", "--max_steps=4", "--checkpoint_every=2"]) == 0
+    shutil.copytree(whole, halves)
+    shutil.rmtree(halves / "checkpoints/step-000000004")  # as if killed before it was there
+    return whole, halves
+
+
+@pytest.fixture(scope="module")
+def banks(tmp_path_factory):
+    """Such runs of a memory bank; the second goes on where there are more images in the meantime."""
+    folder = tmp_path_factory.mktemp("banks")
+    shades(folder / "data", 32)
+    arguments = folder_run(folder, "--method=memory_bank", "--loss=nce", "--queue_size=4")
+    whole, halves = halved(folder, arguments)
+    shades(folder / "data", 40)
+    assert main([*arguments, f"--run_dir={halves}", "--max_steps=4"]) == 0
+    return whole, halves, arguments
+
+
+def assert_went_on(whole, halves):
+    assert "Going on from step 2 of 4." in (halves / "train.log").read_text()
+    x, y = tensors(whole), tensors(halves)
     assert x.keys() == y.keys() and len(x) > 40
     assert not [name for name in x if not np.array_equal(x[name], y[name])]
-    assert rows(tmp_path / "whole")[0]["loss"] == rows(tmp_path / "halves")[0]["loss"]
-    assert "momentum" not in rows(tmp_path / "whole")[0]
-    assert build.trained(tmp_path / "halves").steps_done == 4  # a bank of as many records as the run had
+    assert [row["loss"] for row in rows(whole)] == [row["loss"] for row in rows(halves)]
+    assert "momentum" not in rows(whole)[0]  # which they have not
+    assert build.trained(halves).steps_done == 4  # a bank of as many records as the run had
+
+
+def test_other_methods_go_on_bit_for_bit_too(banks):
+    assert_went_on(*banks[:2])
+
+
+@pytest.mark.slow
+def test_other_methods_go_on_bit_for_bit_too_end_to_end(tmp_path):
+    arguments = [*TINY, "--method=end_to_end", "--shared=none"]
+    whole, halves = halved(tmp_path, arguments)
+    assert main([*arguments, f"--run_dir={halves}", "--max_steps=4"]) == 0
+    assert_went_on(whole, halves)
 
 
 def test_a_bank_is_refused_where_it_does_not_fit(tmp_path, capsys, monkeypatch):
-    arguments = [*TINY, "--method=memory_bank", f"--run_dir={tmp_path}"]
-    assert main([*arguments, "--queue_size=1901"]) == 2
-    assert "at most 1900 of 2000 with --batch_size=100; got 1901" in capsys.readouterr().err
+    arguments = [*TINY, "--method=memory_bank", f"--run_dir={tmp_path}", "--dataset=embedded", "--train_split=test"]
+    assert main([*arguments, "--queue_size=1981"]) == 2
+    assert "at most 1980 of 2000 with --batch_size=20; got 1981" in capsys.readouterr().err
     monkeypatch.setattr(os, "sysconf", lambda name: 200 if name == "SC_PHYS_PAGES" else 4096)
     assert main([*arguments, "--dim=128"]) == 2
     error = capsys.readouterr().err
@@ -391,15 +441,13 @@ def test_a_bank_is_refused_where_it_does_not_fit(tmp_path, capsys, monkeypatch):
     assert error.count("\n") == 1 and not (tmp_path / "config.flags").exists()
 
 
-def test_a_bank_goes_on_with_the_images_that_it_began_with(tmp_path, capsys):
-    shades(tmp_path / "data", 12)
-    arguments = folder_run(tmp_path, "--method=memory_bank", "--queue_size=4", "--epochs=9")
-    assert main([*arguments, "--max_steps=1"]) == 0
-    shades(tmp_path / "data", 16)  # left out
-    assert main([*arguments, "--max_steps=2"]) == 0
-    (tmp_path / "run/data.json").write_text('{"images": 13}')
-    assert main([*arguments, "--max_steps=3"]) == 2
-    assert "had 13, --dataset has 12" in capsys.readouterr().err
+def test_a_bank_goes_on_with_the_images_that_it_began_with(banks, tmp_path, capsys):
+    _, halves, arguments = banks
+    assert "8 images came into" in (halves / "train.log").read_text()  # and were left out
+    shutil.copytree(halves, tmp_path / "run")
+    (tmp_path / "run/data.json").write_text('{"images": 33}')
+    assert main([*arguments, f"--run_dir={tmp_path / 'run'}", "--max_steps=5"]) == 2
+    assert "had 33, --dataset has 32" in capsys.readouterr().err
 
 
 def test_a_folder_of_images_trains_with_knn_where_it_has_labels(tmp_path, capsys):
@@ -421,7 +469,7 @@ def shades(folder, count):
     """Writes small images of different shades."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
-        image = np.full((36, 48, 3), 10 * i, "uint8")
+        image = np.full((36, 48, 3), 6 * i, "uint8")
         (folder / f"{i:02d}.png").write_bytes(tf.io.encode_png(image).numpy())
 
 
@@ -432,36 +480,51 @@ def folder_run(tmp_path, *arguments):
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-    """A run of one step, of two, on a folder of eight images."""
+    """A run that stands at its first step, of two an epoch, on a folder of 16 images."""
     folder = tmp_path_factory.mktemp("begun")
-    shades(folder / "data", 8)
+    shades(folder / "data", 16)
     assert main(folder_run(folder, "--max_steps=1")) == 0
     return folder
 
 
-@pytest.fixture
-def going_on(begun, tmp_path):
-    """The arguments that go on with a copy of that run; the folder is then as it was."""
-    shutil.copytree(begun / "data", tmp_path / "as_it_was")
-    shutil.copytree(begun / "run", tmp_path / "run")
-    yield [*folder_run(begun), f"--run_dir={tmp_path / 'run'}"]
+@contextlib.contextmanager
+def going_on(begun, run_dir):
+    """The arguments that go on with a copy of that run by two steps; the folder is then as it was."""
+    shutil.copytree(begun / "run", run_dir)
+    yield [*folder_run(begun), f"--run_dir={run_dir}", "--max_steps=3"]
     shutil.rmtree(begun / "data")
-    shutil.copytree(tmp_path / "as_it_was", begun / "data")
+    shades(begun / "data", 16)
 
 
-def test_images_that_come_during_a_run_are_left_out_until_another(begun, going_on, tmp_path, capsys):
-    shades(begun / "data", 9)
-    assert main(going_on) == 0
-    assert "1 images came into" in capsys.readouterr().out
-    assert last_checkpoint(tmp_path / "run") == 2
+@pytest.fixture(scope="module")
+def with_more_images(begun, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("with_more_images") / "run"
+    with going_on(begun, run_dir) as arguments:
+        shades(begun / "data", 17)
+        assert main(arguments) == 0
+    return run_dir
 
 
-def test_images_that_go_during_a_run_are_replaced_or_too_many_of_them_refused(begun, going_on, tmp_path, capsys):
-    (begun / "data/03.png").unlink()
-    assert main(going_on) == 2
-    assert "--max_bad_fraction=0.05 of the images may be undecodable; 1 of 8 are: 03.png" in capsys.readouterr().err
-    assert main([*going_on, "--max_bad_fraction=0.2"]) == 0
-    assert "1 of 8 images in" in capsys.readouterr().out
+def test_max_steps_ends_with_a_checkpoint_and_a_row_and_the_run_can_go_on(begun, with_more_images):
+    assert last_checkpoint(begun / "run") == 1
+    assert [(r["epoch"], r["step"]) for r in rows(begun / "run")] == [("1", "1")]
+    assert last_checkpoint(with_more_images) == 3
+    assert [(r["epoch"], r["step"]) for r in rows(with_more_images)] == [("1", "2"), ("2", "3")]
+
+
+def test_images_that_come_during_a_run_are_left_out_until_another(with_more_images):
+    assert "1 images came into" in (with_more_images / "train.log").read_text()
+    assert last_checkpoint(with_more_images) == 3
+
+
+def test_images_that_go_during_a_run_are_replaced_or_too_many_of_them_refused(begun, tmp_path, capsys):
+    with going_on(begun, tmp_path / "run") as arguments:
+        (begun / "data/03.png").unlink()
+        assert main(arguments) == 2
+        assert main([*arguments, "--max_bad_fraction=0.2"]) == 0
+    output = capsys.readouterr()
+    assert "--max_bad_fraction=0.05 of the images may be undecodable; 1 of 16 are: 03.png" in output.err
+    assert "1 of 16 images in" in output.out
     assert "Undecodable image: " in (tmp_path / "run/train.log").read_text()
 
 
@@ -558,30 +621,39 @@ def decodes(data):
     return True
 
 
-def check_spoilt_run(tmp_path, capsys, good, spoilt, steps, stop):
+def check_spoilt_run(tmp_path, capsys, good, spoilt, steps):
+    """Trains on such a folder, in one go; returns that run and its flags."""
     undecodable = spoilt_folder(tmp_path / "data", good, spoilt)
     assert 0.3 * spoilt < len(undecodable) < 0.9 * spoilt
     data = [f"--dataset={tmp_path / 'data'}", "--train_split=train", "--max_bad_fraction=0.5"]
-    common = [*data, f"--max_steps={steps}"]
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    assert main([*TINY, f"--run_dir={whole}", *common]) == 0
+    flags = [*data, f"--max_steps={steps}", "--checkpoint_every=3"]
+    whole = tmp_path / "whole"
+    assert main([*TINY, f"--run_dir={whole}", *flags]) == 0
     assert f"{len(undecodable)} of " in capsys.readouterr().out
     named = re.findall(r"Undecodable image: (\S+) \(", (whole / "train.log").read_text())
     assert {name.removeprefix(f"{tmp_path}/data/") for name in named} == undecodable
     assert len(named) == len(undecodable)
-    process = start(halves, *common, "--checkpoint_every=3")
-    wait_for_step(process, halves, stop)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert main([*TINY, f"--run_dir={halves}", *common, "--checkpoint_every=3"]) == 0
-    assert "Going on from step" in capsys.readouterr().out
-    assert_same_run(whole, halves)
+    return whole, flags
 
 
 def test_a_folder_with_spoilt_images_trains_names_exactly_those_and_resumes_bit_for_bit(tmp_path, capsys):
-    check_spoilt_run(tmp_path, capsys, good=300, spoilt=100, steps=8, stop=3)
+    whole, flags = check_spoilt_run(tmp_path, capsys, good=300, spoilt=100, steps=8)
+    halves = tmp_path / "halves"
+    shutil.copytree(whole, halves)
+    shutil.rmtree(halves / "checkpoints/step-000000008")  # as if killed before it was there
+    assert main([*TINY, f"--run_dir={halves}", *flags]) == 0
+    assert "Going on from step 6 of 8" in capsys.readouterr().out
+    assert_same_run(whole, halves)
 
 
 @pytest.mark.slow
 def test_two_thousand_spoilt_images_among_ten_thousand(tmp_path, capsys):
-    check_spoilt_run(tmp_path, capsys, good=10_000, spoilt=2_000, steps=150, stop=60)
+    whole, flags = check_spoilt_run(tmp_path, capsys, good=10_000, spoilt=2_000, steps=150)
+    halves = tmp_path / "halves"
+    process = start(halves, *flags)
+    wait_for_step(process, halves, 60)
+    process.kill()
+    process.wait()
+    assert main([*TINY, f"--run_dir={halves}", *flags]) == 0
+    assert "Going on from step" in capsys.readouterr().out
+    assert_same_run(whole, halves)

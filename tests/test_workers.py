@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
-from test_train import TINY, assert_same_run, last_checkpoint, rows
+from test_train import STEPS, TINY, assert_same_run, images, last_checkpoint, rows  # noqa: F401 - images is a fixture
 
+from moco_tf import train
 from moco_tf.data.errors import reason
 
 REPOSITORY = Path(__file__).parent.parent
@@ -49,19 +51,28 @@ def finish(processes):
     return outputs
 
 
+def on_replicas(run_dir, replicas, *arguments):
+    """Trains in this process, whose CPU is divided in four already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "load_tensorflow", lambda *_, **__: None)
+        assert (
+            train.main([*TINY, f"--run_dir={run_dir}", "--epochs=1", f"--virtual_replicas={replicas}", *arguments])
+            == 0
+        )
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("two_workers")
-    chief, other = finish(start(run_dir, "--epochs=1"))
-    assert "on 2 replicas" in chief and "Epoch 1/1, step 20" in chief
-    assert "This machine trains along." in other and "Epoch" not in other
+    """A run on two replicas of one machine, which two machines are compared with: their start costs the most."""
+    run_dir = tmp_path_factory.mktemp("two_replicas")
+    on_replicas(run_dir, 2, "--checkpoint_every=3")
     return run_dir
 
 
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_after_a_killed_worker_the_others_stop_and_all_go_on_bit_for_bit(undisturbed, tmp_path, victim):
-    processes = start(tmp_path, "--epochs=1", "--checkpoint_every=3")
-    while last_checkpoint(tmp_path) < 6:  # of 20 steps
+    processes = start(tmp_path, "--epochs=1", "--checkpoint_every=1")
+    while last_checkpoint(tmp_path) < 2:  # of 10 steps
         assert processes[0].poll() is None, processes[0].stdout.read()
         time.sleep(0.02)
     processes[victim].send_signal(signal.SIGKILL)
@@ -73,8 +84,10 @@ def test_after_a_killed_worker_the_others_stop_and_all_go_on_bit_for_bit(undistu
     assert time.monotonic() - killed < 60  # docs/scaling.md states it
     processes[victim].communicate()
 
-    chief, _ = finish(start(tmp_path, "--epochs=1", "--checkpoint_every=3"))
-    assert "Going on from step" in chief
+    chief, other = finish(start(tmp_path, "--epochs=1", "--checkpoint_every=3"))
+    assert "on 2 replicas" in (tmp_path / "train.log").read_text()
+    assert "Going on from step" in chief and f"Epoch 1/1, step {STEPS}" in chief
+    assert "This machine trains along." in other and "Epoch" not in other
     assert_same_run(undisturbed, tmp_path)
 
 
@@ -91,41 +104,39 @@ def test_machines_that_do_not_share_the_run_folder_are_refused(undisturbed, tmp_
     for process in start(tmp_path, "--epochs=2", other_run_dir=undisturbed):
         output = process.communicate()[0]
         assert process.returncode == 2
-        assert "step 0 with 2000, step 20 with 2000: put --run_dir and --dataset on storage that" in output
+        assert f"step 0 with 200, step {STEPS} with 200: put --run_dir and --dataset on storage that" in output
 
 
-def on_virtual_replicas(run_dir, replicas, max_steps):
-    environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
-    command = [sys.executable, "-m", "moco_tf.train", *TINY, f"--run_dir={run_dir}", "--epochs=1"]
-    changing = [f"--virtual_replicas={replicas}", f"--max_steps={max_steps}"]
-    subprocess.run([*command, *changing], cwd=REPOSITORY, env=environment, check=True, stdout=subprocess.PIPE)
+def test_an_interrupted_run_on_replicas_ends_like_an_undisturbed_one(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.rmtree(tmp_path / f"run/checkpoints/step-{STEPS:09d}")  # as if killed before it was there
+    on_replicas(tmp_path / "run", 2)
+    assert f"Going on from step 9 of {STEPS}" in (tmp_path / "run/train.log").read_text()
+    assert_same_run(undisturbed, tmp_path / "run")
 
 
-def test_an_interrupted_run_on_replicas_ends_like_an_undisturbed_one_on_as_many_machines(undisturbed, tmp_path):
-    for last in (7, 20):
-        on_virtual_replicas(tmp_path, 2, last)
+@pytest.mark.slow
+def test_an_undisturbed_run_on_machines_ends_like_one_on_as_many_replicas(undisturbed, tmp_path):
+    finish(start(tmp_path, "--epochs=1"))
     assert_same_run(undisturbed, tmp_path)
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_workers(undisturbed, tmp_path):
-    finish(start(tmp_path, "--epochs=1", "--max_steps=7"))
-    on_virtual_replicas(tmp_path, 0, 14)
-    on_virtual_replicas(tmp_path, 4, 20)
+    finish(start(tmp_path, "--epochs=1", "--max_steps=3"))
+    on_replicas(tmp_path, 0, "--max_steps=6")
+    on_replicas(tmp_path, 4)
     (expected,), (row,) = rows(undisturbed), rows(tmp_path)
     assert float(row["loss"]) == pytest.approx(float(expected["loss"]), abs=1e-3)
 
 
-def test_multiworker_without_its_environment_is_refused_in_one_line(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
-    for config, message in (({}, "which is not set"), ({"TF_CONFIG": "{"}, "TF_CONFIG does not describe")):
-        done = subprocess.run(
-            [sys.executable, "-m", "moco_tf.train", "--strategy=multiworker", f"--run_dir={tmp_path}"],
-            cwd=REPOSITORY,
-            env=environment | config,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 2
-        assert message in done.stderr and done.stderr.count("\n") == 1
+@pytest.mark.parametrize("environment, message", [(None, "which is not set"), ("{", "TF_CONFIG does not describe")])
+def test_multiworker_without_its_environment_is_refused_in_one_line(
+    environment, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if environment:
+        monkeypatch.setenv("TF_CONFIG", environment)
+    assert train.main(["--strategy=multiworker", f"--run_dir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import moco_tf
-from moco_tf import build, replicas
+from moco_tf import build, replicas, run_folder
 from moco_tf.config import parse
 from moco_tf.encoders import BatchNorm
 
@@ -47,7 +47,7 @@ def batches(numbered):
     [
         (moco, moco_tf.SGD(0.1, momentum=0.9, weight_decay=1e-3)),
         (moco_v3, moco_tf.AdamW(1e-3, weight_decay=0.1)),
-        (moco_v3, moco_tf.LARS(0.1)),
+        pytest.param(moco_v3, moco_tf.LARS(0.1), marks=pytest.mark.slow),
         (end_to_end, moco_tf.SGD(0.1)),
         (memory_bank, moco_tf.SGD(0.1)),
     ],
@@ -71,7 +71,7 @@ def test_a_compiled_step_does_what_the_step_does(make, optimizer):
     np.testing.assert_allclose(plain.predict(images, verbose=0), compiled.predict(images, verbose=0), atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("precision", [pytest.param("mixed_bfloat16", marks=pytest.mark.slow), "mixed_float16"])
 def test_a_step_in_mixed_precision_compiles(precision):
     keras.config.set_dtype_policy(precision)
     model = moco()
@@ -112,5 +112,6 @@ def test_a_file_leaves_xla_to_the_machine_that_reads_it(tmp_path):
 
 def test_the_flag_says_whether_xla_compiles():
     small = ["--arch=resnet10", "--width=4", "--image_size=8", "--stem=cifar", "--queue_size=8", "--dim=4"]
-    compiled = {xla: build.model(parse([*small, f"--xla={xla}"]), 1).jit_compile for xla in ("on", "off", "auto")}
+    data = run_folder.Data(256)
+    compiled = {xla: build.model(parse([*small, f"--xla={xla}"]), data).jit_compile for xla in ("on", "off", "auto")}
     assert compiled == {"on": True, "off": False, "auto": bool(tf.config.list_physical_devices("GPU"))}
