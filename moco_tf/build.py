@@ -57,20 +57,48 @@ def is_chief(strategy):
     return cluster.task_id == 0 and "chief" not in cluster.cluster_spec().jobs
 
 
-def batches(config, strategy, records, task, step, most=None):
-    """Endless batches of what a method trains on, from training step `step` on: each replica's own share.
+def batches(config, strategy, records, task, step, model):
+    """Endless batches of what a model trains on, from training step `step` on: each replica's own share.
 
-    most: how many of the task's views the method takes; None: all.
+    Raises:
+      ConfigError: the model does not train on as many views as the task makes, or they are of several shapes.
     """
     number = strategy.num_replicas_in_sync
-    share = functools.partial(
-        views.batches, records, task, config.batch_size, config.seed, step, replicas=number, most=most
-    )
+
+    def share(worker=(0, 1)):
+        dataset = views.batches(
+            records,
+            task,
+            config.batch_size,
+            config.seed,
+            step,
+            replicas=number,
+            worker=worker,
+            most=model.TAKES,
+        )
+        _check_views(config, dataset.element_spec["views"], model)
+        return dataset
+
     if number == 1:
         return share()
     return strategy.distribute_datasets_from_function(
-        lambda worker: share(worker=(worker.input_pipeline_id, worker.num_input_pipelines))
+        lambda worker: share((worker.input_pipeline_id, worker.num_input_pipelines))
     )
+
+
+def _check_views(config, spec, model):
+    shapes = [tuple(view.shape[1:]) for view in spec]
+    if len(set(shapes)) > 1:
+        raise ConfigError(
+            f"--pretext={config.pretext}: all views of a record are of one shape; got {', '.join(map(str, shapes))}"
+        )
+    fewest, most = model.VIEWS
+    if not fewest <= len(shapes) <= (most or len(shapes)):
+        wanted = f"{fewest}" if most == fewest else f"{fewest} to {most}" if most else f"{fewest} or more"
+        raise ConfigError(
+            f"--method={config.method} trains on {wanted} views of each record; --pretext={config.pretext} gives "
+            f"{len(shapes)}"
+        )
 
 
 def steps_per_epoch(config, size):
@@ -104,27 +132,6 @@ def records(config, source):
         return module.records(source, config.options(module.Options))
     except ValueError as error:
         raise ConfigError(f"--pretext={config.pretext}: {error}") from None
-
-
-def check_views(config, records, task, model):
-    """Refuses a task whose views the model does not train on: too few or many, or of several shapes.
-
-    Raises:
-      ConfigError: it names their number, or their shapes.
-    """
-    spec = views.batches(records, task, min(2, records.size), config.seed, most=model.TAKES).element_spec["views"]
-    shapes = [tuple(view.shape[1:]) for view in spec]
-    if len(set(shapes)) > 1:
-        raise ConfigError(
-            f"--pretext={config.pretext}: all views of a record are of one shape; got {', '.join(map(str, shapes))}"
-        )
-    fewest, most = model.VIEWS
-    if not fewest <= len(shapes) <= (most or len(shapes)):
-        wanted = f"{fewest}" if most == fewest else f"{fewest} to {most}" if most else f"{fewest} or more"
-        raise ConfigError(
-            f"--method={config.method} trains on {wanted} views of each record; --pretext={config.pretext} gives "
-            f"{len(shapes)}"
-        )
 
 
 @contextlib.contextmanager
@@ -164,7 +171,7 @@ def trained(run_dir):
     """The model of a run folder as its last checkpoint has it."""
     config = run_folder.recorded(run_dir)
     if config is None:
-        raise ConfigError(f"{run_dir} is no run folder: it has no config.flags")
+        raise ConfigError(f"{run_dir} is not a run folder: it has no config.flags")
     moco = model(config, run_folder.data(run_dir) or run_folder.Data(config.batch_size))
     checkpoints = Checkpoints(Path(run_dir) / "checkpoints", moco)
     step = checkpoints.restore_last()

@@ -121,7 +121,7 @@ def _classes_in(source):
 
 
 class TrainingStopped(Exception):
-    """Ends a run before its time: on a signal, its state saved, or on a loss that is no number (`signal` None)."""
+    """Ends a run before its time: on a signal, its state saved, or on a NaN loss (`signal` None)."""
 
     def __init__(self, reason, signal=None):
         super().__init__(reason)
@@ -129,7 +129,7 @@ class TrainingStopped(Exception):
 
 
 class StopOnNaN(keras.callbacks.Callback):
-    """Stops the run after the step whose loss is no number."""
+    """Stops the run after the step whose loss is NaN or infinite."""
 
     def on_train_batch_end(self, batch, logs=None):
         if not math.isfinite(logs["loss"]):

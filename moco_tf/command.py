@@ -253,7 +253,7 @@ def _read(flag_values, program, arguments):
 def _lines_of(flag_file):
     """The arguments in a flag file, one a line; blank lines and those that begin with # or // are left out.
 
-    It is UTF-8 or, with a byte order mark, UTF-16. Bytes that are no UTF-8, as paths may hold them, stay as they are.
+    It is UTF-8 or, with a byte order mark, UTF-16. Bytes that are not UTF-8, as paths may hold them, stay as they are.
     """
     try:
         with open(flag_file, "rb") as file:

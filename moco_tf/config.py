@@ -415,7 +415,7 @@ def parse(arguments):
 
 def read(path):
     """The Config in a flag file, as `flag_lines` writes it."""
-    return parse([f"--flagfile={Path(path).absolute()}"])  # so that a folder ~ is no home folder
+    return parse([f"--flagfile={Path(path).absolute()}"])  # so that a folder ~ is not a home folder
 
 
 def _flag_file_name(arguments):

@@ -1,6 +1,6 @@
-"""Files that are whole or absent, and names that are no text: system and TensorFlow see a path in different ways.
+"""Files that are whole or absent, and names that are not text: system and TensorFlow see a path in different ways.
 
-For the system a path is bytes; Python keeps those that are no UTF-8 as lone surrogates (os.fsdecode), which no text
+For the system a path is bytes; Python keeps those that are not UTF-8 as lone surrogates (os.fsdecode), which no text
 file, screen or library in C++ takes. Imports nothing heavy.
 """
 
@@ -13,7 +13,7 @@ import tempfile
 import unicodedata
 from pathlib import Path
 
-# Characters that are no text, or end a line or steer a terminal: lone surrogates, controls, separators of lines.
+# Characters that are not text, or end a line or steer a terminal: lone surrogates, controls, separators of lines.
 UNPRINTABLE = ("Cs", "Cc", "Zl", "Zp")
 
 _folders_of_links = {}  # by what the link in them leads to; each goes when the process ends
@@ -49,7 +49,7 @@ def _remove(path):
 
 
 def write_text(path, text, errors="backslashreplace"):
-    """Writes a text file in one step. errors: what is no text is escaped; "surrogateescape": kept byte for byte."""
+    """Writes a text file in one step. errors: what is not text is escaped; "surrogateescape": kept byte for byte."""
     with aside(path) as writing:
         writing.write_text(text, encoding="utf-8", errors=errors, newline="")
 
@@ -89,7 +89,7 @@ def sync(path):
 
 
 def printable(name):
-    """A name or path as one line of text: what is no text in it, and what would break the line, is escaped."""
+    """A name or path as one line of text: what is not text in it, and what would break the line, is escaped."""
     return "".join(
         c.encode("unicode_escape", "surrogatepass").decode() if unicodedata.category(c) in UNPRINTABLE else c
         for c in str(name)
@@ -128,7 +128,7 @@ def for_tensorflow(path):
 
 
 def is_text(name):
-    """Whether a name or path is text, and not bytes that are no UTF-8."""
+    """Whether a name or path is text, and not bytes that are not UTF-8."""
     try:
         str(name).encode()
     except UnicodeEncodeError:

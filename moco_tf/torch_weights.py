@@ -236,7 +236,7 @@ def _load(path):
         return build.trained(path)
     file = path / "encoder.keras" if path.is_dir() else path
     if file.suffix != ".keras" or not file.exists():
-        raise ConfigError(f"--encoder={path} is no run folder, no folder with encoder.keras, and no .keras file")
+        raise ConfigError(f"--encoder={path} is not a run folder, no folder with encoder.keras, and no .keras file")
     try:
         return keras.models.load_model(files.for_tensorflow(file), compile=False)
     except Exception as error:  # whatever Keras says of a file that it cannot read

@@ -65,7 +65,6 @@ def _train(config, open_until_the_end):
     task = build.task(config, build.inputs(config))
     with strategy.scope():
         model = build.model(config, records)
-        build.check_views(config, records, task, model)
         checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints", model, writes=chief)
         restored = checkpoints.restore_last()
         step = restored or 0  # a converted checkpoint stands at step 0
@@ -74,6 +73,7 @@ def _train(config, open_until_the_end):
         log.info(f"{config.run_dir} is finished, at step {step} of {total}; a larger --epochs or --max_steps goes on.")
         return 0
 
+    batches = build.batches(config, strategy, records, task, step, model)  # refuses views that the model does not take
     saver = callbacks.Saver(checkpoints, config.checkpoint_every)
     progress = recorder = monitor = watch = wall_time = None
     if chief:
@@ -107,7 +107,7 @@ def _train(config, open_until_the_end):
                 epochs = (last - step) // steps if steps == steps_per_epoch else 1
                 evaluator = monitor if place + steps == steps_per_epoch else None
                 model.fit(
-                    build.batches(config, strategy, records, task, step, model.TAKES),
+                    batches,
                     initial_epoch=epoch,
                     epochs=epoch + epochs,
                     steps_per_epoch=steps,
@@ -118,6 +118,8 @@ def _train(config, open_until_the_end):
                     verbose=0,
                 )
                 step += epochs * steps
+                if step < last:
+                    batches = build.batches(config, strategy, records, task, step, model)
     except callbacks.TrainingStopped as stop:
         return _report(stop, config, checkpoints, model.steps_done)
     except ERRORS as error:  # an image that changed after it was checked, or another machine that is gone
@@ -145,7 +147,7 @@ def _train(config, open_until_the_end):
 
 
 def _check_that_all_begin_alike(strategy, step, size):
-    """Refuses machines that stand at other steps or see other images: their weights would part, and nothing fail."""
+    """Raises if workers disagree on the step or on the images; they would diverge silently."""
     import tensorflow as tf
 
     from moco_tf import replicas

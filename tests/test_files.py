@@ -1,4 +1,4 @@
-"""Files are whole or absent, whatever ends their writing; names that are no text go into every file and library."""
+"""Files are whole or absent, whatever ends their writing; names that are not text go into every file and library."""
 
 import json
 import os

@@ -200,7 +200,7 @@ def test_few_frames_are_in_memory_at_a_time(folders):
     assert most <= 4
 
 
-# What is no whole video.
+# What is not a whole video.
 
 
 def test_a_file_cut_in_the_middle_keeps_what_decodes_and_is_named(folders, capsys):

@@ -1,4 +1,4 @@
-"""Data, classes, runs, encoders and results whose names are no text: every command reads and writes them."""
+"""Data, classes, runs, encoders and results whose names are not text: every command reads and writes them."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ SMALL += ["--batch_size=4", "--queue_size=8", "--bn_groups=1"]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder whose own name is no text, with 12 and 6 images of two classes in it."""
+    """A folder whose own name is not text, with 12 and 6 images of two classes in it."""
     folder = tmp_path_factory.mktemp("names") / os.fsdecode(b"\xe4")
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("test", 6)):

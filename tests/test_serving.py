@@ -306,7 +306,7 @@ def test_a_probes_folder_becomes_a_classifier(run_dir, tmp_path, capsys):
     assert "kernel is (32, classes) for this encoder; got (7, 3)" in capsys.readouterr().err
     (probe / "summary.json").write_text("{}")
     assert export_classifier.main([*arguments, f"--probe={probe}"]) == 2
-    assert "is no linear probe, as" in capsys.readouterr().err
+    assert "is not a linear probe, as" in capsys.readouterr().err
     assert [p.name for p in path.parent.iterdir()] == ["1"]
 
 
@@ -314,7 +314,7 @@ def test_a_probes_folder_becomes_a_classifier(run_dir, tmp_path, capsys):
     "main, arguments, line",
     [
         (export_encoder.main, [], "give --run_dir=RUN and --output=DIR"),
-        (export_encoder.main, ["--run_dir={empty}", "--output=x"], "is no run folder: it has no config.flags"),
+        (export_encoder.main, ["--run_dir={empty}", "--output=x"], "is not a run folder: it has no config.flags"),
         (export_encoder.main, ["--run_dir={run}", "--output=x", "--format=onnx"], "--output=NAME.onnx; got x"),
         (export_encoder.main, ["--run_dir={run}", "--output=x", "--version=-1"], "--version is 0 or more; got -1"),
         (export_classifier.main, ["--run_dir={run}", "--output=x"], "give --run_dir=RUN, --probe=PROBE"),

@@ -174,12 +174,12 @@ def test_a_name_given_through_the_stack_is_refused_as_well(tmp_path):
         (b"\x80\x02c__builtin__\ndict\n.", "asks for '__builtin__.dict'"),
         (b"\x80\x02}(U\x01aK\x01u}U\x01bK\x01sb.", None),  # attributes of a dict: taken and dropped
         (b"\x80\x02ctorch\nFloatStorage\n}U\x01bK\x01sb.", "sets attributes of an object"),
-        (b"\x80\x02ctorch\nFloatStorage\n)R.", "calls what is no function"),
+        (b"\x80\x02ctorch\nFloatStorage\n)R.", "calls what is not a function"),
         (b"\x80\x02ccollections\nOrderedDict\n)\x81.", "uses NEWOBJ"),
         (b"\x80\x02Pmy id\n.", "uses PERSID"),
         (b"\x80\x02\x82\x01.", "uses EXT1"),
         (b"\x80\x02(i__builtin__\neval\n.", "uses INST"),
-        (b"\x80\x02K\x01K\x02a.", "appends to what is no list"),
+        (b"\x80\x02K\x01K\x02a.", "appends to what is not a list"),
         (b"\x80\x02}]K\x01s.", "a dict key that is a list"),
         (b"\x80\x02.", "damaged or cut-off pickle"),
         (b"\x80\x02u.", "damaged or cut-off pickle"),
@@ -187,7 +187,7 @@ def test_a_name_given_through_the_stack_is_refused_as_well(tmp_path):
         (b"\x80\x02\xff.", "damaged or cut-off pickle"),
         (b"\x80\x02X\xff\xff\xff\x7fa", "damaged or cut-off pickle"),
         (b"", "damaged or cut-off pickle"),
-        (b"\x80\x02U\x01xQ.", "a persistent object that is no storage"),
+        (b"\x80\x02U\x01xQ.", "a persistent object that is not a storage"),
     ],
 )
 def test_operations_that_tensors_do_not_need_are_refused(data, message, tmp_path):
@@ -248,7 +248,7 @@ def test_one_storage_has_one_type(tmp_path):
         (lambda path, data: legacy_file(path, data, keys=(1,)), "no list of storages"),
         (lambda path, data: zip_file(path, pickled([])), "holds no state dict, but a list"),
         (lambda path, data: zip_file(path, pickled({})), "holds no state dict"),
-        (lambda path, data: zip_file(path, pickled({"a\nb": tensor()})), r"'a\\nb' is no tensor's name"),
+        (lambda path, data: zip_file(path, pickled({"a\nb": tensor()})), r"'a\\nb' is not a tensor's name"),
     ],
 )
 def test_what_is_no_state_dict_ends_in_one_line_that_says_so(make, message, tmp_path):

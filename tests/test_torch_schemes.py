@@ -268,7 +268,7 @@ def test_each_tensor_is_used_or_named_a_stray_beside_any_of_them_too(name):
             found = tensor_names.contents(tensors | more)
         except tensor_names.Mismatch as error:
             assert more
-            assert next(iter(more)).rpartition("model.")[2] in str(error) or "is no head" in str(error)
+            assert next(iter(more)).rpartition("model.")[2] in str(error) or "is not a head" in str(error)
             continue
         parts = (found.query, found.key, found.rest, found.left_out)
         assert sum(map(len, parts)) == len(tensors | more), more
@@ -325,7 +325,7 @@ MM_VIT = {"backbone.cls_token": ONES, "backbone.patch_embed.projection.weight": 
     [
         (
             of_mm() | {"encoder_k.module.1.more": ONES},
-            ["encoder_k.module.1.* is no head as neck.* is", "--part=encoder"],
+            ["encoder_k.module.1.* is not a head as neck.* is", "--part=encoder"],
         ),
         (
             of_mm() | {"projector.0.weight": ONES},

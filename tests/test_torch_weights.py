@@ -390,7 +390,7 @@ def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_written(tensors, mes
         (["--checkpoint={tmp}", "--output={tmp}/new"], "Is a directory", 1),
         (["--checkpoint={tmp}/full/file", "--output={tmp}/new"], "neither a PyTorch file", 1),
         (["--encoder={tmp}/none", "--output={tmp}/a.safetensors"], "there is no such file or folder", 2),
-        (["--encoder={tmp}/full", "--output={tmp}/a.safetensors"], "is no run folder", 2),
+        (["--encoder={tmp}/full", "--output={tmp}/a.safetensors"], "is not a run folder", 2),
         (["--encoder={tmp}/full/bad.keras", "--output={tmp}/a.safetensors"], "Keras cannot read it", 2),
         (["--encoder={tmp}/full", "--output={tmp}/a.npz"], "ends in .safetensors, .pth or .pt", 1),
         (["--encoder={tmp}/full", "--output={tmp}/full/file.safetensors"], "exists: choose another name", 1),

@@ -36,7 +36,7 @@ def decode_jpeg_safely(encoded):
 # A function of its own since most of a decoding's operations are here: traced once a process, not once a pipeline.
 @tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
 def decode_other(encoded):
-    """`decode` of what is no JPEG."""
+    """`decode` of what is not a JPEG."""
     kind = _other_header(encoded)[0]
     with tf.control_dependencies([kind]):  # nothing that the header refuses reaches TensorFlow's decoders
         encoded = tf.identity(encoded)

@@ -4,7 +4,7 @@ import re
 
 import tensorflow as tf
 
-# What a step or a pipeline can end in; the second where a message names a path that is no text.
+# What a step or a pipeline can end in; the second where a message names a path that is not text.
 ERRORS = tf.errors.OpError, UnicodeDecodeError
 
 

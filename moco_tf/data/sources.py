@@ -90,7 +90,7 @@ class Source:
 
     @property
     def paths(self):
-        """The images' files, string (size,), None where they are no files."""
+        """The images' files, string (size,), None where they are not files."""
         return self.contents if self.read is tf.io.read_file else None
 
     def only(self, numbers):

@@ -70,7 +70,7 @@ class Prepared:
         """Bytes of the files that hold the split."""
         return sum(os.path.getsize(path) for path in {shard.filename for shard in self.instructions})
 
-    paths = None  # the images are no files
+    paths = None  # the images are not files
 
     def only(self, numbers):
         """A source of the records with these ids, held in memory; they are numbered anew."""

@@ -43,7 +43,7 @@ def of_images(source):
     of its pictures.
 
     Raises:
-      ValueError: the images are no files, or none lies in a sub-folder.
+      ValueError: the images are not files, or none lies in a sub-folder.
     """
     if source.paths is None:
         raise ValueError(f"things are the sub-folders of a folder of images, --dataset=DIR; {source.name} has none")

@@ -68,7 +68,7 @@ def views(dataset, task, batch_size, seed=0):
     equal calls give equal views.
 
     Raises:
-      ValueError: they are no images, or their values are plainly not 0..255; fewer than a batch.
+      ValueError: they are not images, or their values are plainly not 0..255; fewer than a batch.
     """
     if not isinstance(dataset, tf.data.Dataset):
         dataset = tf.data.Dataset.from_tensor_slices(arrays.as_array(dataset))

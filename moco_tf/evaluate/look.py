@@ -66,7 +66,7 @@ def look(settings):
         raise ConfigError(f"a map needs at least 3 images; {source.name} has {len(features)}")
     bad = int((~np.isfinite(features.sum(axis=1))).sum())
     if bad:
-        raise ConfigError(f"--encoder={settings.encoder} gives features that are no finite numbers for {bad} images")
+        raise ConfigError(f"--encoder={settings.encoder} gives features that are not finite for {bad} images")
     names = [source.class_names[label] if label >= 0 else "no label" for label in labels]
 
     directions = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-6)

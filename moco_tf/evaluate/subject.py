@@ -68,7 +68,7 @@ def features(settings, encoder, images, on="features"):
     bad = np.flatnonzero(~np.isfinite(found.sum(axis=1, dtype=np.float64)))
     if len(bad):
         raise ConfigError(
-            f"--encoder={settings.encoder} gives features that are no finite numbers for {len(bad)} of {len(found)} "
+            f"--encoder={settings.encoder} gives features that are not finite for {len(bad)} of {len(found)} "
             f"images of {images.name}: its training has diverged; take an earlier checkpoint, or train at a lower --lr"
         )
     return found, labels

@@ -31,7 +31,7 @@ def derive_state(model):
 def ema_update(source, target, momentum):
     """target <- momentum * target + (1 - momentum) * source, for parameters only.
 
-    BatchNorm's running statistics are no parameters: each encoder keeps its own. The step is written as a
+    BatchNorm's running statistics are not parameters: each encoder keeps its own. The step is written as a
     difference so that equal weights stay equal to the last bit.
     """
     parameters = [(a, b) for a, b in zip(source.weights, target.weights, strict=True) if a.trainable]

@@ -159,12 +159,12 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
         super().save(filepath, *args, **kwargs)
 
     def compile_from_config(self, config):
-        # Whether XLA compiles is this machine's choice, and not that of the one that wrote the file.
+        # Keeps XLA's setting out of the file: the loading machine decides.
         self.compile(**keras.saving.deserialize_keras_object(config) | {"jit_compile": "auto"})
 
 
 def _check_batch_shape(shape):
-    """Refuses what is no batch of images in colour or grey."""
+    """Refuses what is not a batch of images in colour or grey."""
     if len(shape) != 4 or shape[3] not in (1, 3, None):
         raise ValueError(
             f"predict takes batches of images, (N, H, W, 3) or grey (N, H, W, 1), not {tuple(shape)}: one image is "

@@ -56,7 +56,7 @@ def info_nce(queries, keys, dictionary, temperature, own=None):
         is not copied.
       temperature: T; 0.07 in MoCo v1, 0.2 in v2.
       own: ((N,), (K,)) integers: what each query and each row of the dictionary is of. Rows of the query's own thing
-        are no negatives; -1 equals nothing.
+        are not negatives; -1 equals nothing.
 
     With random embeddings the loss is near ln(K + 1).
     """

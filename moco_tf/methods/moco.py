@@ -69,7 +69,7 @@ class MoCo(Pretrainer):
         std, the central crop of 7/8, the backbone's size (224 if it takes any).
       symmetric: each view is query once, and looks for the others' keys; the losses are summed, and the keys of all
         are enqueued (the authors' CIFAR-10 demo).
-      mask_siblings: the queue keeps an id beside each key, and keys of the query's own id are no negatives.
+      mask_siblings: the queue keeps an id beside each key, and keys of the query's own id are not negatives.
       seed: of the queue's first keys and of the shuffles.
 
     Attributes:

@@ -92,7 +92,7 @@ def pictures(count, seed, options):
     The distance t of the query and its first key is drawn first, then where the earlier one stands, then which of
     the two is the query: with "uniform" each pair is as likely; with "linear" P(t) = (2 (D - t) + 1) / D^2, the share
     of CVRL's density 2 / D (1 - t / D) between t - 1 and t, D the longest distance. The other keys are drawn, without
-    replacement, as likely as each would have been the first. The query's picture is no key's, unless there is no
+    replacement, as likely as each would have been the first. The query's picture is not a key's, unless there is no
     other; where others are too few, they come again.
     """
     import tensorflow as tf

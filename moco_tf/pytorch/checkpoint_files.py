@@ -72,7 +72,7 @@ def read(path):
             tensors = _read(file)
         for name in tensors:
             if not name.isprintable():
-                raise TorchFileError(f"{_short(name)} is no tensor's name")
+                raise TorchFileError(f"{_short(name)} is not a tensor's name")
     except TorchFileError as error:
         raise TorchFileError(f"{path}: {error}") from None
     except OSError as error:
@@ -372,7 +372,7 @@ class _Machine:
         elif name in ("APPEND", "APPENDS"):
             items = [stack.pop()] if name == "APPEND" else self._since_mark()
             if type(stack[-1]) is not list:
-                raise TorchFileError("a damaged pickle: it appends to what is no list")
+                raise TorchFileError("a damaged pickle: it appends to what is not a list")
             stack[-1].extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else self._since_mark()
@@ -388,12 +388,12 @@ class _Machine:
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()
             if type(module) is not str or type(attribute) is not str:
-                raise TorchFileError("a damaged pickle: it asks for what is no name")
+                raise TorchFileError("a damaged pickle: it asks for what is not a name")
             stack.append(_named(f"{module}.{attribute}"))
         elif name == "REDUCE":
             arguments, function = stack.pop(), stack.pop()
             if not isinstance(function, Callable) or not isinstance(arguments, tuple):
-                raise TorchFileError("a damaged pickle: it calls what is no function")
+                raise TorchFileError("a damaged pickle: it calls what is not a function")
             stack.append(function(*arguments))
         elif name == "BUILD":  # attributes of an OrderedDict: the `_metadata` of a state dict
             stack.pop()
@@ -413,7 +413,7 @@ class _Machine:
     def _set_items(self, items):
         target = self._stack[-1]
         if type(target) is not dict or len(items) % 2:
-            raise TorchFileError("a damaged pickle: it sets items of what is no dict")
+            raise TorchFileError("a damaged pickle: it sets items of what is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, (str, int, float)):
                 raise TorchFileError(f"refused: a dict key that is a {type(key).__name__}")
@@ -421,7 +421,7 @@ class _Machine:
 
     def _storage(self, identity):
         if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
-            raise TorchFileError("a damaged pickle: a persistent object that is no storage")
+            raise TorchFileError("a damaged pickle: a persistent object that is not a storage")
         _, dtype, key, _, numel, *view = identity
         if not (isinstance(dtype, np.dtype) and isinstance(key, str) and _is_count(numel)):
             raise TorchFileError("a damaged pickle: a storage without type, key or length")

@@ -215,7 +215,7 @@ def _of_a_scheme(prefix, backbone, beside):
         of_key = {name for name in beside if name.startswith(scheme.key)}
         if len(key) != len(of_key):
             raise Mismatch(
-                f"{scheme.key[1]}* is no head as {used}* is; --part=encoder takes a file of {prefix}* alone"
+                f"{scheme.key[1]}* is not a head as {used}* is; --part=encoder takes a file of {prefix}* alone"
             )
         known |= of_key | rest.keys()
     left_out = tuple(name for name in beside if name not in known)
@@ -282,7 +282,7 @@ def _named_children(tensors, prefix):
     for name, value in tensors.items():
         number, _, layer = name.partition(".")
         if number not in CHILDREN[first]:
-            raise Mismatch(f"left over: {prefix}{name} {_shape(value)} is no child of a ResNet")
+            raise Mismatch(f"left over: {prefix}{name} {_shape(value)} is not a child of a ResNet")
         if first == "2":
             layer = layer.replace("shortcut.", "downsample.")
             bias = tensors.get(name.removesuffix("running_mean") + "bias", value)

@@ -23,7 +23,7 @@ class Settings:
     version: int = command.flag(0, "Version to write, 1 or more; 0: the one after the highest in --output.")
     on_bad_image: str = command.flag(
         "error",
-        "What `encoded_images` does about bytes that are no image. error: refuse the batch and name their indices; "
+        "What `encoded_images` does about bytes that are not an image. error: refuse the batch, naming their indices; "
         "zeros: give rows of zeros, the label -1, and `valid`, false there.",
         choices=("error", "zeros"),
     )
@@ -34,9 +34,9 @@ class Settings:
         if not self.run_dir or not self.probe or not self.output:
             raise ConfigError("give --run_dir=RUN, --probe=PROBE and --output=DIR: see --help")
         if run_folder.recorded(self.run_dir) is None:
-            raise ConfigError(f"--run_dir={self.run_dir} is no run folder: it has no config.flags")
+            raise ConfigError(f"--run_dir={self.run_dir} is not a run folder: it has no config.flags")
         if not (Path(self.probe) / "probe.npz").exists():
-            raise ConfigError(f"--probe={self.probe} is no linear probe: it has no probe.npz")
+            raise ConfigError(f"--probe={self.probe} is not a linear probe: it has no probe.npz")
         if self.version and (Path(self.output) / str(self.version)).exists():
             raise ConfigError(f"--version={self.version} exists in {self.output}: leave the flag out for the next")
 

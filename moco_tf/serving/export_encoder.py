@@ -25,7 +25,7 @@ class Settings:
     format: str = command.flag("saved_model", "What to write.", choices=("saved_model", "onnx"))
     on_bad_image: str = command.flag(
         "error",
-        "What `encoded_images` does about bytes that are no image. error: refuse the batch and name their indices; "
+        "What `encoded_images` does about bytes that are not an image. error: refuse the batch, naming their indices; "
         "zeros: give rows of zeros, and `valid`, false there.",
         choices=("error", "zeros"),
     )
@@ -36,7 +36,7 @@ class Settings:
         if not self.run_dir or not self.output:
             raise ConfigError("give --run_dir=RUN and --output=DIR: see --help")
         if run_folder.recorded(self.run_dir) is None:
-            raise ConfigError(f"--run_dir={self.run_dir} is no run folder: it has no config.flags")
+            raise ConfigError(f"--run_dir={self.run_dir} is not a run folder: it has no config.flags")
         if self.format == "onnx":
             if not self.output.endswith(".onnx"):
                 raise ConfigError(f"--format=onnx writes a file, --output=NAME.onnx; got {self.output}")

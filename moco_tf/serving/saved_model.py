@@ -57,7 +57,7 @@ def read_probe(folder):
         list(summary["class_names"])
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         raise ConfigError(
-            f"{folder} is no linear probe, as moco_tf.evaluate.linear_probe writes it: "
+            f"{folder} is not a linear probe, as moco_tf.evaluate.linear_probe writes it: "
             "it needs probe.npz with kernel and bias, and summary.json with class_names"
         ) from None
     return kernel, bias, summary
