@@ -135,8 +135,7 @@ def test_an_exported_encoder_is_a_layer_of_keras(tmp_path):
     np.testing.assert_allclose(layer(IMAGES)["features"], model.predict(IMAGES, verbose=0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["serving_default", "preprocessed", "encoded_images"])
-def test_a_request_of_no_images_is_answered_with_no_rows(name, tmp_path):
+def test_a_request_of_no_images_is_answered_with_no_rows(tmp_path):
     inputs = keras.Input((SIZE, SIZE, 3))
     x = layers.SeparableConv2D(4, 3)(layers.Conv2D(6, 3)(inputs))  # what kernels divide by nothing for
     moco_tf.export_encoder(moco(keras.Model(inputs, layers.GlobalAveragePooling2D()(x))), tmp_path / "encoder/1")
@@ -146,8 +145,10 @@ def test_a_request_of_no_images_is_answered_with_no_rows(name, tmp_path):
         "encoded_images": tf.zeros((0,), tf.string),
     }
     loaded = tf.saved_model.load(str(tmp_path / "encoder/1"))
-    found = loaded.signatures[name](images=nothing[name])
-    assert {key: value.shape.as_list() for key, value in found.items()} == {"features": [0, 4], "embedding": [0, 4]}
+    for name, images in nothing.items():
+        found = loaded.signatures[name](images=images)
+        shapes = {key: value.shape.as_list() for key, value in found.items()}
+        assert shapes == {"features": [0, 4], "embedding": [0, 4]}, name
 
 
 # `predict` as the views are.

@@ -59,7 +59,11 @@ MODELS = {  # how each is made, and what it trains on
     "memory bank": (memory_bank, numbered),
     "memory bank, NCE": (lambda **kwargs: memory_bank(**{"loss": "nce", "bn_groups": 2} | kwargs), numbered),
 }
-each_model = pytest.mark.parametrize("kind", MODELS)
+# Every day those that have a part more than another.
+SIMPLER = ("one encoder", "memory bank")
+each_model = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SIMPLER else kind for kind in MODELS]
+)
 
 
 def values(model):
@@ -121,8 +125,17 @@ def test_evaluation_changes_no_weights(kind):
     assert_same(before, [v.numpy() for v in weights])
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16", "float64"])
-@pytest.mark.parametrize("kind", ["two encoders", "SimCLR", "memory bank, NCE"])
+PRECISIONS = {"two encoders": "mixed_float16", "SimCLR": "float64", "memory bank, NCE": "mixed_bfloat16"}
+
+
+@pytest.mark.parametrize(
+    "kind, precision",  # every day each once
+    [
+        pytest.param(kind, precision, marks=() if PRECISIONS[kind] == precision else pytest.mark.slow)
+        for kind in PRECISIONS
+        for precision in PRECISIONS.values()
+    ],
+)
 def test_other_precisions_train(kind, precision):
     if precision == "float64":
         keras.config.set_floatx("float64")

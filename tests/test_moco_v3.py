@@ -27,7 +27,7 @@ def moco(backbone=convolution, **kwargs):
 
 
 def tiny_vit():
-    return vit.vit(8, 2, 2, image_size=SIZE, patch_size=4)
+    return vit.vit(8, 1, 2, image_size=SIZE, patch_size=4)
 
 
 def views(steps=3, seed=0):
@@ -140,7 +140,7 @@ def test_image_and_patch_sizes_that_do_not_fit_are_refused():
         vit.vit(8, 1, 3)
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("precision", [pytest.param("mixed_bfloat16", marks=pytest.mark.slow), "mixed_float16"])
 def test_a_transformer_trains_in_half_precision(precision):
     keras.config.set_dtype_policy(precision)
     model = moco(tiny_vit, head="vit")

@@ -23,7 +23,7 @@ def mirrored(number=2):
     return moco_tf.replicas.on_one_cpu(number)
 
 
-@pytest.fixture(params=[2, 4])
+@pytest.fixture(params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def strategy(request):
     return mirrored(request.param)
 
@@ -55,7 +55,7 @@ def train(strategy, steps, **kwargs):
     return model, np.diff(np.array(means) * np.arange(1, steps + 1), prepend=0.0)
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
 def test_all_replicas_hold_the_same_bits_after_20_steps(strategy, precision):
     keras.config.set_dtype_policy(precision)
     model, _ = train(strategy, steps=20)
@@ -100,7 +100,11 @@ def test_no_gradient_reaches_the_key_encoder(strategy):
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("shuffle_bn", [True, False])
+@pytest.mark.parametrize(
+    "strategy, shuffle_bn",
+    [(4, True), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, True), (2, False), (4, False)))],
+    indirect=["strategy"],
+)
 def test_replicas_do_what_as_many_bn_groups_do_on_one_device(strategy, shuffle_bn):
     settings = {"bn_groups": 4, "shuffle_bn": shuffle_bn}
     one, one_losses = train(tf.distribute.get_strategy(), 12, **settings)
@@ -131,20 +135,23 @@ def test_a_step_gathers_images_and_keys_and_reduces_statistics_and_gradients_onc
     assert collections.Counter(calls) == {"all_gather": 2 * number, "all_reduce": 2 * number}
 
 
-def test_the_global_batch_does_not_depend_on_replicas_or_workers():
+@pytest.mark.parametrize(
+    "parts", [((1, 4), (2, 4)), pytest.param(((1, 2), (2, 2), (2, 8), (4, 4)), marks=pytest.mark.slow)]
+)
+def test_the_global_batch_does_not_depend_on_replicas_or_workers(parts):
     source, task = sources.embedded("test"), augment.cifar()
     whole = list(batches(source, task, 8, seed=5, step=249).take(3))  # over an epoch's end
-    for workers, replicas in ((1, 2), (1, 4), (2, 2), (2, 8), (4, 4)):
+    for workers, replicas in parts:
         shares = [
             list(batches(source, task, 8, 5, 249, replicas, (worker, workers)).take(3 * replicas // workers))
             for worker in range(workers)
         ]
         for step, expected in enumerate(whole):
             here = replicas // workers
-            parts = [share[step * here + i] for share in shares for i in range(here)]
+            dealt = [share[step * here + i] for share in shares for i in range(here)]
             for view in (0, 1):
                 np.testing.assert_array_equal(
-                    np.concatenate([part["views"][view] for part in parts]), expected["views"][view]
+                    np.concatenate([part["views"][view] for part in dealt]), expected["views"][view]
                 )
 
 

@@ -42,7 +42,7 @@ def train(strategy, head):
     return model, np.diff(np.array(means) * np.arange(1, STEPS + 1), prepend=0.0)
 
 
-@pytest.mark.parametrize("head", KINDS)
+@pytest.mark.parametrize("head", ["resnet", pytest.param("vit", marks=pytest.mark.slow)])
 def test_replicas_do_what_one_device_does_and_hold_the_same_bits(head):
     _, one_losses = train(tf.distribute.get_strategy(), head)
     several, losses = train(mirrored(), head)
