@@ -194,9 +194,9 @@ def onnx_runtime(path, model, cases, folder):
 READERS = (in_fresh_python, c_api, saved_model_cli, openvino, onnx_runtime)
 # Of each model and each reader some every day; all of them with -m slow.
 EVERY_DAY = {
-    "resnet": (in_fresh_python, c_api, openvino, onnx_runtime),
-    "own": (c_api, saved_model_cli),
-    "vit": (c_api, onnx_runtime),
+    "resnet": (in_fresh_python, openvino, onnx_runtime),
+    "own": (saved_model_cli,),
+    "vit": (c_api,),
 }
 
 
