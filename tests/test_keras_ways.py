@@ -10,7 +10,8 @@ from keras import layers
 
 import moco_tf
 from moco_tf import callbacks, replicas
-from moco_tf.data import preprocessing, sources
+from moco_tf.data import sources
+from moco_tf.data.inputs import image as preprocessing
 
 SIZE = 8
 RNG = np.random.default_rng(0)

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from moco_tf.data import dataset, things
+from moco_tf.data.pipeline import fixed, parallel_map
 from moco_tf.data.sources import Source
 from moco_tf.pretext import siblings
 from moco_tf.train import main
@@ -23,8 +24,8 @@ def drawn(count, **kwargs):
     """Places (DRAWS, 1 + P) that as many seeds give."""
     chosen = options(**kwargs)
     seeds = tf.stack([tf.range(DRAWS, dtype=tf.int64), tf.zeros(DRAWS, tf.int64)], axis=1)
-    pictures = tf.function(lambda seed: siblings.pictures(tf.constant(count), seed, chosen))
-    return tf.map_fn(pictures, seeds, fn_output_signature=tf.int32).numpy()
+    places = parallel_map(tf.data.Dataset.from_tensor_slices(seeds), lambda s: siblings.pictures(count, s, chosen))
+    return fixed(places.batch(DRAWS)).get_single_element().numpy()
 
 
 def assert_shares(found, expected):
