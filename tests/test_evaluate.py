@@ -300,7 +300,7 @@ def test_what_cannot_be_judged_ends_in_one_line(run, photos, tmp_path, capsys):
             [f"--encoder={tmp_path}/spoilt"],
             "not finite in 1 of the encoder's weights, first in conv1/kernel: move it away",
         ),
-        (knn.main, [f"--encoder={tmp_path}/overflows"], "no finite numbers for 24 of 24 images"),
+        (knn.main, [f"--encoder={tmp_path}/overflows"], "not finite for 24 of 24 images"),
         (knn.main, [f"--encoder={run}", "--eval_split=nothing"], "'nothing'"),
         (linear_probe.main, [f"--encoder={run}", "--lr=1e38", "--epochs=3"], "take a lower --lr, or auto"),
     ):
