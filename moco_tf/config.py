@@ -59,7 +59,7 @@ class Task:
     pretext: str = flag(
         "crops",
         "Pretext task: crops, two random views of an image (the papers'); siblings, several pictures of one thing; or "
-        "a module of your own by its dotted path (docs/methods.md has an example).",
+        "a module of your own by its dotted path (docs/pretext.md has an example).",
     )
 
 
@@ -190,7 +190,7 @@ class Config(Run, Optimization, Network, Data, Task):
     """What every run has; `kind` adds the flags of its method and of its task."""
 
     unused: tuple = ()  # flags that were given, but are another method's or task's: no flag itself
-    learner: ClassVar[str] = "moco"  # what the model is of: the method, or the task that has a model of its own
+    learner: ClassVar[str] = "moco"  # whose module builds the model: the method, or the task that has a model
 
     def __post_init__(self):
         command.check_values(self)
@@ -280,7 +280,7 @@ class Config(Run, Optimization, Network, Data, Task):
             raise ConfigError(f"XLA compiles the step of one replica, not of {replicas}: --xla is auto or off; got on")
         if not self.uses("bn_groups"):
             return self
-        groups = self.bn_groups or (recorded.bn_groups if recorded else replicas)
+        groups = self.bn_groups or getattr(recorded, "bn_groups", 0) or replicas
         if groups % replicas:
             raise ConfigError(
                 f"--bn_groups counts the groups of all replicas, a multiple of {replicas}; got {groups}: train on a "
@@ -320,7 +320,7 @@ class Config(Run, Optimization, Network, Data, Task):
 
 
 def make(**values):
-    """The `Config` with these values, and the defaults of the others: that of its method and task."""
+    """A `Config` of the class that fits its method and task; flags that are not given take their defaults."""
     return kind(values.get("method", "moco"), values.get("pretext", "crops"))(**values)
 
 
@@ -341,35 +341,41 @@ def _own_options(method, pretext):
 
 def method_options(name):
     """The `Options` of a method: of this package's by name, or of a module by its dotted path."""
-    return _methods().get(name) or _module("method", name).Options
+    return _methods()[name] if name in _methods() else method_module(name).Options
 
 
 def method_module(name):
     """The module of a method: this package's by name, or a module by its dotted path."""
-    return _module("method", name)
+    module = _module("method", name, "moco_tf.methods", _methods())
+    if name not in _methods():
+        _check_module("method", name, module, "model", "model(config, options, inputs, source)")
+    return module
 
 
 def task_module(name):
     """The module of a pretext task: this package's by name, or a module by its dotted path."""
-    module = _module("pretext", name)
-    if not callable(getattr(module, "views", None)) or not dataclasses.is_dataclass(getattr(module, "Options", None)):
-        raise ConfigError(
-            f"--pretext={name}: a task's module has a dataclass Options and views(record, seed, inputs, options), as "
-            f"docs/methods.md says; {module.__name__} lacks one"
-        )
+    module = _module("pretext", name, "moco_tf.pretext", _names(import_module("moco_tf.pretext")))
+    _check_module("pretext", name, module, "views", "views(record, seed, inputs, options)")
     return module
 
 
-def _module(kind, name):
-    folder = import_module({"method": "moco_tf.methods", "pretext": "moco_tf.pretext"}[kind])
-    own = _names(folder)
+def _check_module(kind, name, module, function, signature):
+    if not callable(getattr(module, function, None)) or not dataclasses.is_dataclass(getattr(module, "Options", None)):
+        raise ConfigError(
+            f"--{kind}={name}: its module has a dataclass Options and {signature}, as docs/pretext.md says; "
+            f"{module.__name__} lacks one"
+        )
+
+
+def _module(kind, name, folder, own):
+    """The module in `folder` if its name is one of `own`; else the one with this dotted path."""
     if name in own:
-        return import_module(f"{folder.__name__}.{name}")
+        return import_module(f"{folder}.{name}")
     try:
         return import_module(name)
     except Exception as error:  # whatever a user's own module raises
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            known = ", ".join(_methods() if kind == "method" else own)
+            known = ", ".join(own)
             raise ConfigError(
                 f"--{kind} is one of {known}, or a module of your own by its dotted path; got {name!r}"
             ) from None

@@ -280,3 +280,7 @@ def test_bn_groups_are_what_the_run_began_with_and_else_one_a_replica():
     assert parse([]).on_replicas(2, begun).bn_groups == 4
     assert parse(["--bn_groups=8"]).on_replicas(2).bn_groups == 8
     assert not begun.differences(parse([]).on_replicas(1, begun))
+
+
+def test_groups_of_a_run_of_another_method_are_not_asked_for():
+    assert parse([]).on_replicas(2, parse(["--method=moco_v3"])).bn_groups == 2  # the run folder refuses what differs

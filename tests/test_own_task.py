@@ -99,7 +99,7 @@ def test_its_flags_stand_under_its_own_title_and_wrong_ones_are_refused(turns):
 @pytest.mark.parametrize(
     "code, message",
     [
-        ("x = 1", r"--pretext=broken: a task's module has a dataclass Options and views\(record"),
+        ("x = 1", r"--pretext=broken: its module has a dataclass Options and views\(record"),
         ("1 / 0", "--pretext=broken: the module does not load: ZeroDivisionError"),
         ("import no_such_package", "--pretext=broken: the module does not load: ModuleNotFoundError"),
     ],
@@ -119,6 +119,22 @@ def test_an_unknown_task_or_method_is_refused_with_the_known_ones():
         config_lib.parse(["--pretext=cropz"])
     with pytest.raises(ConfigError, match=r"--method is one of moco, moco_v3, .* got 'moko'"):
         config_lib.parse(["--method=moko"])
+    with pytest.raises(ConfigError, match="--method=queue: its module has a dataclass Options and model"):
+        config_lib.parse(["--method=queue"])  # Python's own module, as a file of the methods' folder is no method
+
+
+def test_a_method_of_ones_own_is_a_file_too(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(
+        "from moco_tf.methods import moco\n"
+        "from moco_tf.methods.options import MoCo as Options\n"
+        "def model(config, options, inputs, source):\n"
+        "    return moco.model(config, options, inputs, source)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    small = [flag for flag in SMALL if "pretext" not in flag]
+    arguments = [*small, "--method=mine", "--queue_size=8", "--max_steps=1", f"--run_dir={tmp_path / 'run'}"]
+    assert main(arguments) == 0
+    assert "Done: step 1" in capsys.readouterr().out
 
 
 UNEQUAL = """

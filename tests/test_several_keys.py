@@ -178,6 +178,11 @@ def test_a_keras_file_keeps_what_is_masked(tmp_path):
     np.testing.assert_array_equal(model.queue.keys, again.queue.keys)
 
 
+def test_a_tuple_of_three_is_refused_where_its_last_would_be_left_out():
+    with pytest.raises(ValueError, match=r"got a tuple of three"):
+        moco().fit(batches(1, views=3).map(lambda batch: batch["views"]), verbose=0)
+
+
 def test_masks_need_ids_and_say_so():
     with pytest.raises(ValueError, match='needs an "id"'):
         moco(mask_siblings=True).fit(batches(1).map(lambda batch: {"views": batch["views"]}), verbose=0)

@@ -37,7 +37,7 @@ class Things(Source):
 
 
 def of_images(source):
-    """The `Things` of a folder's images: each folder that holds images is one, its good images are its pictures.
+    """The `Things` of a folder's images: each sub-folder that holds images is one, its good images are its pictures.
 
     They are in the order of their names, numbers in them counted: frame 9 comes before frame 10. A thing has the label
     of its pictures.

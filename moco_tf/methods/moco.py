@@ -60,7 +60,7 @@ class MoCo(Pretrainer):
       momentum_rise_steps: if given, m rises from `momentum` to 1 along a half cosine over this many steps.
       temperature: T of InfoNCE; 0.07 in v1, 0.2 in v2.
       shuffle_bn: encode keys in another order than queries, so that BatchNorm does not leak which belong
-        together (section 3.3). Has an effect with `bn_groups` > 1.
+        together (section 3.3). Has an effect where BatchNorm has several groups: `bn_groups` > 1, or several replicas.
       bn_groups: equal parts of the global batch that BatchNorm normalises apart, as that many devices would;
         the papers' 8 GPUs are 8. A multiple of the replicas; None: one each. More than one a replica need this
         package's BatchNorm in the backbone.
@@ -69,7 +69,7 @@ class MoCo(Pretrainer):
         std, the central crop of 7/8, the backbone's size (224 if it takes any).
       symmetric: each view is query once, and looks for the others' keys; the losses are summed, and the keys of all
         are enqueued (the authors' CIFAR-10 demo).
-      mask_siblings: the queue keeps an id beside each key, and keys of the query's own id are not negatives.
+      mask_siblings: the queue keeps an id beside each key; in training, keys of the query's own id are not negatives.
       seed: of the queue's first keys and of the shuffles.
 
     Attributes:
@@ -128,7 +128,7 @@ class MoCo(Pretrainer):
         self.queue = Queue(queue_size, dim, seed=seed, with_ids=mask_siblings, name="queue")
 
     def prepare(self, batch, training=True):
-        """Moves the momentum encoder (equation 2) and encodes the keys; returns them as {view's place: (N, C)}."""
+        """Moves the momentum encoder (equation 2), encodes the keys: {view's place: (N, C)}, in evaluation (n, C)."""
         views = batch["views"]
         if training:
             ema_update(self.query_encoder, self.key_encoder, self._momentum())
@@ -143,8 +143,8 @@ class MoCo(Pretrainer):
             queries = unit_length(self.query_encoder(images, training=training)["projection"])  # n x C
             keys = [replicas.own(k) if training else k for other, k in context.items() if other != place]  # P of n x C
             keys = keys[0] if len(keys) == 1 else tf.stack(keys, axis=1)
-            own = None if ids is None else (ids, self.queue.ids.value)
-            contrasts.append(info_nce(queries, keys, self.queue.keys.value, self.temperature, own))
+            of_what = None if ids is None else (ids, self.queue.ids.value)
+            contrasts.append(info_nce(queries, keys, self.queue.keys.value, self.temperature, of_what))
         return summed(contrasts)
 
     def finish(self, batch, context, terms):
@@ -171,7 +171,7 @@ class MoCo(Pretrainer):
             shuffled, permutation = replicas.shuffle(tf.concat(views, axis=-1), seed=(self.seed, self.step.value))
             views = tf.split(shuffled, len(views), axis=-1)
         keys = [unit_length(self.key_encoder(images, training=True)["projection"]) for images in views]
-        keys = tf.concat(keys, axis=1)  # n x V C
+        keys = tf.concat(keys, axis=1)  # n x (views x C)
         keys = replicas.unshuffle(keys, permutation) if shuffles else replicas.gather(keys)
         return tf.split(keys, len(views), axis=1)
 

@@ -43,8 +43,8 @@ class Pretrainer(KerasWays):
     Works as it is and under any `tf.distribute` strategy that copies variables: build it in `strategy.scope()`.
 
     A class names its metrics in `METRICS`: for each its name, and what it is, out of the terms of its objective: a
-    value a row (n,), of which the mean is shown, or a `Spread`. Accumulators, metrics.csv, TensorBoard, the progress
-    line and advice follow. `RATES` names what `rates` gives beside them.
+    value a row (n,), of which the mean is shown, or a `Spread`. Accumulators, metrics.csv and TensorBoard follow; the
+    progress line shows the first. `RATES` names what `rates` gives beside them.
 
     Attributes:
       step: int64 variable, training steps done. Schedules and everything random derive from it.
@@ -97,7 +97,10 @@ class Pretrainer(KerasWays):
         return {"learning_rate": self.optimizer.learning_rate}
 
     def watch(self, variables, gradients):
-        """{name: scalar} of what a step's gradients show, for TensorBoard and for who watches a run."""
+        """{name: scalar} of what a step's gradients show, for TensorBoard and callbacks.
+
+        gradients: of this replica, not yet added up, times the optimizer's loss scale.
+        """
         return {}
 
     def columns(self):
@@ -118,7 +121,7 @@ class Pretrainer(KerasWays):
         gradients = tape.gradient(scaled_loss, variables)
         watched = self.watch(variables, gradients)
         self.optimizer.apply(gradients, variables)
-        # The loss looks at what is kept in place: what `finish` writes comes after it.
+        # The loss reads the queue's variable without a copy: `finish` writes to it after loss and gradients exist.
         with tf.control_dependencies([*terms, *(g for g in gradients if g is not None)]):
             self.finish(batch, context, terms)
         self.step.assign_add(1)
@@ -229,7 +232,12 @@ def as_batch(data):
                 f"with {', '.join(map(repr, data)) or 'nothing'}"
             )
         return data | {"views": tuple(views)}
-    images, other, _ = keras.utils.unpack_x_y_sample_weight(data)
+    images, other, third = keras.utils.unpack_x_y_sample_weight(data)
+    if third is not None:
+        raise ValueError(
+            'a batch is a pair (query, key), or a dict whose "views" may be more; got a tuple of three, whose last '
+            "would be taken for weights"
+        )
     if other is None:
         return {"views": (images,)}
     return {"views": (images, other)} if len(other.shape) == 4 else {"views": (images,), "id": other}

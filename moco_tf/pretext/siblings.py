@@ -27,8 +27,8 @@ class Options(crops.Options):
     )
     distance: str = flag(
         "uniform",
-        "How far apart they are drawn. uniform: all pairs alike (rho-MoCo, VINCE); linear: the further the rarer, "
-        "falling to 0 at --max_distance (CVRL).",
+        "How far apart they are drawn. uniform: all pairs equally likely (rho-MoCo, VINCE); linear: the further the "
+        "rarer, falling to 0 at the longest distance (CVRL).",
         choices=("uniform", "linear"),
     )
 
@@ -60,8 +60,13 @@ def records(source, options):
         log.warning(f"  Left out: {left_out} pictures that lie in no sub-folder, and so are of no thing")
     if alone := int((counts == 1).sum()):
         log.warning(f"  Things with a single picture: {alone}; all their views are crops of it")
-    elif (few := int((counts <= options.positives).sum())) > 0:
+    if few := int(((counts > 1) & (counts <= options.positives)).sum()):
         log.warning(f"  Things with fewer than {options.positives + 1} pictures: {few}; some of their keys share one")
+    if 0 < 2 * options.max_distance < options.positives:
+        log.warning(
+            f"  --max_distance={options.max_distance} leaves at most {2 * options.max_distance} pictures for "
+            f"--positives={options.positives} keys: some share one"
+        )
     return found
 
 
@@ -90,10 +95,10 @@ def pictures(count, seed, options):
     """Places (1 + P,) of the pictures of query and keys among `count`, a function of the seed.
 
     The distance t of the query and its first key is drawn first, then where the earlier one stands, then which of
-    the two is the query: with "uniform" each pair is as likely; with "linear" P(t) = (2 (D - t) + 1) / D^2, the share
-    of CVRL's density 2 / D (1 - t / D) between t - 1 and t, D the longest distance. The other keys are drawn, without
-    replacement, as likely as each would have been the first. The query's picture is not a key's, unless there is no
-    other; where others are too few, they come again.
+    the two is the query: with "uniform" all pairs are equally likely; with "linear" P(t) = (2 (D - t) + 1) / D^2, the
+    share of CVRL's density 2 / D (1 - t / D) between t - 1 and t, D the longest distance. The other keys are drawn
+    without replacement, as likely as each would have been the first. The query's picture is not a key's, unless there
+    is no other; where others are too few, they come again.
     """
     import tensorflow as tf
 
