@@ -112,9 +112,7 @@ def steps_per_epoch(config, size):
 
 def inputs(config):
     """What the encoder expects: a `Preprocessing`, with the numbers of the recipe of views where the task has one."""
-    if (
-        getattr(config, "augment", None) not in augment.RECIPES
-    ):  # a task of a user's own may have another flag so called
+    if getattr(config, "augment", None) not in augment.RECIPES:  # a user's own task may mean something else by it
         return dataclasses.replace(IMAGENET, image_size=config.image_size)
     return augment.RECIPES[config.augment](config.image_size).preprocessing
 

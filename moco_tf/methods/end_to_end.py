@@ -109,9 +109,9 @@ class EndToEnd(Pretrainer):
     def prepare(self, batch, training=True):
         """The key images in another order, this replica's share, and the permutation; or as they are, and None."""
         _, key_images = batch["views"]
-        if not training or not self.shuffle_bn or self.groups_here * replicas.count() == 1:
-            return key_images, None  # with one group, any order is the same
-        return replicas.shuffle(key_images, seed=(self.seed, self.step.value))
+        if not training:
+            return key_images, None
+        return normalization.shuffled(key_images, self.shuffle_bn, self.groups_here, (self.seed, self.step.value))
 
     def objective(self, batch, context, training=True):
         """Queries look for their keys among those of the batch; with NT-Xent each view does so among all views."""

@@ -166,13 +166,13 @@ class MoCo(Pretrainer):
         """
         if not training:
             return [unit_length(self.key_encoder(images, training=False)["projection"]) for images in views]
-        shuffles = self.shuffle_bn and self.groups_here * replicas.count() > 1  # one group: any order is the same
-        if shuffles:  # all views in one go
-            shuffled, permutation = replicas.shuffle(tf.concat(views, axis=-1), seed=(self.seed, self.step.value))
-            views = tf.split(shuffled, len(views), axis=-1)
+        together = tf.concat(views, axis=-1)  # n x H x W x (views x 3): shuffled and gathered in one go
+        seed = (self.seed, self.step.value)
+        together, permutation = normalization.shuffled(together, self.shuffle_bn, self.groups_here, seed)
+        views = tf.split(together, len(views), axis=-1)
         keys = [unit_length(self.key_encoder(images, training=True)["projection"]) for images in views]
         keys = tf.concat(keys, axis=1)  # n x (views x C)
-        keys = replicas.unshuffle(keys, permutation) if shuffles else replicas.gather(keys)
+        keys = replicas.gather(keys) if permutation is None else replicas.unshuffle(keys, permutation)
         return tf.split(keys, len(views), axis=1)
 
     def _ids(self, batch):

@@ -1,4 +1,4 @@
-"""How the encoders of a method normalise: in groups of the batch, or all replicas together.
+"""How the encoders of a method normalise: in groups of the batch, shuffled or not, or all replicas together.
 
 What `encoders/batch_norm.py` does in a layer, for all layers of a model.
 """
@@ -51,6 +51,26 @@ def synchronize(model):
     """Lets each BatchNorm normalise the batches of all replicas together."""
     for layer in layers(model):
         layer.synchronized = True
+
+
+def shuffled(images, shuffle_bn, groups, seed):
+    """Shuffling BN (MoCo, section 3.3): decides on it, and deals the images of all replicas out anew.
+
+    BatchNorm lets the images of a group see each other, and a query could find its key by the company that it keeps.
+    With one group in all, any order is the same: nothing is done.
+
+    Args:
+      images: (n, ...) of this replica.
+      groups: BN groups of this replica.
+      seed: two integers, of which the order is a function.
+
+    Returns:
+      This replica's share (n, ...), and the permutation (N,) for `replicas.unshuffle`; images and None if nothing is
+      done.
+    """
+    if not shuffle_bn or groups * replicas.count() == 1:
+        return images, None
+    return replicas.shuffle(images, seed)
 
 
 def check_groups(images, groups):
