@@ -50,11 +50,13 @@ def before_training(config, size):
 
 def _on_the_queue(config, size):
     K, N = config.queue_size, config.batch_size
+    keys = N * (2 if config.symmetric else getattr(config, "positives", 1))  # that a step enqueues
     yield (
         f"Is this loss normal? It starts somewhere below ln(K + 1) = {math.log(K + 1):.2f} and first rises, "
-        f"while the queue's random keys give way to real ones ({math.ceil(K / N)} steps); after that it falls."
+        f"while the queue's random keys give way to real ones ({math.ceil(K / keys)} steps); after that it falls."
     )
-    if size - N < K:
+    images = K * N // keys  # of which the queue holds keys
+    if size - N < images and not config.mask_siblings:
         yield (
             f"The queue (K = {K}) reaches back further than one epoch of {size} images less a batch: an image "
             f"then meets its own earlier key as a negative. Consider --queue_size={_power_of_two_below(size - N)}."

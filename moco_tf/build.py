@@ -96,8 +96,7 @@ def _check_views(config, spec, model):
     if not fewest <= len(shapes) <= (most or len(shapes)):
         wanted = f"{fewest}" if most == fewest else f"{fewest} to {most}" if most else f"{fewest} or more"
         raise ConfigError(
-            f"--method={config.method} trains on {wanted} views of each record; --pretext={config.pretext} gives "
-            f"{len(shapes)}"
+            f"{config.learner} trains on {wanted} views of each record; --pretext={config.pretext} gives {len(shapes)}"
         )
 
 

@@ -415,6 +415,8 @@ def parse(arguments):
         for field in others
         if flag_values[field.name].present and flag_values[field.name].value != field.default
     )
+    if settings.learner != chosen["method"] and chosen["method"] != "moco":
+        unused = (f"--method={chosen['method']}", *unused)
     config = settings(**command.values(flag_values, settings), unused=unused)
     return dataclasses.replace(config, run_dir=config.run_dir or f"runs/{_flag_file_name(arguments)}")
 

@@ -41,11 +41,15 @@ def of_model(model, preprocessing=None):
     """The `Encoder` of a model: a trained method's query encoder, or any Keras model of images -> features.
 
     Args:
-      model: a `MoCo` or `MoCoV3`; or a model of normalised images -> (N, D), (N, H, W, D), which is averaged over H
+      model: a `Pretrainer`; or a model of normalised images -> (N, D), (N, H, W, D), which is averaged over H
         and W, or {"features"} with or without "projection".
       preprocessing: of the latter; None: ImageNet's, of the model's size.
     """
     if isinstance(model, Pretrainer):
+        if preprocessing not in (None, model.preprocessing):
+            raise ConfigError(
+                f"the model has its own preprocessing, {model.preprocessing}; got {preprocessing}: leave it out"
+            )
         of_normalized, preprocessing, name = model.encode, model.preprocessing, model.query_encoder.name
     else:
         of_normalized, name = functools.partial(_encode, model), model.name
@@ -125,7 +129,7 @@ def _preprocessing(path, size):
     """What encoder.json says, for the size that the graph has; ImageNet's where there is none."""
     description = path / DESCRIPTION
     if not description.exists():
-        print(f"{path} has no {DESCRIPTION}: taken are ImageNet's mean, std and crop, at {size} pixels.")
+        print(f"{path} has no {DESCRIPTION}: using ImageNet's mean, std and crop, at {size} pixels.")
         return dataclasses.replace(IMAGENET, image_size=size)
     try:
         found = json.loads(description.read_text())["input"]

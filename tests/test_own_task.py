@@ -89,6 +89,16 @@ def test_it_is_judged_and_exported_like_any_other(run, turns, capsys):
     assert frozen.read(turns / "encoder").encode(np.zeros((1, 32, 32, 3), np.float32))["embedding"].shape == (1, 4)
 
 
+def test_its_model_is_saved_and_loaded_by_keras(run, turns):
+    from moco_tf import build
+
+    model = build.trained(run)
+    model.save(turns / "model.keras")
+    again = keras.models.load_model(turns / "model.keras")
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(model.predict(images, verbose=0), again.predict(images, verbose=0))
+
+
 def test_its_flags_stand_under_its_own_title_and_wrong_ones_are_refused(turns):
     with pytest.raises(HelpAsked, match="--pretext=turns:"):
         config_lib.parse(["--pretext=turns", "--help"])

@@ -134,7 +134,7 @@ def clips(tmp_path_factory):
         (["--positives=0"], "--positives is at least 1 key view; got 0"),
         (
             ["--positives=2", "--method=moco_v3"],
-            "--method=moco_v3 trains on 2 views of each record; --pretext=siblings",
+            "moco_v3 trains on 2 views of each record; --pretext=siblings",
         ),
         (["--dataset=embedded"], "--pretext=siblings: things are the sub-folders of a folder of images"),
     ],

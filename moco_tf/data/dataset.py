@@ -52,7 +52,7 @@ class Found:
 
 
 def find(dataset, data_dir, split, max_bad_fraction, begun=False):
-    """What the flags --dataset and --data_dir and a split name, a `Found`.
+    """Finds the data for --dataset, --data_dir and a split; returns a `Found`.
 
     begun: for a run under way (see `folder.scan`).
 

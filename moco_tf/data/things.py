@@ -23,6 +23,9 @@ class Things(Source):
     files: tf.Tensor  # string (all pictures,), thing by thing
     starts: np.ndarray  # (size + 1,) int64: where each thing's pictures begin, and the end
 
+    def only(self, numbers):
+        raise NotImplementedError("things are not taken apart")  # nobody asks; files and starts would have to follow
+
     @property
     def counts(self):
         """How many pictures each thing has, int64 (size,)."""

@@ -55,10 +55,11 @@ class Bank(keras.layers.Layer):
     def update(self, numbers, features, momentum):
         """key <- momentum * key + (1 - momentum) * feature, scaled to length 1, for records (N,); features: (N, C).
 
-        A record that comes twice takes its first feature. The cost is O(N). Order this after the last use of
+        A record that comes twice takes its first feature. The cost is O(N C + N^2). Order this after the last use of
         `self.keys` in the step, which is of the keys of before.
         """
-        first = tf.argmax(numbers[:, None] == numbers[None, :], axis=1)  # equal values in an unknown order are equal
+        # Scatter writes duplicates in no fixed order: they get the same value.
+        first = tf.argmax(numbers[:, None] == numbers[None, :], axis=1)
         features = tf.gather(tf.cast(features, self.keys.dtype), first)
         moved = unit_length(momentum * self.look_up(numbers) + (1 - momentum) * features)
         self.keys.value.scatter_update(tf.IndexedSlices(moved, numbers))

@@ -1,6 +1,6 @@
-"""Keras' own ways with a model that learns without labels: fit, predict, save, export, compile.
+"""Adapts `keras.Model` (fit, predict, save, export, compile) to models that learn without labels.
 
-What `Pretrainer` adds to is `keras.Model`, with sentences where Keras' ways would end in an error of its own.
+Says in a sentence what Keras would answer with an obscure error of its own.
 """
 
 import warnings

@@ -15,7 +15,7 @@ BLOCK = 4096  # keys of the dictionary at a time: the similarities held are N x 
 
 
 class Contrast(NamedTuple):
-    """What a contrastive loss finds out of n queries: its terms, a value a query."""
+    """The terms of a contrastive loss, a value a query."""
 
     loss: tf.Tensor  # n
     positives: tf.Tensor  # n, cosine of each query with its key; with several keys their mean

@@ -40,7 +40,7 @@ def model(config, options, inputs, source):
     """The `MemoryBank` of a run.
 
     Raises:
-      ConfigError: the data has too few others for a batch, or the bank is larger than the machine.
+      ConfigError: the data has too few others for a batch, or the bank needs over a third of the machine's memory.
     """
     _check(config, source.size)
     return MemoryBank(
@@ -60,7 +60,7 @@ def model(config, options, inputs, source):
 
 
 def _check(config, size):
-    """Refuses a memory bank of `size` images that has too few others for a batch, or is larger than the machine."""
+    """Refuses a bank of `size` images: too few others for a batch, or over a third of the machine's memory."""
     if config.loss == "infonce" and config.queue_size > size - config.batch_size:
         raise ConfigError(
             f"--queue_size counts negatives from other images than the batch's, at most {size - config.batch_size} of "

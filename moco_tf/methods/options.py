@@ -70,7 +70,9 @@ class Groups:
 class Shuffled(Groups):
     """Keys in another order than queries."""
 
-    shuffle_bn: bool = flag(True, "Encode keys in another order than queries; needs --bn_groups of 2 or more.")
+    shuffle_bn: bool = flag(
+        True, "Encode keys in another order than queries; has an effect with several BN groups or replicas."
+    )
 
 
 def _loss(*names):

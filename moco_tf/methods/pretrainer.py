@@ -130,18 +130,23 @@ class Pretrainer(KerasWays):
 
     def test_step(self, data):
         """Loss and metrics in inference mode; changes neither weights nor what is kept."""
-        batch = self._batch(data)
+        batch = as_batch(data)
+        self._check_views(batch)
         return self._agree(self.objective(batch, self.prepare(batch, training=False), training=False))
 
     def _batch(self, data):
+        """The batch of a training step, its views ready for BN groups."""
         batch = as_batch(data)
+        self._check_views(batch)
+        return batch | {"views": tuple(normalization.check_groups(v, self.groups_here) for v in batch["views"])}
+
+    def _check_views(self, batch):
         fewest, most = self.VIEWS
         if not fewest <= (count := len(batch["views"])) <= (most or count):
             raise ValueError(
                 f"{type(self).__name__} trains on (query, key) pairs of image batches, as moco_tf.views makes them"
                 f"{', or on more keys' if most is None else ''}; got {count} views of each image"
             )
-        return batch | {"views": tuple(normalization.check_groups(v, self.groups_here) for v in batch["views"])}
 
     def _agree(self, terms, statistics=()):
         """Ends a step: what the replicas saw apart becomes one, in a single all-reduce. Returns the logs.
@@ -152,8 +157,8 @@ class Pretrainer(KerasWays):
         statistics = statistics if replicas.count() > 1 else []  # one has nothing to agree on
         dtype = self.totals.dtype
         rows = {name: tf.cast(value, dtype) for name, value in ({"loss": terms.loss} | self._found(terms)).items()}
-        means = {name: value for name, value in rows.items() if value.shape.rank == 1}
-        spreads = {name: value for name, value in rows.items() if value.shape.rank == 2}
+        spreads = {name: rows[name] for name, metric in self.METRICS.items() if isinstance(metric, Spread)}
+        means = {name: value for name, value in rows.items() if name not in spreads}
         number = tf.cast(tf.shape(terms.loss)[0], dtype)
         moments = [tf.reduce_sum(v, axis=0) for value in spreads.values() for v in (value, value**2)]
         sums, *found = replicas.add_up(

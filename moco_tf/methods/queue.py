@@ -14,7 +14,7 @@ class Queue(keras.layers.Layer):
 
     Starts with random unit vectors, as the papers' code does.
 
-    with_ids: whether an int64 number is kept beside each key, of what it is a key of; -1 at the start.
+    with_ids: keeps an int64 id for each key, that of its record; ids start as -1.
     """
 
     def __init__(self, size, dim, seed=0, with_ids=False, **kwargs):
@@ -43,7 +43,7 @@ class Queue(keras.layers.Layer):
         self.built = True
 
     def enqueue(self, keys, ids=None):
-        """Writes keys (N, C), and their ids (N,), where the pointer stands, around the end, and moves it by N; any N.
+        """Writes N keys (N, C) and ids (N,) at the pointer, goes on at row 0 after the last, and moves it by N; any N.
 
         The cost is O(N), as long as `self.keys` is only ever read by `dictionary.look_up`: once written in place,
         TensorFlow copies all of a variable that is read as a tensor. Order this after its last use in the step.

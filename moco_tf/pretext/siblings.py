@@ -28,7 +28,7 @@ class Options(crops.Options):
     distance: str = flag(
         "uniform",
         "How far apart they are drawn. uniform: all pairs equally likely (rho-MoCo, VINCE); linear: the further the "
-        "rarer, falling to 0 at the longest distance (CVRL).",
+        "rarer, rarest at the longest distance (CVRL).",
         choices=("uniform", "linear"),
     )
 

@@ -1,7 +1,7 @@
 """What an encoder of images expects: size, crop, mean and standard deviation, in one object.
 
 The model carries it; views, evaluation and export read it, nothing repeats its numbers. It says how a record becomes
-the encoder's input, which signatures a server gets of that, and how inputs are drawn.
+the encoder's input, which signatures a server gets of that, and how inputs are shown as a picture.
 """
 
 import dataclasses
