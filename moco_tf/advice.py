@@ -59,7 +59,8 @@ def _on_the_queue(config, size):
     if size - N < images and not config.mask_siblings:
         yield (
             f"The queue (K = {K}) reaches back further than one epoch of {size} images less a batch: an image "
-            f"then meets its own earlier key as a negative. Consider --queue_size={_power_of_two_below(size - N)}."
+            "then meets its own earlier key as a negative. "
+            f"Consider --queue_size={_power_of_two_below((size - N) * keys // N)}."
         )
 
 

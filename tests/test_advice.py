@@ -61,6 +61,12 @@ def test_a_doubtful_setting_is_named(changed, size, words):
     assert len(sentences) == 2 and words in sentences[1]
 
 
+def test_all_keys_of_a_step_count_and_masked_siblings_are_no_negatives():
+    guess, queue = before(make(**SETTINGS, queue_size=16384, symmetric=True), 6000)
+    assert "(64 steps)" in guess and "Consider --queue_size=8192" in queue
+    assert len(before(make(**SETTINGS, queue_size=16384, mask_siblings=True), 6000)) == 1
+
+
 def test_collapse_is_named():
     assert not list(advice.after_epoch(REFERENCE, FIGURES, None))
     (sentence,) = advice.after_epoch(REFERENCE, FIGURES | {"feature_std": 0.008}, None)

@@ -257,6 +257,11 @@ def test_a_last_partial_batch_that_the_groups_do_not_divide_is_refused():
         moco(bn_groups=4).fit(partial, verbose=0)
 
 
+def test_evaluation_has_no_groups_and_takes_a_partial_batch():
+    partial = pairs(batch=8).unbatch().take(14).batch(8)
+    assert np.isfinite(moco(bn_groups=4).evaluate(partial, verbose=0, return_dict=True)["loss"])
+
+
 def test_images_without_a_second_view_are_refused():
     with pytest.raises(ValueError, match="pairs of image batches"):
         moco().fit(pairs().map(lambda query, key: query), verbose=0)

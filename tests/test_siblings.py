@@ -94,6 +94,9 @@ def test_a_folder_of_pictures_is_a_thing_and_its_pictures_are_in_the_order_of_th
     names = [path.rsplit(b"/", 1)[1] for path in record["files"].numpy()]
     assert names == [b"%d.png" % place for place in range(12) if place != 3]
     assert (int(record["id"]), int(record["label"])) == (0, 0)
+    last = found.only([2, 1])
+    assert last.contents.numpy().tolist() == [b"pen/1", b"cup/2"] and last.counts.tolist() == [3, 2]
+    assert all(b"cup/2/" in path for path in last.record(tf.constant(1))["files"].numpy())
 
 
 def test_views_are_crops_of_the_pictures_that_were_drawn(tmp_path):

@@ -24,7 +24,12 @@ class Things(Source):
     starts: np.ndarray  # (size + 1,) int64: where each thing's pictures begin, and the end
 
     def only(self, numbers):
-        raise NotImplementedError("things are not taken apart")  # nobody asks; files and starts would have to follow
+        """A source of the things with these numbers; they are numbered anew."""
+        pictures = [np.arange(self.starts[number], self.starts[number + 1]) for number in numbers]
+        with tf.device("CPU:0"):
+            files = tf.gather(self.files, np.concatenate(pictures))
+        starts = np.cumsum([0, *map(len, pictures)])
+        return dataclasses.replace(super().only(numbers), files=files, starts=starts)
 
     @property
     def counts(self):
