@@ -166,6 +166,11 @@ class GradientWatch(keras.callbacks.Callback):
         self.norms.append(first)
 
 
+def _watched(model):
+    """The first of the model's metrics, the one to watch beside the loss; a list, empty if it has none."""
+    return list(model.METRICS)[:1]
+
+
 class Progress(keras.callbacks.Callback):
     """A bar with ETA on a terminal; elsewhere a line a minute. Adds `images_per_second` to the epoch's logs."""
 
@@ -178,19 +183,15 @@ class Progress(keras.callbacks.Callback):
         self.started = None
         if self.interactive:
             print(f"Epoch {epoch + 1}/{self.config.epochs}")
-            shown = ("loss", *self._first(), "images/s")
+            shown = ("loss", *_watched(self.model), "images/s")
             self.bar = keras.utils.Progbar(self.params["steps"], stateful_metrics=shown, unit_name="step")
-
-    def _first(self):
-        """The first of the model's metrics, the one to watch beside the loss, or none."""
-        return list(self.model.METRICS)[:1]
 
     def on_train_batch_end(self, batch, logs=None):
         now = time.perf_counter()
         if self.started is None:  # the first step also fills the pipeline and traces: it does not count
             self.started = self.last_line = now
         self.rate = batch * self.config.batch_size / (now - self.started) if batch else None
-        shown = {name: logs[name] for name in ("loss", *self._first())}
+        shown = {name: logs[name] for name in ("loss", *_watched(self.model))}
         if self.interactive:
             self.bar.update(batch + 1, [*shown.items(), *([("images/s", self.rate)] if self.rate else [])])
         elif now - self.last_line > 60:
@@ -281,7 +282,7 @@ class Recorder(keras.callbacks.Callback):
         step = self.model.steps_done
         self.run.add_row({"epoch": epoch + 1, "step": step} | logs)
         self._write_scalars(logs)
-        figures = ", ".join(f"{name} {logs[name]:.3f}" for name in ("loss", *list(self.model.METRICS)[:1]))
+        figures = ", ".join(f"{name} {logs[name]:.3f}" for name in ("loss", *_watched(self.model)))
         text = f"Epoch {epoch + 1}/{self.config.epochs}, step {step}: {figures}"
         if "knn_top1" in logs:
             text += f", kNN top-1 {logs['knn_top1']:.1f} %"
