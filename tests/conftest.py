@@ -1,18 +1,17 @@
+import gc
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # scikit-learn's threads wait by spinning, where two processes share cores
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as training has it: tests compare this process with commands
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # scikit-learn's threads wait by spinning, where processes share cores
 
-import keras
-import pytest
-import tensorflow as tf
+from moco_tf.startup import load_tensorflow
 
-(_CPU,) = tf.config.list_physical_devices("CPU")
-# Replicas to try `tf.distribute` on; TensorFlow divides a CPU once, before its first operation.
-tf.config.set_logical_device_configuration(_CPU, [tf.config.LogicalDeviceConfiguration()] * 4)
+# As training does, since tests compare this process with commands; and with replicas to try `tf.distribute` on.
+load_tensorflow(virtual_cpus=4, training=True)
+
+import keras  # noqa: E402
+import pytest  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
 tf.config.experimental.enable_tensor_float_32_execution(False)  # GPUs would round to 10 bits: tolerances are float32's
 
 
@@ -24,3 +23,11 @@ def _float32():
     yield
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_garbage_of_other_files():
+    """The collector looks at what a file of tests leaves (Keras keeps it) once, and not at each collection after."""
+    yield
+    gc.collect()
+    gc.freeze()

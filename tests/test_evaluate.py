@@ -1,6 +1,8 @@
 """The commands of evaluation, on a tiny run and a folder of a few images."""
 
+import contextlib
 import csv
+import io
 import json
 import logging
 import shutil
@@ -55,16 +57,23 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_knn_gives_the_accuracy_of_the_monitor(run, capsys):
-    assert knn.main([f"--encoder={run}"]) == 0
+@pytest.fixture(scope="module")
+def judged(run):
+    """Where kNN has judged the run: its summary, and what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        assert knn.main([f"--encoder={run}"]) == 0
+    return summary(run / "knn"), output.getvalue()
+
+
+def test_knn_gives_the_accuracy_of_the_monitor(run, judged):
     monitored = float(rows(run / "metrics.csv")[-1]["knn_top1"])
-    found = summary(run / "knn")
+    found, output = judged
     assert found["top1"] == pytest.approx(monitored, abs=1e-3) and found["class_names"] == list(CLASSES)
     assert found["eval_images"] == 12 and found["train_images"] == 24
     assert [row["k"] for row in rows(run / "knn/metrics.csv")] == ["1", "5", "10", "20", "50", "100", "200"]
     assert sum(int(row["images"]) for row in rows(run / "knn/per_class.csv")) == 12
     assert {"metrics.png", "confusion.png", "confusions.csv"} <= {p.name for p in (run / "knn").iterdir()}
-    assert f"top-1 {monitored:.1f} %" in capsys.readouterr().out
+    assert f"top-1 {monitored:.1f} %" in output
 
 
 def test_a_command_called_again_keeps_each_log_to_its_own_folder(run, tmp_path):
@@ -76,13 +85,12 @@ def test_a_command_called_again_keeps_each_log_to_its_own_folder(run, tmp_path):
         assert text.count("kNN, k 200") == 1 and f"{tmp_path}/{name}" in text
 
 
-def test_a_saved_model_is_judged_as_its_run_and_nothing_is_written_into_its_folder(run, photos, tmp_path):
+def test_a_saved_model_is_judged_as_its_run_and_nothing_is_written_into_its_folder(run, judged, photos, tmp_path):
     saved_model.export_encoder(build.trained(run), tmp_path / "encoder/1")
     before = sorted(tmp_path.rglob("*"))
     assert knn.main([f"--encoder={tmp_path / 'encoder'}", f"--dataset={photos}"]) == 0
-    assert knn.main([f"--encoder={run}", f"--output={tmp_path / 'of_run'}"]) == 0
     (folder,) = (p for p in tmp_path.iterdir() if p.name.startswith("encoder-knn"))
-    assert summary(folder)["top1"] == summary(tmp_path / "of_run")["top1"]
+    assert summary(folder)["top1"] == judged[0]["top1"]
     assert [p for p in sorted(tmp_path.rglob("*")) if "encoder" in p.parts[-2:]] == [
         p for p in before if "encoder" in p.parts[-2:]
     ]
@@ -129,11 +137,12 @@ def test_fine_tuning_starts_from_the_encoder_or_from_fresh_weights(run):
     assert not np.array_equal(trained[0], fresh.get_weights()[0])
 
 
-def test_fine_tuning_takes_the_steps_that_it_says_and_keeps_a_network_that_scores_so(run, tmp_path):
+def test_fine_tuning_takes_the_steps_that_it_says_and_keeps_a_network_that_scores_so(run, tmp_path, capsys):
     arguments = [f"--encoder={run}", f"--output={tmp_path}", "--labels=50", "--epochs=2", "--batch_size=8", "--lr=0.1"]
     assert finetune.main(arguments) == 0
     found = summary(tmp_path)
     assert found["train_images"] == 12 and found["steps"] == 4  # 8 + 4 images, twice
+    assert "(50 %: 4 of each class)" in capsys.readouterr().out
     model = keras.models.load_model(tmp_path / "model.keras")
     settings = knn.Settings(encoder=str(run), output=str(tmp_path)).resolved()
     classifier = frozen.Encoder(build.trained(run).preprocessing, lambda x: {"logits": model(x)}, "classifier")
@@ -189,8 +198,6 @@ def test_fine_tuning_says_what_it_took_of_each_class(run, photos, tmp_path, caps
     found = summary(tmp_path / "out")
     assert (found["train_images"], found["train_images_of_class"]) == (8, [4, 3, 1])
     assert found["train_percent"] == pytest.approx(100 * 8 / 17, abs=1e-4)
-    assert finetune.main([*arguments, "--labels=1"]) == 0
-    assert "(17.6 %: 1 of each class)" in capsys.readouterr().out
 
 
 def test_interrupted_features_go_on_and_equal_those_of_one_go(run, photos, tmp_path, monkeypatch):
@@ -244,8 +251,8 @@ def test_compare_prints_an_encoder_between_its_floor_and_its_ceiling(run, tmp_pa
     assert "untrained" in capsys.readouterr().out and (tmp_path / "compare.png").exists()
 
 
+@pytest.mark.usefixtures("judged")
 def test_a_report_holds_its_pictures_and_asks_nothing_of_a_network(run, tmp_path):
-    assert knn.main([f"--encoder={run}", f"--output={run / 'knn'}"]) == 0
     assert look.main([f"--encoder={run}", f"--output={tmp_path}", "--queries=2", "--neighbours=3"]) == 0
     text = (tmp_path / "report.html").read_text()
     assert text.count("<figure") == 2 * 4 and text.count("data:image/png;base64,") == 2 * 4 + 3  # map, loss, kNN

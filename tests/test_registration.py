@@ -9,11 +9,12 @@ import keras
 import pytest
 
 import moco_tf
-from moco_tf import registration, torch_weights, train
+from moco_tf import registration, torch_weights
 from moco_tf.encoders import resnet, vit
 from moco_tf.evaluate import finetune
 
 PACKAGE = Path(__file__).parent.parent / "moco_tf"
+CHECKPOINT = Path(__file__).parent / "torch_files/v1_legacy.pth.tar"
 
 
 def small(stem="cifar", size=16):
@@ -47,11 +48,23 @@ def kinds(paths, code="import keras, moco_tf"):
     return done.stdout.split()
 
 
-def test_saved_models_load_in_another_process(tmp_path):
+def of_commands(folder):
+    """What commands leave: fine-tuning's network, and the encoder that a PyTorch file becomes."""
+    run, small = folder / "run", ["--image_size=16", "--augment=cifar", "--batch_size=40", "--bn_groups=4"]
+    assert torch_weights.main([f"--checkpoint={CHECKPOINT}", f"--output={run}", *small]) == 0
+    finetuned = [f"--output={folder / 'finetuned'}", "--dataset=embedded", "--limit=20", "--epochs=1"]
+    assert finetune.main([f"--encoder={run}", *finetuned]) == 0
+    converted = [f"--output={folder / 'converted'}", "--part=encoder"]
+    assert torch_weights.main([f"--checkpoint={CHECKPOINT}", *converted]) == 0
+    return [folder / "finetuned/model.keras", folder / "converted/encoder.keras"]
+
+
+def test_models_and_what_commands_leave_load_in_another_process(tmp_path):
     paths = [tmp_path / f"{name}.keras" for name in FILES]
     for save, path in zip(FILES.values(), paths, strict=True):
         save(path)
-    assert kinds(paths) == [name if hasattr(moco_tf, name) else "Functional" for name in FILES]
+    expected = [name if hasattr(moco_tf, name) else "Functional" for name in FILES]
+    assert kinds([*paths, *of_commands(tmp_path)]) == [*expected, "Functional", "Functional"]
 
 
 @pytest.mark.slow
@@ -59,19 +72,6 @@ def test_saved_models_load_in_another_process(tmp_path):
 def test_the_order_of_imports_does_not_matter(code, tmp_path):
     FILES["MoCo"](tmp_path / "model.keras")
     assert kinds([tmp_path / "model.keras"], code) == ["MoCo"]
-
-
-def test_what_commands_leave_loads_in_another_process(tmp_path):
-    """Fine-tuning's network, and the encoder that a PyTorch file becomes."""
-    run, tensors = tmp_path / "run", tmp_path / "encoder.safetensors"
-    small = ["--arch=resnet10", "--width=4", "--stem=cifar", "--image_size=16", "--augment=cifar", "--knn_every=0"]
-    data = ["--train_split=test", "--batch_size=8", "--queue_size=8", "--max_steps=1"]
-    assert train.main([*small, *data, f"--run_dir={run}"]) == 0
-    assert finetune.main([f"--encoder={run}", "--limit=20", "--epochs=1", f"--output={tmp_path / 'finetuned'}"]) == 0
-    assert torch_weights.main([f"--encoder={run}", f"--output={tensors}"]) == 0
-    assert torch_weights.main([f"--checkpoint={tensors}", f"--output={tmp_path / 'converted'}"]) == 0
-    paths = [tmp_path / "finetuned/model.keras", tmp_path / "converted/encoder.keras"]
-    assert kinds(paths) == ["Functional", "Functional"]
 
 
 def test_every_registered_class_is_listed():

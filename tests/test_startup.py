@@ -5,40 +5,41 @@ import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
 REPOSITORY = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("asked, given, found", [("True", None, "1"), ("", None, "None"), ("True", "0", "0")])
-def test_training_turns_onednn_on_unless_the_environment_says_otherwise(asked, given, found):
+@pytest.mark.parametrize("given, found", [(None, "1"), ("0", "0")])
+def test_training_turns_onednn_on_unless_the_environment_says_otherwise(given, found):
     environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
     if given:
         environment["TF_ENABLE_ONEDNN_OPTS"] = given
     code = (
-        "import gc, os, sys; from moco_tf import startup; startup.load_tensorflow(training=bool(sys.argv[1])); "
+        "import gc, os; from moco_tf import startup; startup.load_tensorflow(training=True); "
         "print(os.environ.get('TF_ENABLE_ONEDNN_OPTS'), gc.isenabled(), gc.get_freeze_count() > 0)"
     )
-    command = [sys.executable, "-c", code, asked]
+    command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout.split() == [found, "True", "True"]
 
 
-def test_what_keras_would_import_for_itself_is_left_for_those_who_use_it():
+def test_other_commands_leave_onednn_to_tensorflow_and_what_keras_would_import_for_itself_to_those_who_use_it():
+    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
     code = (
-        "import sys; sys.modules['matplotlib'] = kept = object(); from moco_tf import startup; "
-        "startup.load_tensorflow(); assert sys.modules.pop('matplotlib') is kept; "
+        "import os, sys; sys.modules['matplotlib'] = kept = object(); from moco_tf import startup; "
+        "startup.load_tensorflow(); assert 'TF_ENABLE_ONEDNN_OPTS' not in os.environ; "
+        "assert sys.modules.pop('matplotlib') is kept; "
         "assert 'sklearn' not in sys.modules; import sklearn; import matplotlib.pyplot"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.DEVNULL, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL, check=True
+    )
 
 
 def test_only_where_there_is_a_gpu_does_tensorflow_look_for_its_layouts():
-    code = (
-        "from moco_tf import startup; startup.load_tensorflow(); import tensorflow as tf; "
-        "looks = tf.config.optimizer.get_experimental_options().get('layout_optimizer', True); "
-        "assert looks == bool(tf.config.list_physical_devices('GPU'))"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+    looks = tf.config.optimizer.get_experimental_options().get("layout_optimizer", True)  # as conftest.py loads it
+    assert looks == bool(tf.config.list_physical_devices("GPU"))
 
 
 @pytest.mark.parametrize("module", ["train", "evaluate.finetune", "evaluate.compare"])

@@ -1,5 +1,6 @@
 """Checkpoints under other libraries' names: read as what they are, or refused in one line."""
 
+import functools
 import json
 
 import keras
@@ -23,14 +24,20 @@ def run(*arguments):
 
 def network(head="", stem="imagenet", seed=0, arch="resnet10", features=32):
     """A ResNet of width 4 under torchvision's names, no two tensors alike."""
-    dims = {"mlp": {"dim": 5, "hidden_dim": 32}, "linear": {"dim": 5}, "classifier": {"dim": 7}}.get(head, {})
-    model = conversion.encoder(tensor_names.Architecture(arch, 4, stem, features, head, **dims), 32)
     rng = np.random.default_rng(seed)
-    tensors = {name: rng.normal(0, 0.3, value.shape) for name, value in tensor_names.state_dict(model).items()}
+    tensors = {name: rng.normal(0, 0.3, shape) for name, shape in shapes(head, stem, arch, features).items()}
     return {
         name: np.array(3) if name.endswith("tracked") else (abs(v) if name.endswith("var") else v).astype("float32")
         for name, v in tensors.items()
     }
+
+
+@functools.cache
+def shapes(head, stem, arch, features):
+    """{name: shape} of such a network."""
+    dims = {"mlp": {"dim": 5, "hidden_dim": 32}, "linear": {"dim": 5}, "classifier": {"dim": 7}}.get(head, {})
+    model = conversion.encoder(tensor_names.Architecture(arch, 4, stem, features, head, **dims), 32)
+    return {name: value.shape for name, value in tensor_names.state_dict(model).items()}
 
 
 def prefixed(tensors, prefix):

@@ -1,5 +1,6 @@
 """The authors' checkpoints go in, torchvision's names come out."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -68,6 +69,7 @@ def v3():
     return official_v3(plain() | projector, predictor)
 
 
+@functools.cache
 def vit_backbone():
     """A ViT of timm's names and vit_tiny's shapes, for images of 8 pixels in patches of 4."""
     rng = np.random.default_rng(0)
@@ -250,7 +252,7 @@ def test_a_converted_checkpoint_trains_on_for_10_steps_and_exports(file, augment
     assert after["module.queue_ptr"] == (5 + 10 * 6) % 32
 
 
-@pytest.mark.parametrize("make", [pytest.param(v3, marks=pytest.mark.slow), v3_vit])
+@pytest.mark.parametrize("make", [v3, pytest.param(v3_vit, marks=pytest.mark.slow)])
 def test_a_converted_v3_checkpoint_trains_on_for_10_steps_and_exports(make, written, photos, tmp_path):
     folder, before = tmp_path / "run", make()
     before = {name: np.abs(value) if name.endswith("running_var") else value for name, value in before.items()}
@@ -418,12 +420,11 @@ def test_a_plain_network_is_no_whole_run_and_the_way_out_is_said(written, tmp_pa
 
 def test_the_number_of_heads_is_said_by_a_flag_and_changes_what_is_computed(written, tmp_path):
     path, image = written(vit_backbone()), np.ones((1, 8, 8, 3), "float32")
-    for heads in (0, 3, 6):
+    for heads in (0, 6):
         assert run(f"--checkpoint={path}", f"--output={tmp_path / str(heads)}", f"--heads={heads}") == 0
-    usual, three, six = (
-        keras.models.load_model(tmp_path / str(heads) / "encoder.keras")(image)["features"] for heads in (0, 3, 6)
+    usual, six = (
+        keras.models.load_model(tmp_path / str(heads) / "encoder.keras")(image)["features"] for heads in (0, 6)
     )
-    np.testing.assert_array_equal(usual, three)
     assert np.abs(usual - six).max() > 1e-3
 
 

@@ -40,10 +40,10 @@ def assert_equal(some, others):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("step", [0, 1, 2, 3])
-def test_going_on_at_a_step_gives_the_batches_of_an_uninterrupted_run(source, step):
+def test_going_on_at_a_step_gives_the_batches_of_an_uninterrupted_run(source):
     whole = first(views.batches(source, TASK, batch_size=4, seed=7), 5)
-    assert_equal(first(views.batches(source, TASK, batch_size=4, seed=7, step=step), 5 - step), whole[step:])
+    for step in (1, 2, 3):  # the second is an epoch's first
+        assert_equal(first(views.batches(source, TASK, batch_size=4, seed=7, step=step), 5 - step), whole[step:])
 
 
 def test_a_view_is_a_function_of_seed_epoch_and_record(source):

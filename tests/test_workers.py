@@ -69,23 +69,35 @@ def undisturbed(tmp_path_factory):
     return run_dir
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_after_a_killed_worker_the_others_stop_and_all_go_on_bit_for_bit(undisturbed, tmp_path, victim):
-    processes = start(tmp_path, "--epochs=1", "--checkpoint_every=1")
-    while last_checkpoint(tmp_path) < 2:  # of 10 steps
+def killed(run_dir, victim):
+    """A run on two machines, one of which is killed after its second step; how the other ends."""
+    processes = start(run_dir, "--epochs=1", "--checkpoint_every=1")
+    while last_checkpoint(run_dir) < 2:  # of 10 steps
         assert processes[0].poll() is None, processes[0].stdout.read()
         time.sleep(0.02)
     processes[victim].send_signal(signal.SIGKILL)
-    killed = time.monotonic()
+    at = time.monotonic()
     output = processes[1 - victim].communicate()[0]
     assert processes[1 - victim].returncode == 1
     assert "another machine no longer answers" in output.splitlines()[-1]
     assert "start all again, they go on from the last checkpoint" in output.splitlines()[-1]
-    assert time.monotonic() - killed < 60  # docs/scaling.md states it
+    assert time.monotonic() - at < 60  # docs/scaling.md states it
     processes[victim].communicate()
 
-    chief, other = finish(start(tmp_path, "--epochs=1", "--checkpoint_every=3"))
+
+def test_after_a_killed_worker_the_others_stop_and_as_many_replicas_go_on_bit_for_bit(undisturbed, tmp_path):
+    killed(tmp_path, victim=1)
     assert "on 2 replicas" in (tmp_path / "train.log").read_text()
+    on_replicas(tmp_path, 2, "--checkpoint_every=3")
+    assert "Going on from step" in (tmp_path / "train.log").read_text()
+    assert_same_run(undisturbed, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_after_a_killed_worker_all_go_on_bit_for_bit(undisturbed, tmp_path, victim):
+    killed(tmp_path, victim)
+    chief, other = finish(start(tmp_path, "--epochs=1", "--checkpoint_every=3"))
     assert "Going on from step" in chief and f"Epoch 1/1, step {STEPS}" in chief
     assert "This machine trains along." in other and "Epoch" not in other
     assert_same_run(undisturbed, tmp_path)

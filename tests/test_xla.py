@@ -48,7 +48,7 @@ def batches(numbered):
         (moco, moco_tf.SGD(0.1, momentum=0.9, weight_decay=1e-3)),
         (moco_v3, moco_tf.AdamW(1e-3, weight_decay=0.1)),
         pytest.param(moco_v3, moco_tf.LARS(0.1), marks=pytest.mark.slow),
-        (end_to_end, moco_tf.SGD(0.1)),
+        pytest.param(end_to_end, moco_tf.SGD(0.1), marks=pytest.mark.slow),
         (memory_bank, moco_tf.SGD(0.1)),
     ],
 )

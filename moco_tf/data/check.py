@@ -93,6 +93,7 @@ def replace_bad(records, note):
     note: called in Python with the ids of the bad records of a window; what it raises ends the stream.
     """
 
+    @tf.autograph.experimental.do_not_convert
     def mend(places, window):
         good = _decodable(window["image"])
         count = tf.size(good, tf.int64)
@@ -119,6 +120,7 @@ def replace_bad(records, note):
 def good_only(records):
     """Records without those whose image cannot be decoded."""
 
+    @tf.autograph.experimental.do_not_convert
     def mark(window):
         return window, _decodable(window["image"])
 
@@ -139,6 +141,7 @@ def _good(head, kind, height, width, peak):
     )
 
 
+@tf.function(input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)  # once a process, as `_verify`
 def _decodable(images):
     """(N,) strings -> (N,) booleans."""
     # An operation that fails takes its whole function along; only a dataset can leave it at that.
