@@ -86,8 +86,8 @@ def knn_monitor(config, train_source, run):
     if not config.knn_every:
         return None
     try:
-        found = dataset.find(config.dataset, config.data_dir, config.eval_split, config.max_bad_fraction)
-        queries = found.open(run.path / "eval_images.csv", run.begun)
+        split = dataset.find(config.dataset, config.data_dir, config.eval_split, config.max_bad_fraction)
+        queries = split.open(run.path / "eval_images.csv", run.begun)
     except ConfigError as error:
         log.info(f"No kNN monitor: {error}")
         return None
@@ -110,8 +110,10 @@ def _means_nothing(bank, queries):
     if isinstance(bank, Source):  # the labels of a stream come with its images
         names = [names[label] for label in sorted(_classes_in(bank) & _classes_in(queries))]
     if len(names) < 2:
-        found = f"only {names[0]!r}" if names else "none"
-        return f"telling classes apart needs two with images in both {bank.name} and {queries.name}; there is {found}"
+        present = f"only {names[0]!r}" if names else "none"
+        return (
+            f"telling classes apart needs two with images in both {bank.name} and {queries.name}; there is {present}"
+        )
     return None
 
 

@@ -191,9 +191,9 @@ def _help(flag_values, groups):
         lines += ["", f"{title}:"]
         for name in (field.name for field in fields(kind)):
             flag = flag_values[name]
-            given = f"--[no]{name}" if flag.boolean else f"--{name}"
+            usage = f"--[no]{name}" if flag.boolean else f"--{name}"
             choices = f"<{'|'.join(flag.parser.enum_values)}>: " if hasattr(flag.parser, "enum_values") else ""
-            lines.append(flags.text_wrap(f"{given}: {choices}{flag.help}", 100, "    ", "  "))
+            lines.append(flags.text_wrap(f"{usage}: {choices}{flag.help}", 100, "    ", "  "))
             lines.append(f"    (default: {flag.default_as_str})")
     return "\n".join(lines)
 
@@ -215,12 +215,12 @@ def _with_flag_file(arguments, says=False):
         return [], arguments
     file = arguments[0].partition("=")[2]
     try:
-        found = _found(file)
-        lines = _lines_of(found)
+        path = _found(file)
+        lines = _lines_of(path)
     except ConfigError as error:
         raise ConfigError(f"--flagfile={file}: {error}") from None
-    if says and found != os.path.expanduser(file):
-        print(f"Recipe: {found}", flush=True)
+    if says and path != os.path.expanduser(file):
+        print(f"Recipe: {path}", flush=True)
     return lines, arguments[1:]
 
 
@@ -276,12 +276,12 @@ def _lines_of(flag_file):
 
 def values(flag_values, kind):
     """The values of the fields of the dataclass `kind` among parsed flags, a dict."""
-    found = {field.name: flag_values[field.name].value for field in fields(kind)}
+    settings = {field.name: flag_values[field.name].value for field in fields(kind)}
     for field in fields(kind):
         if field.type == tuple[int, ...]:
             try:
-                found[field.name] = tuple(int(x) for x in found[field.name])
+                settings[field.name] = tuple(int(x) for x in settings[field.name])
             except ValueError:
-                got = ",".join(found[field.name])
+                got = ",".join(settings[field.name])
                 raise ConfigError(f"--{field.name} lists whole numbers, as in 120,160; got {got!r}") from None
-    return found
+    return settings

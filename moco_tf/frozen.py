@@ -66,12 +66,12 @@ def of_model(model, preprocessing=None):
 
 def _encode(model, images):
     """What a Keras model of images makes of them, as `Pretrainer.encode` gives it."""
-    found = model(images, training=False)
-    found = found if isinstance(found, dict) else {"features": found}
-    features = tf.cast(found["features"], tf.float32)
+    outputs = model(images, training=False)
+    outputs = outputs if isinstance(outputs, dict) else {"features": outputs}
+    features = tf.cast(outputs["features"], tf.float32)
     if features.shape.rank == 4:
         features = tf.reduce_mean(features, axis=(1, 2))
-    return {"features": features, "embedding": unit_length(tf.cast(found.get("projection", features), tf.float32))}
+    return {"features": features, "embedding": unit_length(tf.cast(outputs.get("projection", features), tf.float32))}
 
 
 def query_encoder(model):
@@ -132,8 +132,8 @@ def _preprocessing(path, size):
         print(f"{path} has no {DESCRIPTION}: using ImageNet's mean, std and crop, at {size} pixels.")
         return dataclasses.replace(IMAGENET, image_size=size)
     try:
-        found = json.loads(description.read_text())["input"]
-        fields = {field.name: found[field.name] for field in dataclasses.fields(Preprocessing)}
+        settings = json.loads(description.read_text())["input"]
+        fields = {field.name: settings[field.name] for field in dataclasses.fields(Preprocessing)}
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{description} does not say image_size, crop_ratio, mean and std under `input`") from None
     if fields["image_size"] != size:

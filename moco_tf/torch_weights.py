@@ -30,7 +30,7 @@ SIDECAR = "torch.json"  # beside the weights: where they came from, and what has
 def main(arguments):
     """Runs the command; returns the process's exit status."""
     try:
-        return command.run("moco_tf.torch_weights", __doc__, lambda given: _run(*_parse(given)), arguments)
+        return command.run("moco_tf.torch_weights", __doc__, lambda words: _run(*_parse(words)), arguments)
     except checkpoint_files.TorchFileError as error:
         print(f"moco_tf.torch_weights: {error}", file=sys.stderr)
         return 1
@@ -66,21 +66,21 @@ def _settings_of_runs():
 
 
 def _parse(arguments):
-    """Command-line arguments -> the flag values, and the names of the flags that were given."""
+    """Command-line arguments -> the flag values, and the names of the flags that were named."""
     flag_values = flags.FlagValues()
     command.define(flag_values, command.fields(Settings))
     command.define(flag_values, _settings_of_runs())
     command.read_arguments(flag_values, "moco_tf.torch_weights", arguments)
-    given = {name for name in flag_values if flag_values[name].present}
+    named = {name for name in flag_values if flag_values[name].present}
     if bool(flag_values.checkpoint) == bool(flag_values.encoder) or not flag_values.output:
         raise ConfigError("give --checkpoint=FILE or --encoder=DIR, one of them, and --output: see --help")
     for name in ("run_dir", "resume"):
-        if name in given:
+        if name in named:
             raise ConfigError(f"--{name} belongs to moco_tf.train; here --output names the folder")
-    return flag_values, given
+    return flag_values, named
 
 
-def _run(flag_values, given):
+def _run(flag_values, named):
     output = Path(flag_values.output)
     if flag_values.checkpoint:
         if output.is_symlink() or (output.exists() and not (output.is_dir() and not any(output.iterdir()))):
@@ -95,7 +95,7 @@ def _run(flag_values, given):
 
     try:
         if flag_values.checkpoint:
-            return _bring_in(tensors, output, flag_values, given)
+            return _bring_in(tensors, output, flag_values, named)
         return _bring_out(output, flag_values)
     except Mismatch as error:
         source = flag_values.checkpoint or flag_values.encoder
@@ -105,7 +105,7 @@ def _run(flag_values, given):
 # In.
 
 
-def _bring_in(tensors, output, flag_values, given):
+def _bring_in(tensors, output, flag_values, named):
     from moco_tf.pytorch import tensor_names
 
     contents = tensor_names.contents(tensors)
@@ -115,24 +115,24 @@ def _bring_in(tensors, output, flag_values, given):
         what = contents.origin or "a plain network"
         raise tensor_names.Mismatch(f"{what}, without key encoder and queue as MoCo has them: --part=encoder takes it")
     try:
-        return _convert(contents, whole, output, flag_values, given)
+        return _convert(contents, whole, output, flag_values, named)
     except tensor_names.Mismatch as error:
         if not contents.origin:
             raise
         raise tensor_names.Mismatch(f"{contents.origin}, by the authors' or torchvision's names: {error}") from None
 
 
-def _convert(contents, whole, output, flag_values, given):
+def _convert(contents, whole, output, flag_values, named):
     from moco_tf.pytorch import conversion, tensor_names
 
     checkpoint = flag_values.checkpoint
-    found = tensor_names.recognise(contents.query, contents.method)
-    if whole and not found.head:
+    architecture = tensor_names.recognise(contents.query, contents.method)
+    if whole and not architecture.head:
         raise tensor_names.Mismatch("missing: the query encoder's head; --part=encoder takes the rest of it")
-    if flag_values.heads and (whole or not found.is_vit):
+    if flag_values.heads and (whole or not architecture.is_vit):
         raise ConfigError(f"--heads={flag_values.heads} is for a ViT that becomes an encoder: leave the flag out")
-    found = _padded(found, contents, whole, flag_values.stem_padding)
-    print(f"{checkpoint}: {contents.origin or contents.method or 'encoder'}, {found}.")
+    architecture = _padded(architecture, contents, whole, flag_values.stem_padding)
+    print(f"{checkpoint}: {contents.origin or contents.method or 'encoder'}, {architecture}.")
     left_out = tensor_names.left_out(contents, whole)
     if left_out:
         print(f"Left out: {', '.join(tensor_names.grouped(left_out))}.")
@@ -143,16 +143,16 @@ def _convert(contents, whole, output, flag_values, given):
         with files.aside(output.absolute()) as aside:
             aside.mkdir(parents=True)
             if whole:
-                lines = _write_run(aside, contents, found, values, given)
+                lines = _write_run(aside, contents, architecture, values, named)
                 flag_file = f"{output}/config.flags"
                 last = f"Wrote {output}. Train on: python -m moco_tf.train --flagfile={flag_file} --run_dir={output}"
             else:
-                lines = _write_encoder(aside, contents.query, found, values, given, flag_values.heads)
+                lines = _write_encoder(aside, contents.query, architecture, values, named, flag_values.heads)
                 last = f"Wrote {output}/encoder.keras."
             sidecar = {
                 "checkpoint": Path(checkpoint).name,
-                "architecture": dataclasses.asdict(found),
-                "counters": conversion.counters(contents, found, whole),
+                "architecture": dataclasses.asdict(architecture),
+                "counters": conversion.counters(contents, architecture, whole),
             }
             files.write_json(aside / SIDECAR, sidecar)
     except OSError as error:
@@ -160,27 +160,27 @@ def _convert(contents, whole, output, flag_values, given):
     if flag_values.verbose:
         print("\n".join([*lines, *(f"{name} left out" for name in left_out)]))
     if not whole:
-        unused = sorted(given & set(values) - {"image_size"})
+        unused = sorted(named & set(values) - {"image_size"})
         if unused:
             print(f"Not used for an encoder: {', '.join('--' + name for name in unused)}.")
     print(last)
     return 0
 
 
-def _padded(found, contents, whole, padding):
+def _padded(architecture, contents, whole, padding):
     """The `Architecture` with the padding of its 3x3 stem, which is the flag's or the library's."""
-    if padding and (whole or found.stem != "cifar" or padding not in (1, 2)):
+    if padding and (whole or architecture.stem != "cifar" or padding not in (1, 2)):
         raise ConfigError(f"--stem_padding={padding} is 1 or 2, for a 3x3 stem that becomes an encoder: leave it out")
     padding = padding or contents.stem_padding
-    return dataclasses.replace(found, stem_padding=padding) if found.stem == "cifar" else found
+    return dataclasses.replace(architecture, stem_padding=padding) if architecture.stem == "cifar" else architecture
 
 
-def _write_run(folder, contents, found, values, given):
+def _write_run(folder, contents, architecture, values, named):
     from moco_tf import build
     from moco_tf.checkpoint import Checkpoints
     from moco_tf.pytorch import conversion
 
-    config = conversion.run_config(found, conversion.queue_size(contents), values, given, contents.scheme)
+    config = conversion.run_config(architecture, conversion.queue_size(contents), values, named, contents.scheme)
     model = build.model(config, run_folder.Data(config.batch_size))  # shapes schedules only, no part of a checkpoint
     lines = conversion.load_run(model, contents)
     files.write_text(folder / "config.flags", config.flag_lines(), errors="surrogateescape")
@@ -188,17 +188,17 @@ def _write_run(folder, contents, found, values, given):
     return lines
 
 
-def _write_encoder(folder, tensors, found, values, given, heads):
+def _write_encoder(folder, tensors, architecture, values, named, heads):
     from moco_tf.pytorch import conversion
 
     image_size = values["image_size"]
-    if found.stem == "cifar" and "image_size" not in given:
+    if architecture.stem == "cifar" and "image_size" not in named:
         image_size = conversion.CIFAR["image_size"]
-    if found.is_vit and "image_size" in given and image_size != found.image_size:
+    if architecture.is_vit and "image_size" in named and image_size != architecture.image_size:
         raise ConfigError(
-            f"--image_size={image_size}, but the file's positions are of {found.image_size}: leave it out"
+            f"--image_size={image_size}, but the file's positions are of {architecture.image_size}: leave it out"
         )
-    model = conversion.encoder(found, image_size, heads)
+    model = conversion.encoder(architecture, image_size, heads)
     lines = conversion.load_encoder(model, tensors)
     model.save(files.for_tensorflow(folder / "encoder.keras"))
     return lines

@@ -22,7 +22,7 @@ log = logging.getLogger("moco_tf")
 def main(arguments):
     """Runs the command; returns the process's exit status."""
     command.log_to_screen()
-    return command.run("moco_tf.train", __doc__, lambda given: train(config_lib.parse(given)), arguments)
+    return command.run("moco_tf.train", __doc__, lambda words: train(config_lib.parse(words)), arguments)
 
 
 def train(config):
@@ -49,13 +49,13 @@ def _train(config, open_until_the_end):
     recorded = run_folder.recorded(config.run_dir)
     config = config.on_replicas(strategy.num_replicas_in_sync, recorded)
     begun = recorded is not None
-    found = dataset.find(config.dataset, config.data_dir, config.train_split, config.max_bad_fraction, begun)
+    split = dataset.find(config.dataset, config.data_dir, config.train_split, config.max_bad_fraction, begun)
     run = None
     if chief:
         run = open_until_the_end.enter_context(run_folder.RunFolder(config))
         open_until_the_end.enter_context(run.log())
     manifest = Path(config.run_dir) / "train_images.csv"
-    source = found.open(manifest, begun, writes=chief)
+    source = split.open(manifest, begun, writes=chief)
     records = build.records(config, source)  # what the pretext task makes views of
     if chief:
         run.check_images(records.size)

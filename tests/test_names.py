@@ -171,15 +171,15 @@ def test_a_client_keeps_the_names_of_the_files_that_it_sent(place, monkeypatch):
 def test_an_image_that_goes_while_it_is_trained_on_is_named_in_one_line(place, tmp_path, capsys, monkeypatch):
     from moco_tf.data import dataset
 
-    photos, open_found = tmp_path / os.fsdecode(b"\xfc"), dataset.Found.open
+    photos, open_split = tmp_path / os.fsdecode(b"\xfc"), dataset.Split.open
     shutil.copytree(place / "photos", photos)
 
     def open_and_lose(*arguments, **names):
-        source = open_found(*arguments, **names)
+        source = open_split(*arguments, **names)
         shutil.rmtree(photos / "train" / CLASSES[0])
         return source
 
-    monkeypatch.setattr(dataset.Found, "open", open_and_lose)
+    monkeypatch.setattr(dataset.Split, "open", open_and_lose)
     arguments = [*SMALL, "--epochs=1", "--knn_every=0", f"--dataset={photos}", f"--run_dir={tmp_path / 'run'}"]
     assert train.main(arguments) == 1
     last = capsys.readouterr().out.splitlines()[-1]

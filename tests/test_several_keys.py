@@ -53,7 +53,7 @@ def test_several_keys_each_stand_beside_the_negatives_alone_and_siblings_are_lef
     np.testing.assert_allclose(contrast.hardest, np.nanmax(cosines, axis=1), rtol=1e-9)
     np.testing.assert_allclose(contrast.negatives, np.nanmean(cosines, axis=1), rtol=1e-9)
     nearer = np.einsum("nc,npc->np", q, k) > np.nanmax(cosines, axis=1)[:, None]
-    np.testing.assert_allclose(contrast.found, nearer.mean(1))
+    np.testing.assert_allclose(contrast.top1, nearer.mean(1))
 
 
 def test_one_key_among_several_places_is_the_pair_bit_for_bit():

@@ -277,7 +277,7 @@ def test_the_settings_of_a_run_are_the_papers_unless_flags_say_otherwise():
     for name, head in (("v1", "linear"), ("v2", "mlp")):
         paper = config_lib.read(HERE.parent / f"configs/{name}.flags")
         found = tensor_names.Architecture("resnet50", 64, "imagenet", 2048, head, 128, 2048 if head == "mlp" else 0)
-        config = conversion.run_config(found, 65536, vars(make()), given=set())
+        config = conversion.run_config(found, 65536, vars(make()), named=set())
         assert [d for d in config.differences(paper) if d not in ("lr_drops", "knn_every")] == []
         assert head == "mlp" or config.lr_drops == paper.lr_drops
         config = conversion.run_config(found, 65536, vars(make(temperature=0.5, bn_groups=2)), {"temperature"})
@@ -289,8 +289,8 @@ def test_the_settings_of_a_run_are_the_papers_unless_flags_say_otherwise():
         paper = config_lib.read(HERE.parent / f"configs/{name}.flags")
         found = tensor_names.Architecture(*arch, "projector", 256, 4096, **sizes)
         small = tensor_names.Architecture("resnet10", 4, "cifar", 32, "projector", 5, 7)
-        assert conversion.run_config(small, None, vars(make()), given=set()).image_size == 32
-        config = conversion.run_config(found, None, vars(make()), given=set())
+        assert conversion.run_config(small, None, vars(make()), named=set()).image_size == 32
+        config = conversion.run_config(found, None, vars(make()), named=set())
         assert config.differences(paper) == []
 
 

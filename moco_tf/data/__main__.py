@@ -19,7 +19,7 @@ SHOWN = 10  # classes, bad files and pairs of views; of the rest there is a coun
 def main(arguments):
     """Runs the command; returns the process's exit status: 2 if a run would be refused."""
     command.log_to_screen()
-    return command.run("moco_tf.data", __doc__, lambda given: look(config_lib.parse(given)), arguments)
+    return command.run("moco_tf.data", __doc__, lambda words: look(config_lib.parse(words)), arguments)
 
 
 def look(config):
@@ -32,28 +32,28 @@ def look(config):
     from moco_tf.data.manifest import check_files, too_many_bad
     from moco_tf.data.views import first
 
-    found = dataset.find(config.dataset, config.data_dir, config.train_split, config.max_bad_fraction)
+    split = dataset.find(config.dataset, config.data_dir, config.train_split, config.max_bad_fraction)
     file = Path(config.run_dir) / "data.png"
     try:  # before a check that may take long
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--run_dir names a folder for the picture; {file.parent}: {error.strerror}") from None
-    if listing := found.listing:
+    if listing := split.listing:
         place = listing.path
         print("\n".join(folder.remarks(listing)), flush=True)  # before a check that may take long
         checked = check_files(listing)
         bad, verdicts = checked.bad, checked.verdicts
-        source = checked.source() if len(bad) < found.size else None
+        source = checked.source() if len(bad) < split.size else None
     else:
-        place, source = found.source.name, found.source
+        place, source = split.source.name, split.source
         records = source.unchecked()
-        verdicts = check.verdicts(records, lambda record: record["image"], found.size)
+        verdicts = check.verdicts(records, lambda record: record["image"], split.size)
         bad = [(f"record {i}", verdict.problem) for i, verdict in enumerate(verdicts) if verdict.problem]
         labels = [int(label) for label in records.map(lambda record: record["label"]).as_numpy_iterator()]
         print("\n".join(folder.class_counts(source.class_names, labels)))
 
     good = [verdict for verdict in verdicts if not verdict.problem]
-    print(f"{folder.printable(place)}: {found.size} images, {len(bad)} of them undecodable")
+    print(f"{folder.printable(place)}: {split.size} images, {len(bad)} of them undecodable")
     formats = collections.Counter(verdict.format for verdict in good).most_common()
     print("Formats: " + (", ".join(f"{format} {count}" for format, count in formats) or "none"))
     for name, sides in (("Width", [v.width for v in good]), ("Height", [v.height for v in good])):
@@ -76,10 +76,10 @@ def look(config):
             raise ConfigError(errors.reason(error)) from None
         files.write_bytes(file, tf.io.encode_png(inputs.picture(views)).numpy())
         print(f"Views of --pretext={config.pretext}, a row a view, queries above: {file}")
-    refusal = too_many_bad(bad, found.size, config.max_bad_fraction)
+    refusal = too_many_bad(bad, split.size, config.max_bad_fraction)
     if refusal or not good:
         raise ConfigError(refusal or "none of the images can be decoded")
-    build.steps_per_epoch(config, found.size)
+    build.steps_per_epoch(config, split.size)
     return 0
 
 

@@ -40,7 +40,7 @@ def verdicts(items, read, total):
 
     items: a dataset that is cheap to iterate over; read: an item -> its encoded bytes, in the graph.
     """
-    found = [None] * total
+    known = [None] * total
     bar = keras.utils.Progbar(total, unit_name="image") if sys.stdout.isatty() and total > 1000 else None
     # An item that fails leaves no trace behind `ignore_errors`: the bad ones are those that are missing.
     items = fixed(items)
@@ -54,19 +54,19 @@ def verdicts(items, read, total):
     done = 0
     with _silent_decoders():
         for numbers, batch, heads in facts.ignore_errors().batch(256).as_numpy_iterator():
-            for number, known, head in zip(numbers.tolist(), batch.tolist(), heads, strict=True):
-                found[number] = _good(head, *known)
+            for number, facts_of, head in zip(numbers.tolist(), batch.tolist(), heads, strict=True):
+                known[number] = _good(head, *facts_of)
             done += len(numbers)
             if bar:
                 bar.update(done, finalize=False)
         if bar:
             bar.update(total, finalize=True)
         if done < total:
-            missing = tf.constant([verdict is None for verdict in found])
+            missing = tf.constant([verdict is None for verdict in known])
             verify_one = tf.function(lambda item: encoded.verify(read(item)), input_signature=[items.element_spec])
             for number, item in items.enumerate().filter(lambda i, _: missing[i]):
-                found[int(number)] = Verdict(_problem(verify_one, item))
-    return found
+                known[int(number)] = Verdict(_problem(verify_one, item))
+    return known
 
 
 def remarks(verdicts):
@@ -74,15 +74,15 @@ def remarks(verdicts):
     peaks = [verdict.peak for verdict in verdicts if verdict.peak is not None]
     dark = sum(peak < DARK for peak in peaks)
     turned = sum(verdict.orientation is not None for verdict in verdicts)
-    found = []
+    sentences = []
     if peaks:
-        found.append(
+        sentences.append(
             f"PNGs of 16 bits: {len(peaks)}, largest value {max(peaks)} of 65535; the upper eight bits are read"
             + (f", which leaves {dark} of them dark or black: stretch their values up to 65535." if dark else ".")
         )
     if turned:
-        found.append(f"Turned or mirrored by EXIF: {turned} JPEGs; that is not applied, they are read as stored.")
-    return found
+        sentences.append(f"Turned or mirrored by EXIF: {turned} JPEGs; that is not applied, they are read as stored.")
+    return sentences
 
 
 def replace_bad(records, note):

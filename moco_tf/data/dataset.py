@@ -13,8 +13,8 @@ log = logging.getLogger("moco_tf")
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """Data that is there: the `listing` of a folder's files, or a `source` that is open already."""
+class Split:
+    """A split of a data set that is there: the `listing` of a folder's files, or a `source` that is open already."""
 
     dataset: str  # as the flag has it
     max_bad_fraction: float
@@ -52,7 +52,7 @@ class Found:
 
 
 def find(dataset, data_dir, split, max_bad_fraction, begun=False):
-    """Finds the data for --dataset, --data_dir and a split; returns a `Found`.
+    """Finds the data for --dataset, --data_dir and a split; returns a `Split`.
 
     begun: for a run under way (see `folder.scan`).
 
@@ -62,11 +62,11 @@ def find(dataset, data_dir, split, max_bad_fraction, begun=False):
     path = Path(data_dir, dataset).expanduser()
     try:
         if dataset == "embedded":
-            return Found(dataset, max_bad_fraction, source=sources.embedded(split))
+            return Split(dataset, max_bad_fraction, source=sources.embedded(split))
         # With --data_dir, a set of TFDS is a folder there as well.
         if path.exists() and not tfds.is_prepared(path):
-            return Found(dataset, max_bad_fraction, listing=folder.scan(path, split, begun))
-        return Found(dataset, max_bad_fraction, source=tfds.find(dataset, data_dir, split, max_bad_fraction))
+            return Split(dataset, max_bad_fraction, listing=folder.scan(path, split, begun))
+        return Split(dataset, max_bad_fraction, source=tfds.find(dataset, data_dir, split, max_bad_fraction))
     except ValueError as error:
         raise ConfigError(f"--dataset={dataset}: {error}") from error
 

@@ -150,12 +150,12 @@ def _other_header(encoded):
                      _number(head[26:28]) % 2**14)),
         ),
     }  # fmt: skip
-    found = tf.stack([is_it for is_it, _, _ in sizes.values()])
+    is_format = tf.stack([is_it for is_it, _, _ in sizes.values()])
     table = tf.stack([tf.stack([tf.constant(kind, tf.int64), h, w]) for kind, (_, h, w) in sizes.items()])
-    answer = table[tf.argmax(tf.cast(found, tf.int32))]
+    answer = table[tf.argmax(tf.cast(is_format, tf.int32))]
     whole_bytes = tf.reduce_any(bits == [8, 24, 32]) & ((compression == 0) | ((compression == 3) & (bits == 32)))
     for holds, text in (
-        (tf.reduce_any(found), f"none of {', '.join(FORMATS)}"),
+        (tf.reduce_any(is_format), f"none of {', '.join(FORMATS)}"),
         # TensorFlow 2.21 writes past its buffer on an animation without alpha, which ends the process.
         (~extended | (head[20] & 2 == 0), "an animated WebP"),
         (~is_bmp | whole_bytes, "a BMP of other than 8, 24 or 32 bits, or compressed"),  # would be misread

@@ -34,7 +34,7 @@ class Listing:
     sizes: np.ndarray  # (size,) bytes, or UNREADABLE
     times: np.ndarray  # (size,) modification times in nanoseconds
     besides: "Besides"  # what else is there
-    given: pathlib.Path  # the folder that `path` is a split of, or is
+    root: pathlib.Path  # the folder that `path` is a split of, or is
     notes: tuple = ()  # sentences: which folders are splits, which are in none
     doubts: tuple = ()  # sentences: what may be meant otherwise
 
@@ -107,12 +107,12 @@ def scan(path, split=None, begun=False):
 
 def remarks(listing):
     """Sentences on how a folder was read: classes, splits, and what was left out."""
-    found = [*class_counts(listing.class_names, listing.labels), *listing.notes, *listing.doubts]
+    sentences = [*class_counts(listing.class_names, listing.labels), *listing.notes, *listing.doubts]
     if others := not_read(listing.besides):
-        found.append(f"Not read: {others}")
+        sentences.append(f"Not read: {others}")
     for name in listing.besides.unread:
-        found.append(f"Not read: {printable(listing.path / name)}, a folder that cannot be opened.")
-    return found
+        sentences.append(f"Not read: {printable(listing.path / name)}, a folder that cannot be opened.")
+    return sentences
 
 
 def class_counts(names, labels):
@@ -120,8 +120,8 @@ def class_counts(names, labels):
     counts = collections.Counter(labels)
     without = counts.pop(-1, 0)
     shown = _counted([(name, counts[number]) for number, name in enumerate(names)])
-    found = [f"Classes: {len(names)}" + (f" ({shown})" if names else "")]
-    return [*found, f"Without a label: {without}"] if without else found
+    sentences = [f"Classes: {len(names)}" + (f" ({shown})" if names else "")]
+    return [*sentences, f"Without a label: {without}"] if without else sentences
 
 
 def some(names):
@@ -219,7 +219,7 @@ def _class_folders(root, division, chosen, left_out):
 
 def _notes(division, listing, wanted):
     """Sentences: which folders are splits, which are in none."""
-    root, splits = listing.given, division.splits
+    root, splits = listing.root, division.splits
     if listing.path == root:
         if split_of(wanted) and division.rest_trains:
             yield f"Held out of {printable(root)}: {some(splits)}; the rest is trained on"
@@ -235,7 +235,7 @@ def _notes(division, listing, wanted):
 
 def _doubts(division, listing, wanted):
     """Sentences: what is called like a split, and is read as a class or as a part of one."""
-    root = listing.given
+    root = listing.root
     if listing.path == root and not split_of(wanted):
         if looking := [name for name in listing.class_names if split_of(name)]:
             yield f"Read as classes, as the split {wanted!r} asks: {some(looking)}"
@@ -262,18 +262,18 @@ def _doubts(division, listing, wanted):
         yield f"Called as if held out, but inside of classes and trained on: {some(inside)}; {way}"
 
 
-def list_images(path, folders, given, left_out=()):
+def list_images(path, folders, root, left_out=()):
     """The `Listing` of a folder, without the folders `left_out` in it."""
     besides = Besides()
-    found = sorted(_image_files(os.fsencode(path), besides, {os.fsencode(name) for name in left_out}))
-    if not found:
+    images = sorted(_image_files(os.fsencode(path), besides, {os.fsencode(name) for name in left_out}))
+    if not images:
         others = not_read(besides)
         others = f", but {others}" if others else ""
         raise ValueError(
             f"There are no images ({', '.join(SUFFIXES)}) in {path}{others}. Give a folder that has some."
         )
-    files, sizes, times = zip(*found, strict=True)
-    return Listing(path, folders, list(files), np.array(sizes, np.int64), np.array(times, np.int64), besides, given)
+    files, sizes, times = zip(*images, strict=True)
+    return Listing(path, folders, list(files), np.array(sizes, np.int64), np.array(times, np.int64), besides, root)
 
 
 def _holds_images(path):

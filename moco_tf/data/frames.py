@@ -63,7 +63,7 @@ class _Failed(Exception):
 def main(arguments):
     """Runs the command; returns the process's exit status: 1 if no video has a folder of frames in the end."""
     program = "moco_tf.data.frames"
-    return command.run(program, __doc__, lambda given: _run(command.parse(Settings, program, given)), arguments)
+    return command.run(program, __doc__, lambda words: _run(command.parse(Settings, program, words)), arguments)
 
 
 def _run(settings):
@@ -90,15 +90,15 @@ def _run(settings):
 def _find(settings, besides):
     """The videos' paths below --videos, sorted."""
     endings = tuple(os.fsencode(suffix) for suffix in video.SUFFIXES)
-    found = sorted(path for path, _, _ in folder.files_called(endings, os.fsencode(settings.videos), besides))
-    if not found:
+    videos = sorted(path for path, _, _ in folder.files_called(endings, os.fsencode(settings.videos), besides))
+    if not videos:
         others = folder.not_read(besides)
         others = f", but {others}" if others else ""
         raise ConfigError(
             f"--videos holds videos ({', '.join(video.SUFFIXES)}); {printable(settings.videos)} has none{others}: "
             "give a folder that has some"
         )
-    return found
+    return videos
 
 
 def video_folders(videos):

@@ -122,7 +122,7 @@ def _as_begun(listing, files):
     """(a listing of the `files` with which a run began, how many others there are)."""
     place = _where_begun(listing, files)
     if place != listing.path:
-        begun = list_images(place, tuple(subfolders(place)), listing.given)
+        begun = list_images(place, tuple(subfolders(place)), listing.root)
         new = f"a new one would read {printable(listing.path)}"
         listing = dataclasses.replace(begun, doubts=(f"The run began with {printable(place)} and keeps to it; {new}",))
     now = {file: number for number, file in enumerate(listing.files)}
@@ -142,8 +142,8 @@ def _where_begun(listing, files):
     An earlier version, or folders that came since, may have had the split mean another one.
     """
     sample = files[:: max(1, len(files) // 50)]
-    looking = [listing.given / name for name in subfolders(listing.given) if split_of(name)]
-    places = (listing.path, listing.given, *looking)
+    looking = [listing.root / name for name in subfolders(listing.root) if split_of(name)]
+    places = (listing.path, listing.root, *looking)
     return max(
         places, key=lambda place: sum(os.path.lexists(place / file) for file in sample)
     )  # the first of the best

@@ -265,8 +265,8 @@ def _prepared_folders(home, name):
 
 
 def _versions(root):
-    found = [file.parent for pattern in ("*/", "*/*/") for file in root.glob(f"{pattern}dataset_info.json")]
-    versions = [folder for folder in found if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
+    folders = [file.parent for pattern in ("*/", "*/*/") for file in root.glob(f"{pattern}dataset_info.json")]
+    versions = [folder for folder in folders if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
     return sorted(versions, key=lambda folder: (folder.parent, [int(part) for part in folder.name.split(".")]))
 
 

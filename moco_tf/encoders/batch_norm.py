@@ -120,12 +120,12 @@ def _normalize(x, gamma, beta, epsilon, groups, running, rate):
         outputs.append(_infer(part, gamma, beta, epsilon, mean, variance))
         means.append(mean)
         variances.append(variance * count / (count - 1.0))
-    found = tf.add_n(means) / groups, tf.add_n(variances) / groups
-    return tf.concat(outputs, axis=0), *_move(running, found, rate)
+    moments = tf.add_n(means) / groups, tf.add_n(variances) / groups
+    return tf.concat(outputs, axis=0), *_move(running, moments, rate)
 
 
-def _move(running, found, rate):
-    return [old * (1.0 - rate) + new * rate for old, new in zip(running, found, strict=True)]
+def _move(running, moments, rate):
+    return [old * (1.0 - rate) + new * rate for old, new in zip(running, moments, strict=True)]
 
 
 def _normalize_fused(x, gamma, beta, epsilon, groups, running, rate):
@@ -139,18 +139,18 @@ def _normalize_fused(x, gamma, beta, epsilon, groups, running, rate):
         )
 
     if groups == 1:  # only here does TensorFlow fuse the kernel with the ReLU behind it
-        found = kernel(x, rate)
-        return found.y, found.batch_mean, found.batch_variance
+        result = kernel(x, rate)
+        return result.y, result.batch_mean, result.batch_variance
 
     # What follows is one operation a group wherever it can be: more take no time in a step, but in its tracing.
     axis = tf.constant(0)
     parts = tf.split(x, groups, axis)
-    found = []
+    normalized = []
     for number, part in enumerate(parts):
         # Each group moves the running statistics on. At these rates all count alike in the end, rate / groups each.
         share = rate / groups
-        found.append(kernel(part, share / (1.0 - (groups - 1 - number) * share)))
-        mean, variance = found[-1].batch_mean, found[-1].batch_variance
+        normalized.append(kernel(part, share / (1.0 - (groups - 1 - number) * share)))
+        mean, variance = normalized[-1].batch_mean, normalized[-1].batch_variance
 
     @tf.custom_gradient
     def joined(*_):  # of x, gamma and beta: their gradients are these, not the kernels' own
@@ -164,14 +164,14 @@ def _normalize_fused(x, gamma, beta, epsilon, groups, running, rate):
                     reserve_space_3=each.reserve_space_3,
                     **settings,
                 )
-                for of_output, part, each in zip(tf.split(of_outputs, groups, axis), parts, found, strict=True)
+                for of_output, part, each in zip(tf.split(of_outputs, groups, axis), parts, normalized, strict=True)
             ]
             of_parts, of_gamma, of_beta, *_ = zip(*gradients, strict=True)
             # Not `tf.add_n`: TensorFlow spends seconds on how to order the inputs of each.
             of_gamma, of_beta = (tf.reduce_sum(tf.stack(each), axis) for each in (of_gamma, of_beta))
             return tf.concat(of_parts, axis), of_gamma, of_beta
 
-        return tf.concat([each.y for each in found], axis), gradient
+        return tf.concat([each.y for each in normalized], axis), gradient
 
     return joined(x, gamma, beta), mean, variance
 

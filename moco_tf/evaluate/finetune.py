@@ -117,11 +117,11 @@ def train_and_judge(settings, train, test):
         if epoch % every == 0 or epoch == settings.epochs:
             logits, truth = subject.features(settings, classifier, test, "logits")
             ranked = tf.math.top_k(logits, min(5, logits.shape[1])).indices.numpy()
-            found = scores.score(ranked, truth, len(train.class_names))
-            row |= scores.accuracies(found)
+            result = scores.score(ranked, truth, len(train.class_names))
+            row |= scores.accuracies(result)
             if time.monotonic() - last_line > 60:
                 last_line = time.monotonic()
-                log.info(f"  epoch {epoch} of {settings.epochs}: loss {loss:.3f}, {found}")
+                log.info(f"  epoch {epoch} of {settings.epochs}: loss {loss:.3f}, {result}")
         rows.append(row)
 
     output = Path(settings.output)
@@ -131,12 +131,12 @@ def train_and_judge(settings, train, test):
     facts = {"train_images": len(chosen), "train_percent": round(share, 4), "train_images_of_class": of_class.tolist()}
     facts |= {"eval_images": len(truth), "steps": int(optimizer.iterations)}
     facts["seconds"] = round(time.monotonic() - started, 1)
-    scores.write(output, found, train.class_names, settings, rows, "epoch", **facts)
+    scores.write(output, result, train.class_names, settings, rows, "epoch", **facts)
     log.info(
         f"Fine-tuned from {settings.init} weights on {share:.3g} % of {train.name} ({len(chosen)} images), "
-        f"judged on {len(truth)} images of {test.name}: {found}. {output}"
+        f"judged on {len(truth)} images of {test.name}: {result}. {output}"
     )
-    return found
+    return result
 
 
 def network(settings, classes):

@@ -51,21 +51,21 @@ def judge(settings):
     subject.check_classes(bank[1], queries[1], train.class_names)
     classes = len(train.class_names)
     cosines, numbers = nearest_neighbors.nearest(bank[0], queries[0], settings.k[-1])
-    found = []
+    results = []
     for k in settings.k:
         ranked = nearest_neighbors.rank(cosines[:, :k], bank[1][numbers[:, :k]], classes, settings.temperature)
-        found.append(scores.score(ranked, queries[1], classes))
-    rows = [{"k": k} | scores.accuracies(s) for k, s in zip(settings.k, found, strict=True)]
+        results.append(scores.score(ranked, queries[1], classes))
+    rows = [{"k": k} | scores.accuracies(s) for k, s in zip(settings.k, results, strict=True)]
     images = {"train_images": len(bank[1]), "eval_images": len(queries[1])}
-    scores.write(settings.output, found[-1], train.class_names, settings, rows, "k", **images)
+    scores.write(settings.output, results[-1], train.class_names, settings, rows, "k", **images)
     best = max(rows, key=lambda row: row["top1"])
     log.info(
         f"kNN, k {settings.k[-1]}, {len(bank[1])} images of {train.name} vote on {len(queries[1])} of {test.name}: "
-        f"{found[-1]}."
+        f"{results[-1]}."
         + (f" Best is k {best['k']} with {best['top1']:.1f} %." if best["k"] != settings.k[-1] else "")
         + f" {settings.output}"
     )
-    return found[-1]
+    return results[-1]
 
 
 if __name__ == "__main__":

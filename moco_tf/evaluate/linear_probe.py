@@ -85,7 +85,7 @@ def judge(settings):
     train, test = subject.labelled(settings)
     encoder, model = subject.encoder(settings)
     before = digests(model) if model else []
-    found = probe(settings, encoder, train, test)
+    result = probe(settings, encoder, train, test)
     if model:
         changed = [name for (name, a), (_, b) in zip(digests(model), before, strict=True) if a != b]
         if changed:
@@ -95,7 +95,7 @@ def judge(settings):
         log.info(
             f"All {len(before)} tensors of the encoder, BatchNorm's statistics included, are bit-equal to before."
         )
-    return found
+    return result
 
 
 def probe(settings, encoder, train, test, learning=None, evaluation=None):
@@ -125,31 +125,31 @@ def probe(settings, encoder, train, test, learning=None, evaluation=None):
     rows, last_line = [], started
     for epoch, (factor, losses) in enumerate(zip(factors, epochs, strict=True), 1):
         kernel, bias = (part[..., 0, :] for part in heads.folded())
-        found = scores.score(linear_classifiers.rank(evaluation[0], kernel, bias), evaluation[1], classes)
+        result = scores.score(linear_classifiers.rank(evaluation[0], kernel, bias), evaluation[1], classes)
         loss = float(losses[0])
         if not np.isfinite(loss):
             raise ConfigError(f"the loss is {loss} in epoch {epoch} at --lr={rate:g}: take a lower --lr, or auto")
-        rows.append({"epoch": epoch, "loss": loss, "learning_rate": rate * factor} | scores.accuracies(found))
+        rows.append({"epoch": epoch, "loss": loss, "learning_rate": rate * factor} | scores.accuracies(result))
         if time.monotonic() - last_line > 60:
             last_line = time.monotonic()
-            log.info(f"  epoch {epoch} of {settings.epochs}: loss {loss:.3f}, {found}")
+            log.info(f"  epoch {epoch} of {settings.epochs}: loss {loss:.3f}, {result}")
 
     output = Path(settings.output)
     files.write_arrays(output / "probe.npz", {"kernel": kernel, "bias": bias})
     facts = {"eval_images": len(evaluation[1]), "learning_rate": rate, "seconds": round(time.monotonic() - started, 1)}
-    scores.write(output, found, train.class_names, settings, rows, "epoch", **facts)
+    scores.write(output, result, train.class_names, settings, rows, "epoch", **facts)
     log.info(
         f"Linear probe, rate {rate:.3g}, {settings.epochs} epochs, learnt on {train.name}, judged on "
-        f"{len(evaluation[1])} images of {test.name}: {found}. {output}"
+        f"{len(evaluation[1])} images of {test.name}: {result}. {output}"
     )
-    return found
+    return result
 
 
 def _best_rate(settings, features, labels, classes, factors):
     """The rate that is best on a held-out part of the images to learn from; all are written to rates.csv."""
     from moco_tf.evaluate import linear_classifiers, plots, scores
 
-    found = linear_classifiers.search(
+    top1s = linear_classifiers.search(
         features,
         labels,
         classes,
@@ -161,16 +161,16 @@ def _best_rate(settings, features, labels, classes, factors):
     )
     rows = [
         {"learning_rate": float(f"{rate:.4g}"), "held_out_top1": round(float(top1), 4)}
-        for rate, top1 in zip(RATES, found, strict=True)
+        for rate, top1 in zip(RATES, top1s, strict=True)
     ]
     output = Path(settings.output)
     scores.write_rows(output / "rates.csv", rows)
     plots.curves(output / "rates.png", rows, "learning_rate", "held_out_top1", logarithmic=True)
-    best = int(found.argmax())
+    best = int(top1s.argmax())
     edge = " It is the last of them: --batch_norm brings the best rate nearer." if best in (0, len(RATES) - 1) else ""
     log.info(
         f"--lr=auto: of {len(RATES)} rates from {RATES[0]:g} to {RATES[-1]:.0f}, {RATES[best]:.3g} is best on "
-        f"held-out training images, with {found[best]:.1f} %.{edge}"
+        f"held-out training images, with {top1s[best]:.1f} %.{edge}"
     )
     return RATES[best]
 

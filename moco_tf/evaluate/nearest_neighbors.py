@@ -57,8 +57,8 @@ def nearest(bank, queries, k):
         for start in range(0, len(bank), ROWS):
             rows = tf.cast(bank[start : start + ROWS], tf.float32)
             more, places = _nearest_rows(some, rows, scales[start : start + ROWS], k)
-            found = (more, places + start)
-            best = found if best is None else _nearer(*best, *found, k)
+            of_block = (more, places + start)
+            best = of_block if best is None else _nearer(*best, *of_block, k)
         cosines[part], numbers[part] = best
     return cosines, numbers
 

@@ -86,8 +86,8 @@ def run(program, doc, kind, function, arguments, training=False):
     """
     command.log_to_screen()
 
-    def work(given):
-        settings = command.parse(kind, program, given).resolved()
+    def work(words):
+        settings = command.parse(kind, program, words).resolved()
         output = Path(settings.output)
         try:
             output.mkdir(parents=True, exist_ok=True)

@@ -26,8 +26,7 @@ def encoder(settings):
 def source(settings, split):
     """The source of a split; what is known of a folder's files is kept beside the results."""
     manifest = Path(settings.output) / f"{''.join(c if c.isalnum() else '_' for c in split)}_images.csv"
-    found = dataset.find(settings.dataset, settings.data_dir, split, settings.max_bad_fraction)
-    return found.open(manifest)
+    return dataset.find(settings.dataset, settings.data_dir, split, settings.max_bad_fraction).open(manifest)
 
 
 def labelled(settings):
@@ -62,16 +61,16 @@ def features(settings, encoder, images, on="features"):
       ConfigError: none is labelled, or a feature is not finite.
     """
     encode = lambda views: encoder.encode(views)[on]  # noqa: E731
-    found, labels = extract(encode, images, encoder.preprocessing, settings.limit, labelled=True)
+    vectors, labels = extract(encode, images, encoder.preprocessing, settings.limit, labelled=True)
     if not len(labels):
         raise ConfigError(f"of the images taken of {images.name} none has a label: try a larger --limit")
-    bad = np.flatnonzero(~np.isfinite(found.sum(axis=1, dtype=np.float64)))
+    bad = np.flatnonzero(~np.isfinite(vectors.sum(axis=1, dtype=np.float64)))
     if len(bad):
         raise ConfigError(
-            f"--encoder={settings.encoder} gives features that are not finite for {len(bad)} of {len(found)} "
+            f"--encoder={settings.encoder} gives features that are not finite for {len(bad)} of {len(vectors)} "
             f"images of {images.name}: its training has diverged; take an earlier checkpoint, or train at a lower --lr"
         )
-    return found, labels
+    return vectors, labels
 
 
 def check_classes(labels, eval_labels, class_names):

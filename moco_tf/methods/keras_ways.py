@@ -105,15 +105,15 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
 
     def _meet_views(self, views):
         """Takes on the preprocessing of views by `moco_tf.views`, or warns that the model has been given another."""
-        theirs = preprocessing_of(views)
-        if theirs in (None, self.preprocessing):
+        of_views = preprocessing_of(views)
+        if of_views in (None, self.preprocessing):
             return
         if self._preprocessing_assumed:
-            self.preprocessing = theirs
+            self.preprocessing = of_views
             self.predict_function = None  # has the one before in its graph
             return
         warnings.warn(
-            f"The views are made with {theirs}, but predict, kNN and export will use {self.preprocessing}: give the "
+            f"The views are made with {of_views}, but predict, kNN and export will use {self.preprocessing}: give the "
             "model preprocessing=task, the task of the views.",
             stacklevel=3,
         )

@@ -21,7 +21,7 @@ class Contrast(NamedTuple):
     positives: tf.Tensor  # n, cosine of each query with its key; with several keys their mean
     hardest: tf.Tensor  # n, cosine with the nearest negative
     negatives: tf.Tensor  # n, mean cosine with the negatives
-    found: tf.Tensor  # n, share of its keys that are nearer than all negatives
+    top1: tf.Tensor  # n, share of its keys that are nearer than all negatives
     queries: tf.Tensor  # n x C
 
     @classmethod
@@ -29,8 +29,8 @@ class Contrast(NamedTuple):
         """positives: (n,), or (n, P) where a query has several keys."""
         if positives.shape.rank == 1:
             return cls(loss, positives, hardest, negatives, tf.cast(positives > hardest, loss.dtype), queries)
-        found = tf.reduce_mean(tf.cast(positives > hardest[:, None], loss.dtype), axis=1)
-        return cls(loss, tf.reduce_mean(positives, axis=1), hardest, negatives, found, queries)
+        top1 = tf.reduce_mean(tf.cast(positives > hardest[:, None], loss.dtype), axis=1)
+        return cls(loss, tf.reduce_mean(positives, axis=1), hardest, negatives, top1, queries)
 
 
 def summed(contrasts):
@@ -106,17 +106,17 @@ def _log_sum_exp(queries, dictionary, temperature, own=None):
     def scan(queries):
         nothing = tf.zeros_like(queries[:, 0])
         cosines = tf.zeros(width, queries.dtype) if own is None else nothing  # else the sum of the d_j themselves
-        found = nothing - 2, nothing, tf.zeros_like(queries), cosines, nothing  # cosines are >= -1
+        state = nothing - 2, nothing, tf.zeros_like(queries), cosines, nothing  # cosines are >= -1
         whole, rest = size // BLOCK, size % BLOCK
 
-        def look_at_block(number, *found):
-            return number + 1, *look_at(number * BLOCK, BLOCK, *found)
+        def look_at_block(number, *state):
+            return number + 1, *look_at(number * BLOCK, BLOCK, *state)
 
         if whole:
-            _, *found = tf.while_loop(lambda i, *_: i < whole, look_at_block, (0, *found), parallel_iterations=1)
+            _, *state = tf.while_loop(lambda i, *_: i < whole, look_at_block, (0, *state), parallel_iterations=1)
         if rest:
-            found = look_at(whole * BLOCK, rest, *found)
-        hardest, total, weighted, cosines, number = found
+            state = look_at(whole * BLOCK, rest, *state)
+        hardest, total, weighted, cosines, number = state
 
         def gradient(of_log_sum, *_):
             if own is None:

@@ -28,7 +28,7 @@ from moco_tf.methods.pretrainer import CONTRAST, Pretrainer
 LOSSES = ("infonce", "nce")
 
 
-class Looked(NamedTuple):
+class FromBank(NamedTuple):
     """What a step takes out of the bank."""
 
     keys: tf.Tensor  # n x C, of the queries' records
@@ -159,10 +159,10 @@ class MemoryBank(Pretrainer):
         if not training and len(batch["views"]) == 2:  # pairs of views, with no place in the bank
             images = batch["views"][1]
             keys = unit_length(self.query_encoder(images, training=False)["projection"])
-            return Looked(keys, self._draw(tf.zeros((0,), tf.int64)), None)
+            return FromBank(keys, self._draw(tf.zeros((0,), tf.int64)), None)
         numbers = self._numbers(batch)  # n
         everyone = replicas.gather(numbers)  # N
-        return Looked(self.bank.look_up(numbers), self._draw(everyone), everyone)
+        return FromBank(self.bank.look_up(numbers), self._draw(everyone), everyone)
 
     def objective(self, batch, context, training=True):
         """Queries tell their record's key from the negatives, by InfoNCE or by noise-contrastive estimation."""

@@ -30,7 +30,7 @@ class Spread:
 
 # What contrast with negatives shows, out of a `losses.Contrast`.
 CONTRAST = {
-    "contrast_top1": lambda terms: terms.found,  # share of queries that find their key before all negatives
+    "contrast_top1": lambda terms: terms.top1,  # share of queries that find their key before all negatives
     "positive_similarity": lambda terms: terms.positives,  # mean cosine of a query and its key
     "negative_similarity": lambda terms: terms.negatives,  # mean cosine of a query and a negative
     "feature_std": Spread(lambda terms: terms.queries),  # 0: collapsed, 1/sqrt(C): spread out
@@ -156,32 +156,32 @@ class Pretrainer(KerasWays):
         """
         statistics = statistics if replicas.count() > 1 else []  # one has nothing to agree on
         dtype = self.totals.dtype
-        rows = {name: tf.cast(value, dtype) for name, value in ({"loss": terms.loss} | self._found(terms)).items()}
+        rows = {name: tf.cast(value, dtype) for name, value in ({"loss": terms.loss} | self._values(terms)).items()}
         spreads = {name: rows[name] for name, metric in self.METRICS.items() if isinstance(metric, Spread)}
         means = {name: value for name, value in rows.items() if name not in spreads}
         number = tf.cast(tf.shape(terms.loss)[0], dtype)
         moments = [tf.reduce_sum(v, axis=0) for value in spreads.values() for v in (value, value**2)]
-        sums, *found = replicas.add_up(
+        sums, *combined = replicas.add_up(
             [
                 tf.stack([*(tf.reduce_sum(value) for value in means.values()), number]),
                 *moments,
                 *(variable.value for variable in statistics),
             ]
         )
-        for variable, total in zip(statistics, found[len(moments) :], strict=True):
+        for variable, total in zip(statistics, combined[len(moments) :], strict=True):
             variable.assign(total / replicas.count())
 
         *sums, number = tf.unstack(sums)
         totals = dict(zip(means, sums, strict=True))
         for place, name in enumerate(spreads):
-            first, second = found[2 * place : 2 * place + 2]
+            first, second = combined[2 * place : 2 * place + 2]
             spread = tf.reduce_mean(tf.sqrt(tf.maximum(second / number - (first / number) ** 2, 0.0)))
             totals[name] = spread * number
         self.totals.assign_add(tf.stack([*(totals[name] for name in rows), number]))
         shown = self.totals.value[:-1] / self.totals.value[-1]
         return self._shaped(dict(zip(rows, tf.unstack(shown), strict=True)))
 
-    def _found(self, terms):
+    def _values(self, terms):
         """{name: (n,) or (n, C)} of the metrics."""
         return {name: (m.rows if isinstance(m, Spread) else m)(terms) for name, m in self.METRICS.items()}
 

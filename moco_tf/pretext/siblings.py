@@ -45,16 +45,16 @@ def records(source, options):
     """
     from moco_tf.data import things
 
-    found = things.of_images(source)
-    counts = found.counts
+    grouped = things.of_images(source)
+    counts = grouped.counts
     if counts.max() <= options.positives:
         raise ValueError(
             f"--positives={options.positives} and a query are drawn from {options.positives + 1} different pictures "
-            f"of a thing; the largest of {found.size} things has {counts.max()}: take fewer, or --pretext=crops"
+            f"of a thing; the largest of {grouped.size} things has {counts.max()}: take fewer, or --pretext=crops"
         )
     log.info(
-        f"  Things: {found.size}, of {counts.min()} to {counts.max()} pictures, {counts.sum()} in all; an epoch draws "
-        "from each once"
+        f"  Things: {grouped.size}, of {counts.min()} to {counts.max()} pictures, {counts.sum()} in all; an epoch "
+        "draws from each once"
     )
     if left_out := len(source.good) - counts.sum():
         log.warning(f"  Left out: {left_out} pictures that lie in no sub-folder, and so are of no thing")
@@ -67,7 +67,7 @@ def records(source, options):
             f"  --max_distance={options.max_distance} leaves at most {2 * options.max_distance} pictures for "
             f"--positives={options.positives} keys: some share one"
         )
-    return found
+    return grouped
 
 
 def views(record, seed, inputs, options):

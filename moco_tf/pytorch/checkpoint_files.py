@@ -163,17 +163,17 @@ def _read(file):
 
 
 def _state_dict(tree, load):
-    found = tree
+    state_dict = tree
     for key in ("state_dict", "model"):
         if isinstance(tree, dict) and isinstance(tree.get(key), dict):
-            found = tree[key]
+            state_dict = tree[key]
             break
-    if not isinstance(found, dict) or not found:
-        raise TorchFileError(f"holds no state dict, but a {type(found).__name__}")
-    for name, value in found.items():
+    if not isinstance(state_dict, dict) or not state_dict:
+        raise TorchFileError(f"holds no state dict, but a {type(state_dict).__name__}")
+    for name, value in state_dict.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
             raise TorchFileError(f"{_short(name)} in the state dict is a {type(value).__name__}, not a tensor")
-    return {name: value.array(load) for name, value in found.items()}
+    return {name: value.array(load) for name, value in state_dict.items()}
 
 
 def _read_safetensors(data):

@@ -59,37 +59,42 @@ BORDER = "conv1.border"  # the layer
 # In.
 
 
-def run_config(found, queue_size, values, given, scheme=""):
+def run_config(architecture, queue_size, values, named, scheme=""):
     """The `Config` of a run that goes on with a checkpoint.
 
     Args:
-      found: the checkpoint's `Architecture`.
+      architecture: the checkpoint's `Architecture`.
       queue_size: K; None in MoCo v3, which has no queue.
-      values: {name: value} of all flags of MoCo's and MoCo v3's runs; given: the names that the user set.
+      values: {name: value} of all flags of MoCo's and MoCo v3's runs; named: the names that the user set.
       scheme: as in `Contents`; the demo has settings of its own.
 
     Raises:
       ConfigError: a flag that was given contradicts the file.
     """
-    held = {"method": "moco", "arch": found.arch, "dim": found.dim, "hidden_dim": found.hidden_dim}
-    if found.is_vit:
-        held |= {"patch_size": found.patch_size, "image_size": found.image_size}
+    held = {
+        "method": "moco",
+        "arch": architecture.arch,
+        "dim": architecture.dim,
+        "hidden_dim": architecture.hidden_dim,
+    }
+    if architecture.is_vit:
+        held |= {"patch_size": architecture.patch_size, "image_size": architecture.image_size}
     else:
-        held |= {"width": found.width, "stem": found.stem}
-    if found.head == "projector":
+        held |= {"width": architecture.width, "stem": architecture.stem}
+    if architecture.head == "projector":
         held |= {"method": "moco_v3"}
-        defaults = V3_VIT if found.is_vit else V3
+        defaults = V3_VIT if architecture.is_vit else V3
     else:
-        held |= {"head": found.head, "queue_size": queue_size}
-        if found.hidden_dim == found.features:  # 0 says so, unless the user does in figures
-            held["hidden_dim"] = values["hidden_dim"] if values["hidden_dim"] == found.features else 0
-        defaults = EIGHT_GPUS | (V1 if found.head == "linear" else {})
+        held |= {"head": architecture.head, "queue_size": queue_size}
+        if architecture.hidden_dim == architecture.features:  # 0 says so, unless the user does in figures
+            held["hidden_dim"] = values["hidden_dim"] if values["hidden_dim"] == architecture.features else 0
+        defaults = EIGHT_GPUS | (V1 if architecture.head == "linear" else {})
         defaults = EIGHT_GPUS | DEMO if scheme == tensor_names.DEMO else defaults
     for name, value in held.items():
-        if name in given and values[name] != value:
+        if name in named and values[name] != value:
             raise ConfigError(f"--{name}={values[name]}, but the checkpoint has {value}: leave the flag out")
-    defaults = defaults | (CIFAR if found.stem == "cifar" else {})
-    defaults = {name: value for name, value in defaults.items() if name not in given}
+    defaults = defaults | (CIFAR if architecture.stem == "cifar" else {})
+    defaults = {name: value for name, value in defaults.items() if name not in named}
     wanted = values | defaults | held
     kind = config_lib.kind(wanted["method"])
     config = kind(**{field.name: wanted[field.name] for field in command.fields(kind)})
@@ -151,29 +156,33 @@ def load_encoder(model, tensors):
     return _assign(match(model, tensors))
 
 
-def encoder(found, image_size, heads=0):
+def encoder(architecture, image_size, heads=0):
     """An `Architecture` as a functional model: normalised images -> {"features", and by its head "projection" (N, dim)
     or "logits" (N, classes)}. The weights are fresh.
 
     image_size: of a ResNet's input; a ViT has its own. heads: of a ViT; 0: as MoCo v3 has them.
     """
-    row = getattr(vit if found.is_vit else resnet, found.arch)
-    if found.is_vit:
+    row = getattr(vit if architecture.is_vit else resnet, architecture.arch)
+    if architecture.is_vit:
         width, depth, usual = row.args
-        backbone = vit.vit(width, depth, heads or usual, image_size=found.image_size, patch_size=found.patch_size)
+        backbone = vit.vit(
+            width, depth, heads or usual, image_size=architecture.image_size, patch_size=architecture.patch_size
+        )
     else:
-        border = found.stem_padding - 1  # zeros around the image do what the stem's padding beyond 1 would
-        backbone = row(image_size=image_size + 2 * border, width=found.width, stem=found.stem)
+        border = architecture.stem_padding - 1  # zeros around the image do what the stem's padding beyond 1 would
+        backbone = row(image_size=image_size + 2 * border, width=architecture.width, stem=architecture.stem)
         if border:
             inputs = keras.Input((image_size, image_size, 3))
             backbone = keras.Model(inputs, backbone(keras.layers.ZeroPadding2D(border, name=BORDER)(inputs)))
-    if found.head not in ("classifier", ""):
-        kind = {"projector": "vit" if found.is_vit else "resnet"}.get(found.head, found.head)
-        return heads_lib.encoder(backbone, backbone.input_shape[1:], kind, found.dim, found.hidden_dim or None)
+    if architecture.head not in ("classifier", ""):
+        kind = {"projector": "vit" if architecture.is_vit else "resnet"}.get(architecture.head, architecture.head)
+        return heads_lib.encoder(
+            backbone, backbone.input_shape[1:], kind, architecture.dim, architecture.hidden_dim or None
+        )
     outputs = {"features": backbone.output}
-    if found.head == "classifier":
-        name = "head" if found.is_vit else "fc"
-        outputs["logits"] = keras.layers.Dense(found.dim, name=name)(backbone.output)
+    if architecture.head == "classifier":
+        name = "head" if architecture.is_vit else "fc"
+        outputs["logits"] = keras.layers.Dense(architecture.dim, name=name)(backbone.output)
     return keras.Model(backbone.input, outputs)
 
 
@@ -187,9 +196,9 @@ def _assign(pairs, prefix=""):
     return lines
 
 
-def counters(contents, found, whole):
+def counters(contents, architecture, whole):
     """BatchNorm's counters under the names by which `whole_state_dict` will ask for them: {name: number}."""
-    projects = found.head not in ("classifier", "")
+    projects = architecture.head not in ("classifier", "")
     query, key = ENCODERS[contents.method] if contents.method and projects else ("", "")
     parts = [(query, contents.query)] + ([(key, contents.key), ("", contents.rest)] if whole else [])
     return {f"{p}{name}": count for p, tensors in parts for name, count in tensor_names.counters(tensors).items()}

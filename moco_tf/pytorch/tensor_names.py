@@ -278,7 +278,7 @@ def _named_children(tensors, prefix):
             f"{prefix}0.weight has shape {_shape(stem)}; a 3x3 kernel was expected, for {prefix}{first} is the first "
             "stage, which leaves no place for a max-pool"
         )
-    found = {}
+    renamed = {}
     for name, value in tensors.items():
         number, _, layer = name.partition(".")
         if number not in CHILDREN[first]:
@@ -291,21 +291,21 @@ def _named_children(tensors, prefix):
                     f"{prefix}{name} has shape {_shape(value)}; {_shape(bias)} was expected: lightly's SplitBatchNorm "
                     "keeps running_mean and running_var of each split, average them over the splits first"
                 )
-        found[f"{CHILDREN[first][number]}.{layer}"] = value
-    return found
+        renamed[f"{CHILDREN[first][number]}.{layer}"] = value
+    return renamed
 
 
 def _of_old_mm(tensors):
     """mmpretrain's names for OpenSelfSup's and mmselfsup 0.x's."""
-    found = {}
+    renamed = {}
     for name, value in tensors.items():
         old = next((old for old in OLD_MM if name.startswith(old)), "")
         new = OLD_MM.get(old, "") + name.removeprefix(old)
-        if new in found and (found[new].dtype, found[new].tobytes()) != (value.dtype, value.tobytes()):
+        if new in renamed and (renamed[new].dtype, renamed[new].tobytes()) != (value.dtype, value.tobytes()):
             twice = next(prefix + new.removeprefix(there) for prefix, there in OLD_MM.items() if new.startswith(there))
             raise Mismatch(f"{new} and {twice} are one tensor in mmselfsup; here they differ")
-        found[new] = value
-    return found
+        renamed[new] = value
+    return renamed
 
 
 def _under(tensors, prefix):
@@ -351,8 +351,8 @@ def _resnet(tensors, method):
     width, _, side, _ = _wanted(tensors, "conv1.weight", 4)
     if side not in STEMS:
         raise Mismatch(f"conv1.weight has a {side}x{side} kernel; known are 7x7 (imagenet) and 3x3 (cifar)")
-    found = {match.groups() for name in tensors if (match := re.match(r"layer([1-4])\.(\d+)\.", name))}
-    blocks = tuple(sum(stage == str(number) for stage, _ in found) for number in (1, 2, 3, 4))
+    stage_blocks = {match.groups() for name in tensors if (match := re.match(r"layer([1-4])\.(\d+)\.", name))}
+    blocks = tuple(sum(stage == str(number) for stage, _ in stage_blocks) for number in (1, 2, 3, 4))
     bottleneck = "layer1.0.conv3.weight" in tensors
     row = (blocks, False, 1, 64)
     if bottleneck:
@@ -460,11 +460,11 @@ def match(encoder, tensors, prefix=""):
 
 def counters(tensors):
     """BatchNorm's counters of steps: {name: number}."""
-    found = {name: value for name, value in tensors.items() if name.endswith(COUNTER)}
-    for name, value in found.items():
+    counters = {name: value for name, value in tensors.items() if name.endswith(COUNTER)}
+    for name, value in counters.items():
         if value.size != 1 or value.dtype != np.int64:
             raise Mismatch(f"{name} has shape {_shape(value)} and type {value.dtype}; one int64 was expected")
-    return {name: int(value.item()) for name, value in found.items()}
+    return {name: int(value.item()) for name, value in counters.items()}
 
 
 def state_dict(encoder, counters=None, steps=0):

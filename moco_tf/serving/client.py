@@ -30,10 +30,10 @@ def image_files(path):
     """The images at a path, sorted: the file itself, or those at any depth of a folder, by their first bytes."""
     path = Path(path)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    found = [file for file in files if STARTS.match(_start(file))]
-    if not found:
+    images = [file for file in files if STARTS.match(_start(file))]
+    if not images:
         raise ConfigError(f"--images={path} {'holds no image' if path.exists() else 'does not exist'}")
-    return found
+    return images
 
 
 def _start(file):
@@ -63,10 +63,10 @@ def embed(files, predict, batch_size):
 
 def _name_files(message, files):
     """The graph's refusal of undecodable images with the files' names; another message as it is."""
-    found = re.search(r"images that cannot be decoded, by their index in the batch of \d+: \[([\d ]+)\]", message)
-    if not found:
+    by_index = re.search(r"images that cannot be decoded, by their index in the batch of \d+: \[([\d ]+)\]", message)
+    if not by_index:
         return message
-    names = ", ".join(str(files[int(index)]) for index in found[1].split())
+    names = ", ".join(str(files[int(index)]) for index in by_index[1].split())
     return f"the server cannot decode {names}: take them out, or serve an encoder exported with --on_bad_image=zeros"
 
 
@@ -172,13 +172,13 @@ def local(path):
     return predict
 
 
-def deviations(found, expected):
+def deviations(answer, expected):
     """{output's name: max|difference| / max|value|} of two answers; infinite where names or shapes differ."""
-    return {name: _deviation(found.get(name), expected.get(name)) for name in sorted(found.keys() | expected.keys())}
+    return {name: _deviation(answer.get(name), expected.get(name)) for name in sorted(answer.keys() | expected.keys())}
 
 
-def _deviation(found, expected):
-    if found is None or expected is None or found.shape != expected.shape:
+def _deviation(answer, expected):
+    if answer is None or expected is None or answer.shape != expected.shape:
         return float("inf")
-    found, expected = found.astype(np.float64), expected.astype(np.float64)
-    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
+    answer, expected = answer.astype(np.float64), expected.astype(np.float64)
+    return float(np.abs(answer - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))

@@ -19,15 +19,15 @@ WORDS = ("encoder", "classifier", "client")
 def main(arguments):
     """Runs the command; returns the process's exit status."""
     if arguments and not arguments[0].startswith("-"):
-        word, *given = arguments
+        word, *rest = arguments
     elif command.asks_for_help(arguments):
         print(__doc__)
         return 0
     else:
-        word, given = "encoder", arguments
+        word, rest = "encoder", arguments
     if word not in WORDS:
         return command.run("moco_tf.serving.export", __doc__, _refuse, word)
-    return import_module(f"moco_tf.serving.export_{word}").main(given)
+    return import_module(f"moco_tf.serving.export_{word}").main(rest)
 
 
 def _refuse(word):

@@ -44,7 +44,7 @@ class Settings:
 def main(arguments, program=PROGRAM):
     """Runs the command, under the name that it was called by; returns the process's exit status."""
     doc = __doc__.replace(PROGRAM, program)
-    return command.run(program, doc, lambda given: _run(command.parse(Settings, program, given)), arguments)
+    return command.run(program, doc, lambda words: _run(command.parse(Settings, program, words)), arguments)
 
 
 def _run(settings):

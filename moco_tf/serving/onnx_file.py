@@ -65,7 +65,7 @@ def _deviation(function, session, size):
     for shape in ((1, size, size + 7, 3), (3, 2 * size + 1, size, 3)):
         images = rng.integers(0, 256, shape, np.uint8)
         expected = function(images)
-        for name, found in zip(names, session.run(None, {"images": images}), strict=True):
+        for name, answer in zip(names, session.run(None, {"images": images}), strict=True):
             value = expected[name].numpy()
-            largest = max(largest, np.abs(found - value).max() / np.abs(value).max())
+            largest = max(largest, np.abs(answer - value).max() / np.abs(value).max())
     return float(largest)

@@ -117,9 +117,9 @@ def export_classifier(model, kernel, bias, path, class_names=(), preprocessing=N
 
     @tf.function(input_signature=encoder.encode.input_signature)
     def classify(images):
-        found = encoder.encode(images)
-        probabilities = linear(found["features"])
-        return found | {"probabilities": probabilities, "label": tf.argmax(probabilities, axis=1)}
+        outputs = encoder.encode(images)
+        probabilities = linear(outputs["features"])
+        return outputs | {"probabilities": probabilities, "label": tf.argmax(probabilities, axis=1)}
 
     classifier = dataclasses.replace(encoder, encode=classify)
     about = (about or {}) | {"class_names": list(class_names)}
@@ -198,8 +198,8 @@ def _answer(encoder, of_batch, on_bad_image):
         if on_bad_image == "error":
             with tf.control_dependencies([_all_valid(valid)]):
                 return _encode(encoder, tf.identity(views))
-        found = {name: _keep(valid, value) for name, value in _encode(encoder, views).items()}
-        return found | {"valid": valid}
+        outputs = {name: _keep(valid, value) for name, value in _encode(encoder, views).items()}
+        return outputs | {"valid": valid}
 
     return answer
 
