@@ -57,6 +57,15 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+def test_training_monitors_knn_where_there_are_labels_and_says_where_it_began(run):
+    before = json.loads((run / "baselines.json").read_text())
+    after = float(rows(run / "metrics.csv")[-1]["knn_top1"])
+    said = f"untrained {before['untrained']:.1f} %, raw pixels {before['raw pixels']:.1f} %"
+    log = (run / "train.log").read_text()
+    assert f"kNN top-1 before training: {said}\n" in log and f"kNN top-1: {said}, epoch 1 {after:.1f} %\n" in log
+    assert before["raw pixels"] > 90  # each class is a colour
+
+
 @pytest.fixture(scope="module")
 def judged(run):
     """Where kNN has judged the run: its summary, and what it printed."""
