@@ -30,9 +30,9 @@ def main():
     import tensorflow as tf
 
     import moco_tf
+    from moco_tf.methods.batch_norms import running_statistics
     from moco_tf.methods.ema import ema_update
     from moco_tf.methods.losses import Contrast, info_nce, unit_length
-    from moco_tf.methods.normalization import running_statistics
 
     model = moco_tf.MoCo(
         moco_tf.encoders.resnet.resnet50(), head="mlp", queue_size=arguments.queue_size, temperature=0.2
@@ -52,7 +52,9 @@ def main():
         return tape.gradient(contrast.loss, queries), *contrast
 
     def agreement():
-        return model._agree(Contrast(*[queries[:, i] for i in range(5)], queries), running_statistics(model))
+        return model._reduce_over_replicas(
+            Contrast(*[queries[:, i] for i in range(5)], queries), running_statistics(model)
+        )
 
     parts = {
         "step": lambda: model.train_step(views),

@@ -29,7 +29,7 @@ def traffic(replicas, batch_size):
     """Prints the bytes that each replica sends in a step of v1, as rings do it: a gather passes on (R - 1) / R of the
     whole, a reduce twice that."""
     import moco_tf
-    from moco_tf.methods.normalization import running_statistics
+    from moco_tf.methods.batch_norms import running_statistics
 
     model = moco_tf.MoCo(moco_tf.encoders.resnet.resnet50(), dim=128, head="linear", queue_size=256)
     parameters = sum(v.shape.num_elements() for v in model.trainable_variables)

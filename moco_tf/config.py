@@ -384,7 +384,7 @@ def _module(kind, name, folder, own):
 
 def _methods():
     """{name: `Options`} of this package's methods."""
-    return import_module("moco_tf.methods.options").OF
+    return import_module("moco_tf.methods.flags").METHODS
 
 
 def _names(folder):

@@ -13,6 +13,7 @@ import pytest
 import moco_tf
 from moco_tf import config as config_lib
 from moco_tf import frozen
+from moco_tf.checkpoint import Checkpoints
 from moco_tf.command import ConfigError, HelpAsked
 from moco_tf.evaluate import knn
 from moco_tf.methods.pretrainer import Pretrainer
@@ -142,7 +143,7 @@ def test_an_unknown_task_or_method_is_refused_with_the_known_ones():
 def test_a_method_of_ones_own_is_a_file_too(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(
         "from moco_tf.methods import moco\n"
-        "from moco_tf.methods.options import MoCo as Options\n"
+        "from moco_tf.methods.flags import MoCo as Options\n"
         "def model(config, options, inputs, source):\n"
         "    return moco.model(config, options, inputs, source)\n"
     )
@@ -170,14 +171,34 @@ def test_views_of_unequal_shapes_are_refused_before_training(tmp_path, monkeypat
     assert "all views of a record are of one shape; got (32, 32, 3), (16, 16, 3)" in capsys.readouterr().err
 
 
-def test_a_metric_is_a_line_in_one_class():
-    class Watched(moco_tf.MoCo):
-        METRICS = moco_tf.MoCo.METRICS | {"hardest_negative": lambda terms: terms.hardest}
+class Watched(moco_tf.MoCo):
+    METRICS = moco_tf.MoCo.METRICS | {"hardest_negative": lambda terms: terms.hardest}
 
+
+def fitted(kind):
+    """A model of this class after a step, and what `fit` gave."""
     inputs = keras.Input((8, 8, 3))
-    model = Watched(keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs)), dim=4, queue_size=8)
+    model = kind(keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs)), dim=4, queue_size=8)
     model.compile(moco_tf.SGD(0.1))
     pair = np.random.default_rng(0).normal(size=(2, 4, 8, 8, 3)).astype("float32")
-    logs = model.fit(*pair, batch_size=4, verbose=0).history
+    return model, model.fit(*pair, batch_size=4, verbose=0).history
+
+
+def test_files_with_other_metrics_are_read_and_only_the_running_sums_begin_anew(tmp_path):
+    before, _ = fitted(moco_tf.MoCo)
+    before.save_weights(tmp_path / "model.weights.h5")
+    Checkpoints(tmp_path / "checkpoints", before).save()
+    for read in (
+        lambda model: model.load_weights(tmp_path / "model.weights.h5"),
+        lambda model: Checkpoints(tmp_path / "checkpoints", model).restore_last(),
+    ):
+        model, _ = fitted(Watched)
+        read(model)
+        for a, b in zip(before.variables, model.variables, strict=True):
+            np.testing.assert_array_equal(np.zeros(7) if b is model.totals else a, b, err_msg=b.path)
+
+
+def test_a_metric_is_a_line_in_one_class():
+    model, logs = fitted(Watched)
     assert logs["hardest_negative"][0] >= logs["negative_similarity"][0]
     assert "hardest_negative" in model.columns() and issubclass(Watched, Pretrainer)

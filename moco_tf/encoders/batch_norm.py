@@ -24,6 +24,9 @@ class BatchNorm(keras.layers.Layer):
     statistics that move by 1 - `momentum` = 0.1 a step and hold the *unbiased* variance. They are the mean
     over the groups. Statistics and parameters are float32 in mixed precision (float64 under a float64
     policy).
+
+    Replicas that are not `synchronized` move their running statistics apart; at the end of a training step these
+    become the mean over the replicas (`methods/pretrainer.py`, `train_step`).
     """
 
     def __init__(

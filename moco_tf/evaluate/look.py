@@ -80,8 +80,8 @@ def look(settings):
         features, features[some], settings.neighbours + 1
     )  # itself among them
     neighbours = []
-    for query, similar, neighbours in zip(some, cosines, numbers, strict=True):
-        others = [(int(n), float(c)) for n, c in zip(neighbours, similar, strict=True) if n != query]
+    for query, similar, nearest in zip(some, cosines, numbers, strict=True):
+        others = [(int(n), float(c)) for n, c in zip(nearest, similar, strict=True) if n != query]
         neighbours.append((int(query), others[: settings.neighbours]))
 
     projector.write(output, features, names, pictures)

@@ -12,10 +12,11 @@ import tensorflow as tf
 
 from moco_tf import encoders, replicas
 from moco_tf.encoders import heads
-from moco_tf.methods import backbones, normalization
+from moco_tf.methods import backbones
 from moco_tf.methods.ema import copy_weights
 from moco_tf.methods.losses import batch_info_nce, unit_length
-from moco_tf.methods.pretrainer import CONTRAST, Pretrainer
+from moco_tf.methods.pretrainer import CONTRAST_METRICS, Pretrainer
+from moco_tf.methods.shuffle_bn import groups_here, set_groups, shuffle_key_images
 
 SHARED = ("encoder", "trunk", "none")
 LOSSES = ("infonce", "nt_xent")
@@ -58,7 +59,7 @@ class EndToEnd(Pretrainer):
       query_encoder, key_encoder: models of normalised images -> {"features", "projection"}.
     """
 
-    METRICS = CONTRAST
+    METRICS = CONTRAST_METRICS
     VIEWS = (2, 2)
 
     def __init__(
@@ -92,7 +93,7 @@ class EndToEnd(Pretrainer):
         self.temperature = temperature
         self.shuffle_bn = shuffle_bn
         self.bn_groups = bn_groups
-        self.groups_here = normalization.groups_here(bn_groups)
+        self.groups_here = groups_here(bn_groups)
         self.seed = seed
 
         self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)
@@ -104,14 +105,14 @@ class EndToEnd(Pretrainer):
             copy_weights(self.query_encoder, self.key_encoder)
             backbones.check_copied(self.query_encoder, self.key_encoder)
         for encoder in (self.query_encoder, self.key_encoder):
-            normalization.set_groups(encoder, self.groups_here)
+            set_groups(encoder, self.groups_here)
 
     def prepare(self, batch, training=True):
         """The key images in another order, this replica's share, and the permutation; or as they are, and None."""
         _, key_images = batch["views"]
         if not training:
             return key_images, None
-        return normalization.shuffled(key_images, self.shuffle_bn, self.groups_here, (self.seed, self.step.value))
+        return shuffle_key_images(key_images, self.shuffle_bn, self.groups_here, (self.seed, self.step.value))
 
     def objective(self, batch, context, training=True):
         """Queries look for their keys among those of the batch; with NT-Xent each view does so among all views."""

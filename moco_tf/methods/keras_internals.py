@@ -1,5 +1,7 @@
 """What has no public way in Keras 3.15 and TensorFlow 2.21: each of their private names stands here, once."""
 
+import tensorflow as tf
+
 
 def layers_of(model):
     """All layers inside a model, at any depth, without itself; `model.layers` stops at the first level."""
@@ -14,6 +16,19 @@ def of_several_machines(strategy):
 def input_of(dataset):
     """The dataset that a tf.data.Dataset was made of, None if of none or several (TensorFlow 2.21)."""
     return getattr(dataset, "_input_dataset", None)
+
+
+def restores_zeros_of_another_shape(variable):
+    """Lets a variable become zeros where a checkpoint has it in another shape; else that is an error (Keras 3.15)."""
+    restore = variable._restore_from_tensors
+
+    def restored(tensors):
+        (value,) = tensors.values()
+        if value.shape == variable.shape:
+            return restore(tensors)
+        return restore({name: tf.zeros(variable.shape, variable.dtype) for name in tensors})
+
+    variable._restore_from_tensors = restored
 
 
 class BuiltByHand:

@@ -20,10 +20,11 @@ import tensorflow as tf
 from moco_tf import encoders, replicas
 from moco_tf.command import ConfigError
 from moco_tf.encoders import heads
-from moco_tf.methods import backbones, normalization
+from moco_tf.methods import backbones
 from moco_tf.methods.bank import Bank
 from moco_tf.methods.losses import info_nce, log_normalizer, nce, unit_length
-from moco_tf.methods.pretrainer import CONTRAST, Pretrainer
+from moco_tf.methods.pretrainer import CONTRAST_METRICS, Pretrainer
+from moco_tf.methods.shuffle_bn import groups_here, set_groups
 
 LOSSES = ("infonce", "nce")
 
@@ -100,7 +101,7 @@ class MemoryBank(Pretrainer):
       bank: the `Bank`, the same on all replicas.
     """
 
-    METRICS = CONTRAST
+    METRICS = CONTRAST_METRICS
     VIEWS = (1, 2)  # the second in evaluation only
     TAKES = 1
 
@@ -137,12 +138,12 @@ class MemoryBank(Pretrainer):
         self.loss_kind = loss
         self.temperature = temperature
         self.bn_groups = bn_groups
-        self.groups_here = normalization.groups_here(bn_groups)
+        self.groups_here = groups_here(bn_groups)
         self.seed = seed
         self.supports_jit = loss != "infonce"  # XLA knows no `index_shuffle`
 
         self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)
-        normalization.set_groups(self.query_encoder, self.groups_here)
+        set_groups(self.query_encoder, self.groups_here)
         self.bank = Bank(records, dim, seed=seed, name="bank")
         if loss == "nce":
             self.log_z = self.add_weight(

@@ -13,11 +13,12 @@ import tensorflow as tf
 
 from moco_tf import encoders, replicas
 from moco_tf.encoders import heads
-from moco_tf.methods import backbones, normalization
+from moco_tf.methods import backbones
 from moco_tf.methods.ema import cosine_momentum, ema_update, rise_steps
 from moco_tf.methods.losses import info_nce, summed, unit_length
-from moco_tf.methods.pretrainer import CONTRAST, Pretrainer
+from moco_tf.methods.pretrainer import CONTRAST_METRICS, Pretrainer
 from moco_tf.methods.queue import Queue
+from moco_tf.methods.shuffle_bn import groups_here, set_groups, shuffle_key_images
 
 
 def model(config, options, inputs, source):
@@ -77,7 +78,7 @@ class MoCo(Pretrainer):
       queue: the `Queue`, the same on all replicas.
     """
 
-    METRICS = CONTRAST
+    METRICS = CONTRAST_METRICS
     VIEWS = (2, None)  # the query, and its keys
     RATES = ("learning_rate", "momentum")
 
@@ -115,7 +116,7 @@ class MoCo(Pretrainer):
         self.temperature = temperature
         self.shuffle_bn = shuffle_bn
         self.bn_groups = bn_groups
-        self.groups_here = normalization.groups_here(bn_groups)
+        self.groups_here = groups_here(bn_groups)
         self.symmetric = symmetric
         self.mask_siblings = mask_siblings
         self.seed = seed
@@ -123,7 +124,7 @@ class MoCo(Pretrainer):
         self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)
         self.key_encoder = heads.encoder(backbones.clone(backbone), image_shape, head, dim, hidden_dim)
         for encoder in (self.query_encoder, self.key_encoder):
-            normalization.set_groups(encoder, self.groups_here)
+            set_groups(encoder, self.groups_here)
         backbones.start_key_encoder(self.query_encoder, self.key_encoder)
         self.queue = Queue(queue_size, dim, seed=seed, with_ids=mask_siblings, name="queue")
 
@@ -168,7 +169,7 @@ class MoCo(Pretrainer):
             return [unit_length(self.key_encoder(images, training=False)["projection"]) for images in views]
         together = tf.concat(views, axis=-1)  # n x H x W x (views x 3): shuffled and gathered in one go
         seed = (self.seed, self.step.value)
-        together, permutation = normalization.shuffled(together, self.shuffle_bn, self.groups_here, seed)
+        together, permutation = shuffle_key_images(together, self.shuffle_bn, self.groups_here, seed)
         views = tf.split(together, len(views), axis=-1)
         keys = [unit_length(self.key_encoder(images, training=True)["projection"]) for images in views]
         keys = tf.concat(keys, axis=1)  # n x (views x C)

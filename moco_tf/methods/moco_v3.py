@@ -11,11 +11,11 @@ import tensorflow as tf
 
 from moco_tf import encoders, replicas
 from moco_tf.encoders import heads
-from moco_tf.methods import backbones, normalization
+from moco_tf.methods import backbones, batch_norms
 from moco_tf.methods.ema import cosine_momentum, ema_update, rise_steps
 from moco_tf.methods.keras_internals import layers_of
 from moco_tf.methods.losses import in_batch, summed, unit_length
-from moco_tf.methods.pretrainer import CONTRAST, Pretrainer
+from moco_tf.methods.pretrainer import CONTRAST_METRICS, Pretrainer
 
 
 def model(config, options, inputs, source):
@@ -61,7 +61,7 @@ class MoCoV3(Pretrainer):
       predictor: a model of the query encoder's projections (N, C) -> (N, C).
     """
 
-    METRICS = CONTRAST
+    METRICS = CONTRAST_METRICS
     RATES = ("learning_rate", "momentum")
     VIEWS = (2, 2)
 
@@ -99,7 +99,7 @@ class MoCoV3(Pretrainer):
         self.predictor = heads.predictor(head, dim, hidden_dim)
         backbones.start_key_encoder(self.query_encoder, self.key_encoder)
         for part in (self.query_encoder, self.key_encoder, self.predictor):
-            normalization.synchronize(part)
+            batch_norms.synchronize(part)
 
     def prepare(self, batch, training=True):
         """Moves the momentum encoder and encodes the keys of both views: two, each N x C of the global batch."""

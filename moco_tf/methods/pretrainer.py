@@ -16,9 +16,10 @@ import tensorflow as tf
 from moco_tf import replicas
 from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.encoders import heads
-from moco_tf.methods import keras_internals, normalization
+from moco_tf.methods import batch_norms, keras_internals
 from moco_tf.methods.keras_ways import KerasWays
 from moco_tf.methods.losses import unit_length
+from moco_tf.methods.shuffle_bn import check_groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Spread:
 
 
 # What contrast with negatives shows, out of a `losses.Contrast`.
-CONTRAST = {
+CONTRAST_METRICS = {
     "contrast_top1": lambda terms: terms.top1,  # share of queries that find their key before all negatives
     "positive_similarity": lambda terms: terms.positives,  # mean cosine of a query and its key
     "negative_similarity": lambda terms: terms.negatives,  # mean cosine of a query and a negative
@@ -66,6 +67,7 @@ class Pretrainer(KerasWays):
         self.totals = self.add_weight(
             name="totals", shape=(len(self.METRICS) + 2,), initializer="zeros", trainable=False, autocast=False
         )
+        keras_internals.restores_zeros_of_another_shape(self.totals)  # of a run with other metrics
         self.built = True
 
     # What a method says.
@@ -125,20 +127,20 @@ class Pretrainer(KerasWays):
         with tf.control_dependencies([*terms, *(g for g in gradients if g is not None)]):
             self.finish(batch, context, terms)
         self.step.assign_add(1)
-        logs = self._agree(terms, normalization.running_statistics(self))
+        logs = self._reduce_over_replicas(terms, batch_norms.running_statistics(self))
         return logs | self._shaped(rates | watched)
 
     def test_step(self, data):
         """Loss and metrics in inference mode; changes neither weights nor what is kept."""
         batch = as_batch(data)
         self._check_views(batch)
-        return self._agree(self.objective(batch, self.prepare(batch, training=False), training=False))
+        return self._reduce_over_replicas(self.objective(batch, self.prepare(batch, training=False), training=False))
 
     def _batch(self, data):
         """The batch of a training step, its views ready for BN groups."""
         batch = as_batch(data)
         self._check_views(batch)
-        return batch | {"views": tuple(normalization.check_groups(v, self.groups_here) for v in batch["views"])}
+        return batch | {"views": tuple(check_groups(v, self.groups_here) for v in batch["views"])}
 
     def _check_views(self, batch):
         fewest, most = self.VIEWS
@@ -148,7 +150,7 @@ class Pretrainer(KerasWays):
                 f"{', or on more keys' if most is None else ''}; got {count} views of each image"
             )
 
-    def _agree(self, terms, statistics=()):
+    def _reduce_over_replicas(self, terms, statistics=()):
         """Ends a step: what the replicas saw apart becomes one, in a single all-reduce. Returns the logs.
 
         statistics: variables that become the mean over the replicas, so that all hold the same bits: BatchNorm's
@@ -210,6 +212,14 @@ class Pretrainer(KerasWays):
         """Backbone features, at least float32 (N, D), of uint8 or 0-255 images (N, H, W, 3)."""
         features = self.query_encoder(self.preprocessing(images), training=training)["features"]
         return tf.cast(features, self.totals.dtype)
+
+    def load_own_variables(self, store):
+        """Loads step and totals; totals of other metrics, in the file of another version, become zeros."""
+        own = {}
+        self.save_own_variables(own)
+        super().load_own_variables(
+            {name: store[name] if store[name].shape == value.shape else 0 * value for name, value in own.items()}
+        )
 
     def get_config(self):
         return super().get_config() | {

@@ -34,17 +34,18 @@ def _json(path):
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def write(folder, description):
-    """Writes both files into a Path's folder."""
+def write(folder, description, signatures):
+    """Writes both files into a Path's folder; see `card`."""
     files.write_json(folder / DESCRIPTION, description)
-    files.write_text(folder / CARD, card(description))
+    files.write_text(folder / CARD, card(description, signatures))
 
 
-def card(description):
+def card(description, signatures):
     """The text for people: what encoder.json holds, in words.
 
     Args:
       description: a dict with "input", "outputs", "parameters", and what `of_run` gives, as far as it is known.
+      signatures: {name: what its `images` are}.
     """
     size, crop = description["input"]["image_size"], description["input"]["crop_ratio"]
     title = description.get("architecture", {}).get("arch", "encoder")
@@ -68,9 +69,7 @@ def card(description):
         "",
         "| signature | `images` |",
         "|---|---|",
-        "| `serving_default` | uint8 (N, H, W, 3), any H and W |",
-        "| `encoded_images` | string (N,): JPEG or PNG files, of any sizes |",
-        f"| `preprocessed` | float32 (N, {size}, {size}, 3), normalised |",
+        *(f"| `{name}` | {images} |" for name, images in signatures.items()),
         "",
         f"The first two resize the shorter side to {round(size / crop)} pixels, cut the central {size} x {size} and "
         "normalise. All return:",

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from moco_tf import build, files, frozen
 from moco_tf.command import ConfigError
-from moco_tf.serving import model_card, saved_model
+from moco_tf.serving import model_card, saved_model, signatures
 
 OPSET = 18
 TOLERANCE = 1e-4  # of the largest value
@@ -41,7 +41,7 @@ def export(model, path, preprocessing=None, about=None):
         raise ConfigError(f"ONNX needs the package {error.name}: pip install 'moco_tf[onnx]'") from None
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     encoder = frozen.of_model(model, preprocessing)
-    function, spec = saved_model.signatures(encoder)["serving_default"]
+    function, spec = signatures.of(encoder)["serving_default"]
     function = tf.function(function, input_signature=[spec])
     description = (about or {}) | saved_model.describe(encoder, [frozen.query_encoder(model)])
     with saved_model.aside(path) as file:

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from moco_tf import build, files, frozen
 from moco_tf.command import ConfigError
-from moco_tf.serving import model_card, warm_up
+from moco_tf.serving import model_card, signatures, warm_up
 
 BAD_IMAGES = ("error", "zeros")
 
@@ -137,18 +137,13 @@ def _write(encoder, parts, path, on_bad_image, about):
         # Nothing is tracked by hand: the archive keeps the variables that its endpoints read, and would store tracked
         # ones once more.
         archive = keras.export.ExportArchive()
-        for name, (function, spec) in signatures(encoder, on_bad_image).items():
-            archive.add_endpoint(name, function, [spec])
+        for name, (answer, spec) in signatures.of(encoder, on_bad_image).items():
+            archive.add_endpoint(name, answer, [spec])
         archive.write_out(files.for_tensorflow(folder), verbose=False)
-        model_card.write(folder, about | describe(encoder, parts) | {"on_bad_image": on_bad_image})
-        size = encoder.preprocessing.image_size
-        image = np.zeros((1, size, size, 3), np.uint8)
-        requests = {
-            "serving_default": image,
-            "encoded_images": [tf.io.encode_jpeg(image[0]).numpy()],
-            "preprocessed": image.astype(np.float32),
-        }
-        warm_up.write(folder, [(name, {"images": value}) for name, value in requests.items()])
+        kinds = encoder.preprocessing.signatures()
+        about = about | describe(encoder, parts) | {"on_bad_image": on_bad_image}
+        model_card.write(folder, about, {name: kind.about for name, kind in kinds.items()})
+        warm_up.write(folder, [(name, {"images": kind.example}) for name, kind in kinds.items()])
 
 
 def describe(encoder, parts):
@@ -178,48 +173,3 @@ def aside(path):
             yield writing
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from None
-
-
-def signatures(encoder, on_bad_image="error"):
-    """{name: (function, the specification of its argument)}; the first is the server's default."""
-    return {
-        name: (_answer(encoder, of_batch, on_bad_image), spec)
-        for name, (of_batch, spec) in encoder.preprocessing.signatures().items()
-    }
-
-
-def _answer(encoder, of_batch, on_bad_image):
-    """A function of a request's images; `of_batch` makes the encoder's input of them, as an Inputs' signature does."""
-
-    def answer(images):
-        views, valid = of_batch(images)
-        if valid is None:
-            return _encode(encoder, views)
-        if on_bad_image == "error":
-            with tf.control_dependencies([_all_valid(valid)]):
-                return _encode(encoder, tf.identity(views))
-        outputs = {name: _keep(valid, value) for name, value in _encode(encoder, views).items()}
-        return outputs | {"valid": valid}
-
-    return answer
-
-
-def _encode(encoder, views):
-    """`encoder.encode`, also of no view at all, to which oneDNN's convolutions give a wrong shape: one is added."""
-    number = tf.shape(views)[0]
-    missing = tf.zeros([tf.cast(number == 0, tf.int32), *views.shape[1:]])
-    return {name: value[:number] for name, value in encoder.encode(tf.concat([views, missing], axis=0)).items()}
-
-
-def _all_valid(valid):
-    bad = tf.where(~valid)[:, 0]
-    text = tf.strings.format(
-        "images that cannot be decoded, by their index in the batch of {}: {}", (tf.size(valid), bad), summarize=-1
-    )
-    return tf.debugging.Assert(tf.reduce_all(valid), [text])
-
-
-def _keep(valid, rows):
-    """Rows (N,) or (N, C) where valid, elsewhere 0, of integers -1."""
-    valid = tf.reshape(valid, [-1] + [1] * (rows.shape.rank - 1))
-    return tf.where(valid, rows, tf.zeros_like(rows) - (1 if rows.dtype.is_integer else 0))

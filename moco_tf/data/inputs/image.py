@@ -5,6 +5,8 @@ the encoder's input, which signatures a server gets of that, and how inputs are 
 """
 
 import dataclasses
+import typing
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +14,16 @@ import tensorflow as tf
 from moco_tf.data.arrays import of_eight_bits, rgb
 from moco_tf.data.encoded import decode_jpeg_safely, decode_safely
 from moco_tf.data.resize import resize, sizes
+
+
+class Signature(typing.NamedTuple):
+    """A way in which a server takes images."""
+
+    # A batch -> the encoder's input float32 (N, S, S, 3), and bool (N,), which images can be decoded; None: all.
+    of_batch: Callable
+    images: tf.TensorSpec  # of its argument
+    example: list | np.ndarray  # a batch, which warms a server up
+    about: str  # its argument, in words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,21 +76,27 @@ class Preprocessing:
         return self.of_encoded(record["image"])
 
     def signatures(self):
-        """{name: (function, specification of its argument)}: what a server takes; the first is its default.
-
-        The functions make, of a batch, the encoder's input float32 (N, S, S, 3), and bool (N,), which of the images
-        can be decoded; None: all.
-        """
+        """{name: `Signature`}: what a server takes; the first is its default."""
         size = self.image_size
+        black = np.zeros((1, size, size, 3), np.uint8)
         return {
-            "serving_default": (
+            "serving_default": Signature(
                 lambda images: (self(images), None),
                 tf.TensorSpec((None, None, None, 3), tf.uint8, "images"),
+                black,
+                "uint8 (N, H, W, 3), any H and W",
             ),
-            "encoded_images": (self.of_encoded_batch, tf.TensorSpec((None,), tf.string, "images")),
-            "preprocessed": (
+            "encoded_images": Signature(
+                self.of_encoded_batch,
+                tf.TensorSpec((None,), tf.string, "images"),
+                [tf.io.encode_jpeg(black[0]).numpy()],
+                "string (N,): JPEG or PNG files, of any sizes",
+            ),
+            "preprocessed": Signature(
                 lambda images: (images, None),
                 tf.TensorSpec((None, size, size, 3), tf.float32, "images"),
+                black.astype(np.float32),
+                f"float32 (N, {size}, {size}, 3), normalised",
             ),
         }
 

@@ -1,28 +1,13 @@
-"""How the encoders of a method normalise: in groups of the batch, shuffled or not, or all replicas together.
+"""Shuffling BN (MoCo, section 3.3): BatchNorm in groups of the batch, and keys encoded in another order than queries.
 
-What `encoders/batch_norm.py` does in a layer, for all layers of a model.
+BatchNorm lets the images of a group see each other: a query could find its key by the company that it keeps.
 """
 
-import keras
 import tensorflow as tf
 
 from moco_tf import replicas
 from moco_tf.encoders.batch_norm import BatchNorm
-from moco_tf.methods.keras_internals import layers_of
-
-
-def layers(encoder):
-    """The BatchNorm layers of a model at any depth, this package's and Keras' own."""
-    return [
-        layer
-        for layer in [encoder, *layers_of(encoder)]
-        if isinstance(layer, (BatchNorm, keras.layers.BatchNormalization))
-    ]
-
-
-def running_statistics(encoder):
-    """The variables in which BatchNorm keeps its running means and variances."""
-    return [v for layer in layers(encoder) for v in (layer.moving_mean, layer.moving_variance)]
+from moco_tf.methods import batch_norms
 
 
 def groups_here(bn_groups):
@@ -37,7 +22,7 @@ def groups_here(bn_groups):
 
 def set_groups(encoder, groups):
     """Lets each BatchNorm of this replica normalise `groups` equal parts of its batch apart."""
-    for layer in layers(encoder):
+    for layer in batch_norms.layers(encoder):
         if isinstance(layer, BatchNorm):
             layer.groups = groups
         elif groups > 1:
@@ -47,16 +32,9 @@ def set_groups(encoder, groups):
             )
 
 
-def synchronize(model):
-    """Lets each BatchNorm normalise the batches of all replicas together."""
-    for layer in layers(model):
-        layer.synchronized = True
+def shuffle_key_images(images, shuffle_bn, groups, seed):
+    """Decides whether the images of all replicas are dealt out anew, and does so.
 
-
-def shuffled(images, shuffle_bn, groups, seed):
-    """Shuffling BN (MoCo, section 3.3): decides on it, and deals the images of all replicas out anew.
-
-    BatchNorm lets the images of a group see each other, and a query could find its key by the company that it keeps.
     With one group in all, any order is the same: nothing is done.
 
     Args:

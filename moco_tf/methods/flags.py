@@ -19,7 +19,7 @@ class Head:
 
 
 @dataclasses.dataclass(frozen=True)
-class Keys:
+class KeyEncoder:
     """A momentum encoder."""
 
     momentum: float = flag(
@@ -46,7 +46,7 @@ class Negatives:
 
 
 @dataclasses.dataclass(frozen=True)
-class Groups:
+class BNGroups:
     """BatchNorm in groups of the batch."""
 
     bn_groups: int = flag(
@@ -67,8 +67,8 @@ class Groups:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shuffled(Groups):
-    """Keys in another order than queries."""
+class ShuffleBN(BNGroups):
+    """KeyEncoder in another order than queries."""
 
     shuffle_bn: bool = flag(
         True, "Encode keys in another order than queries; has an effect with several BN groups or replicas."
@@ -85,7 +85,7 @@ def _loss(*names):
 
 
 @dataclasses.dataclass(frozen=True)
-class MoCo(Shuffled, Head, Keys, Negatives):
+class MoCo(ShuffleBN, Head, KeyEncoder, Negatives):
     """MoCo v1 and v2."""
 
     loss: str = _loss("infonce")
@@ -98,14 +98,14 @@ class MoCo(Shuffled, Head, Keys, Negatives):
 
 
 @dataclasses.dataclass(frozen=True)
-class MoCoV3(Keys):
+class MoCoV3(KeyEncoder):
     """MoCo v3."""
 
     loss: str = _loss("infonce")
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryBank(Groups, Head, Negatives):
+class MemoryBank(BNGroups, Head, Negatives):
     """The memory bank."""
 
     bank_momentum: float = flag(0.5, "Share of a record's key that stays when the record is seen. Its paper: 0.5.")
@@ -122,7 +122,7 @@ class MemoryBank(Groups, Head, Negatives):
 
 
 @dataclasses.dataclass(frozen=True)
-class EndToEnd(Shuffled, Head):
+class EndToEnd(ShuffleBN, Head):
     """End-to-end contrast, and SimCLR."""
 
     shared: str = flag(
@@ -134,4 +134,4 @@ class EndToEnd(Shuffled, Head):
     loss: str = _loss("infonce", "nt_xent")
 
 
-OF = {"moco": MoCo, "moco_v3": MoCoV3, "memory_bank": MemoryBank, "end_to_end": EndToEnd}
+METHODS = {"moco": MoCo, "moco_v3": MoCoV3, "memory_bank": MemoryBank, "end_to_end": EndToEnd}

@@ -1,0 +1,29 @@
+"""The BatchNorm layers of a whole model: their running statistics, and normalising over all replicas.
+
+`encoders/batch_norm.py` is the layer; `shuffle_bn.py` sets their groups.
+"""
+
+import keras
+
+from moco_tf.encoders.batch_norm import BatchNorm
+from moco_tf.methods.keras_internals import layers_of
+
+
+def layers(encoder):
+    """The BatchNorm layers of a model at any depth, this package's and Keras' own."""
+    return [
+        layer
+        for layer in [encoder, *layers_of(encoder)]
+        if isinstance(layer, (BatchNorm, keras.layers.BatchNormalization))
+    ]
+
+
+def running_statistics(encoder):
+    """The variables in which BatchNorm keeps its running means and variances."""
+    return [v for layer in layers(encoder) for v in (layer.moving_mean, layer.moving_variance)]
+
+
+def synchronize(model):
+    """Lets each BatchNorm normalise the batches of all replicas together."""
+    for layer in layers(model):
+        layer.synchronized = True

@@ -1,0 +1,51 @@
+"""The signatures of a SavedModel: what a server may be asked, as functions of a request.
+
+Which there are is a matter of the encoder's input: `Preprocessing.signatures` names them for images.
+"""
+
+import tensorflow as tf
+
+
+def of(encoder, on_bad_image="error"):
+    """{name: (function, the specification of its argument)}; the first is the server's default."""
+    return {
+        name: (_answer(encoder, signature.of_batch, on_bad_image), signature.images)
+        for name, signature in encoder.preprocessing.signatures().items()
+    }
+
+
+def _answer(encoder, of_batch, on_bad_image):
+    """A function of a request's images, of which `of_batch` makes the encoder's input."""
+
+    def answer(images):
+        views, valid = of_batch(images)
+        if valid is None:
+            return _encode(encoder, views)
+        if on_bad_image == "error":
+            with tf.control_dependencies([_all_valid(valid)]):
+                return _encode(encoder, tf.identity(views))
+        outputs = {name: _keep(valid, value) for name, value in _encode(encoder, views).items()}
+        return outputs | {"valid": valid}
+
+    return answer
+
+
+def _encode(encoder, views):
+    """`encoder.encode`, also of no view at all, to which oneDNN's convolutions give a wrong shape: one is added."""
+    number = tf.shape(views)[0]
+    missing = tf.zeros([tf.cast(number == 0, tf.int32), *views.shape[1:]])
+    return {name: value[:number] for name, value in encoder.encode(tf.concat([views, missing], axis=0)).items()}
+
+
+def _all_valid(valid):
+    bad = tf.where(~valid)[:, 0]
+    text = tf.strings.format(
+        "images that cannot be decoded, by their index in the batch of {}: {}", (tf.size(valid), bad), summarize=-1
+    )
+    return tf.debugging.Assert(tf.reduce_all(valid), [text])
+
+
+def _keep(valid, rows):
+    """Rows (N,) or (N, C) where valid, elsewhere 0, of integers -1."""
+    valid = tf.reshape(valid, [-1] + [1] * (rows.shape.rank - 1))
+    return tf.where(valid, rows, tf.zeros_like(rows) - (1 if rows.dtype.is_integer else 0))
