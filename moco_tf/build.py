@@ -119,7 +119,10 @@ def inputs(config):
 def task(config, inputs):
     """The pretext task: a function (record, seed) -> views, float32 (S, S, 3) each."""
     module = config_lib.task_module(config.pretext)
-    return functools.partial(module.views, inputs=inputs, options=config.options(module.Options))
+    views = functools.partial(module.views, inputs=inputs, options=config.options(module.Options))
+    if module.__name__.startswith("moco_tf."):  # written without Python's `if` and `for` over tensors
+        return tf.autograph.experimental.do_not_convert(views)  # reading its source takes a second of the start
+    return views
 
 
 def records(config, source):

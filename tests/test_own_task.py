@@ -132,7 +132,7 @@ def test_a_module_that_is_no_task_is_refused_in_one_line(tmp_path, monkeypatch, 
 
 
 def test_an_unknown_task_or_method_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"--pretext is one of crops, siblings, or a module .* got 'cropz'"):
+    with pytest.raises(ConfigError, match=r"--pretext is one of .*crops, .* or a module .* got 'cropz'"):
         config_lib.parse(["--pretext=cropz"])
     with pytest.raises(ConfigError, match=r"--method is one of moco, moco_v3, .* got 'moko'"):
         config_lib.parse(["--method=moko"])

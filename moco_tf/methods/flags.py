@@ -68,7 +68,7 @@ class BNGroups:
 
 @dataclasses.dataclass(frozen=True)
 class ShuffleBN(BNGroups):
-    """KeyEncoder in another order than queries."""
+    """Keys that are encoded in another order than queries."""
 
     shuffle_bn: bool = flag(
         True, "Encode keys in another order than queries; has an effect with several BN groups or replicas."

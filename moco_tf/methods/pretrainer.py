@@ -151,7 +151,7 @@ class Pretrainer(KerasWays):
             )
 
     def _reduce_over_replicas(self, terms, statistics=()):
-        """Ends a step: what the replicas saw apart becomes one, in a single all-reduce. Returns the logs.
+        """Ends a step: one all-reduce makes metrics and BatchNorm's statistics the same on all replicas. Returns logs.
 
         statistics: variables that become the mean over the replicas, so that all hold the same bits: BatchNorm's
         running ones.
