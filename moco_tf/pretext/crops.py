@@ -12,7 +12,7 @@ from moco_tf.config import flag
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a view is cropped and distorted."""
+    """How many views there are, and how each is cropped and distorted."""
 
     augment: str = flag(
         "v2",
@@ -24,16 +24,20 @@ class Options:
         "Least area of a random crop, as a share of the image; 0: the recipe's own (v1, v2: 0.2). v3: 0.2, ViTs 0.08.",
     )
 
+    positives: int = flag(1, "P: key views of an image beside the query view, each a key of its own. v1, v2, v3: 1.")
+
     def check(self):
+        command.require(self, self.positives >= 1, "positives", "is at least 1 key view")
         command.require(self, 0 <= self.crop_min <= 1, "crop_min", "lies between 0 and 1")
 
 
 def views(record, seed, inputs, options):
-    """(query view, key view) of an image, float32 (S, S, 3) each, normalised.
+    """(query view, P key views) of an image, float32 (S, S, 3) each, normalised.
 
     record: a dict with "image", encoded bytes or uint8; seed: int64 (2,); inputs: the encoder's `Preprocessing`.
     """
     from moco_tf.data import augment
 
     recipe = augment.RECIPES[options.augment](inputs.image_size, crop_min=options.crop_min or None)
-    return dataclasses.replace(recipe, preprocessing=inputs)(record, seed)
+    kinds = (recipe.query, *[recipe.key] * options.positives)
+    return tuple(augment.random_views(record, seed, kinds, inputs))

@@ -33,7 +33,6 @@ class Options(crops.Options):
     )
 
     def check(self):
-        command.require(self, self.positives >= 1, "positives", "is at least 1 key view")
         command.require(self, self.max_distance >= 0, "max_distance", "is 0 or more places")
 
 

@@ -1,0 +1,132 @@
+"""Which settings learn most? Runs that differ from the quickstart in a few flags, judged without test images.
+
+    python -m benchmarks.search --jobs=2
+
+A tenth of the embedded *training* images is held out: a run trains on the other nine and kNN top-1 on that tenth
+judges it (one standard error is about 1.5 points). A run has one core with --jobs=2, so its seconds compare with one
+another only. Every run stands in docs/results/search.csv, those that lost as well. Resumable: what the file holds is
+not run again.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import csv
+import json
+import os
+import queue
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from moco_tf import files
+from moco_tf.data import sources
+
+ROOT = Path(__file__).parent.parent
+HELD_OUT = 10  # every tenth image of a class
+COLUMNS = ("flags", "seed", "seconds_of_steps", "images_per_second", "held_out_knn_top1")
+BASE = "--flagfile=configs/quickstart.flags"
+TRIALS = (
+    "",
+    "--queue_size=1024 --lr=0.06",
+    "--queue_size=1024",
+    "--lr=0.06",
+    "--queue_size=1024 --batch_size=64 --lr=0.06",
+    "--queue_size=1024 --lr=0.06 --momentum=0.97",
+    "--queue_size=1024 --lr=0.06 --temperature=0.2",
+    "--queue_size=1024 --lr=0.06 --positives=3 --mask_siblings --epochs=4",
+    "--queue_size=1024 --lr=0.06 --symmetric --epochs=3",
+    "--queue_size=1024 --lr=0.06 --crop_min=0.4",
+    "--queue_size=1024 --lr=0.12 --warmup_epochs=0.5",
+    "--queue_size=1024 --lr=0.06 --width=16 --epochs=10",
+    "--queue_size=256 --lr=0.06",
+    "--queue_size=1024 --lr=0.06 --precision=bfloat16",
+)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs/search", help="of the images and the runs")
+    parser.add_argument("--seeds", default="0", help="comma-separated; each trial is run with each")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each on its share of the cores")
+    parser.add_argument("--trial", action="append", help="flags of a trial, in place of those of this file")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs/results/search.csv")
+    arguments = parser.parse_args()
+    images = arguments.folder / "images"
+    if not (images / "done").exists():
+        write_images(images)
+    rows = read(arguments.output)
+    known = {(row["flags"], row["seed"]) for row in rows}
+    trials = [(flags, seed) for seed in arguments.seeds.split(",") for flags in arguments.trial or TRIALS]
+    shares, cores = queue.SimpleQueue(), sorted(os.sched_getaffinity(0))
+    for job in range(arguments.jobs):
+        shares.put(cores[job :: arguments.jobs] or cores)
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        missing = [trial for trial in trials if trial not in known]
+        done = [pool.submit(run, arguments.folder, images, *trial, shares) for trial in missing]
+        for future in concurrent.futures.as_completed(done):
+            rows.append(future.result())
+            print("  ".join(f"{rows[-1][name]}" for name in COLUMNS), flush=True)
+            lines = [
+                ",".join(f'"{row[name]}"' if name == "flags" else str(row[name]) for name in COLUMNS) for row in rows
+            ]
+            files.write_text(arguments.output, "\n".join([",".join(COLUMNS), *lines]) + "\n")
+
+
+def write_images(folder):
+    """folder/train and folder/val, a folder for each class in them."""
+    source, seen = sources.embedded("train"), collections.Counter()
+    for number, record in enumerate(source.in_order().as_numpy_iterator()):
+        split = "train" if seen[record["label"]] % HELD_OUT else "val"
+        seen[record["label"]] += 1
+        place = folder / split / source.class_names[record["label"]]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number:05}.jpg").write_bytes(record["image"])
+    (folder / "done").touch()
+
+
+def read(path):
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run(folder, images, flags, seed, shares):
+    """Trains and judges one trial on one share of the cores; returns its row."""
+    run_dir = folder / (re.sub(r"[^\w.]+", "-", flags).strip("-") or "quickstart") / seed
+    share = shares.get()
+    try:
+        data = [f"--dataset={images}", "--eval_split=val", "--knn_every=0", f"--seed={seed}", f"--run_dir={run_dir}"]
+        call(share, "moco_tf.train", BASE, *flags.split(), *data)
+        call(share, "moco_tf.evaluate.knn", f"--encoder={run_dir}", f"--output={run_dir / 'knn'}", "--k=200")
+    finally:
+        shares.put(share)
+    with open(run_dir / "metrics.csv", newline="") as file:
+        speed = np.median([float(row["images_per_second"]) for row in csv.DictReader(file)])
+    steps = re.findall(r"steps ([\d.]+), waiting for images ([\d.]+)", (run_dir / "train.log").read_text())
+    seconds = sum(float(part) for parts in steps for part in parts)
+    top1 = json.loads((run_dir / "knn/summary.json").read_text())["top1"]
+    return dict(zip(COLUMNS, (flags, seed, round(seconds), round(speed), round(top1, 1)), strict=True))
+
+
+def call(share, module, *arguments):
+    """Runs a command on these cores."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": str(len(share))},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, share),
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{module} {' '.join(arguments)}\n{done.stdout[-1000:]}{done.stderr[-1000:]}")
+
+
+if __name__ == "__main__":
+    main()
