@@ -22,8 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from moco_tf import files
+from moco_tf import run_folder
 from moco_tf.data import sources
+from moco_tf.evaluate import scores
 
 ROOT = Path(__file__).parent.parent
 HELD_OUT = 10  # every tenth image of a class
@@ -70,10 +71,7 @@ def main():
         for future in concurrent.futures.as_completed(done):
             rows.append(future.result())
             print("  ".join(f"{rows[-1][name]}" for name in COLUMNS), flush=True)
-            lines = [
-                ",".join(f'"{row[name]}"' if name == "flags" else str(row[name]) for name in COLUMNS) for row in rows
-            ]
-            files.write_text(arguments.output, "\n".join([",".join(COLUMNS), *lines]) + "\n")
+            scores.write_rows(arguments.output, rows)
 
 
 def write_images(folder):
@@ -105,8 +103,7 @@ def run(folder, images, flags, seed, shares):
         call(share, "moco_tf.evaluate.knn", f"--encoder={run_dir}", f"--output={run_dir / 'knn'}", "--k=200")
     finally:
         shares.put(share)
-    with open(run_dir / "metrics.csv", newline="") as file:
-        speed = np.median([float(row["images_per_second"]) for row in csv.DictReader(file)])
+    speed = np.median([float(row["images_per_second"]) for row in run_folder.rows(run_dir)])
     steps = re.findall(r"steps ([\d.]+), waiting for images ([\d.]+)", (run_dir / "train.log").read_text())
     seconds = sum(float(part) for parts in steps for part in parts)
     top1 = json.loads((run_dir / "knn/summary.json").read_text())["top1"]

@@ -198,6 +198,22 @@ def test_files_with_other_metrics_are_read_and_only_the_running_sums_begin_anew(
             np.testing.assert_array_equal(np.zeros(7) if b is model.totals else a, b, err_msg=b.path)
 
 
+def test_another_weight_of_another_shape_is_refused(tmp_path):
+    class Centred(moco_tf.MoCo):
+        WIDTH = 3
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.centre = self.add_weight(name="centre", shape=(self.WIDTH,), trainable=False)
+
+    class Wider(Centred):
+        WIDTH = 7  # as many as totals of one metric more
+
+    fitted(Centred)[0].save_weights(tmp_path / "model.weights.h5")
+    with pytest.raises(ValueError, match=r"\(3,\)"):
+        fitted(Wider)[0].load_weights(tmp_path / "model.weights.h5")
+
+
 def test_a_metric_is_a_line_in_one_class():
     model, logs = fitted(Watched)
     assert logs["hardest_negative"][0] >= logs["negative_similarity"][0]

@@ -420,11 +420,12 @@ def test_a_plain_network_is_no_whole_run_and_the_way_out_is_said(written, tmp_pa
 
 def test_the_number_of_heads_is_said_by_a_flag_and_changes_what_is_computed(written, tmp_path):
     path, image = written(vit_backbone()), np.ones((1, 8, 8, 3), "float32")
-    for heads in (0, 6):
+    for heads in (0, 3, 6):
         assert run(f"--checkpoint={path}", f"--output={tmp_path / str(heads)}", f"--heads={heads}") == 0
-    usual, six = (
-        keras.models.load_model(tmp_path / str(heads) / "encoder.keras")(image)["features"] for heads in (0, 6)
+    usual, three, six = (
+        keras.models.load_model(tmp_path / str(heads) / "encoder.keras")(image)["features"] for heads in (0, 3, 6)
     )
+    np.testing.assert_array_equal(usual, three)
     assert np.abs(usual - six).max() > 1e-3
 
 

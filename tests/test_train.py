@@ -513,7 +513,9 @@ def test_images_that_go_during_a_run_are_replaced_or_too_many_of_them_refused(be
     assert "Undecodable image: " in (tmp_path / "run/train.log").read_text()
 
 
-def test_an_image_that_goes_while_training_stops_the_run_with_one_line(tmp_path, capsys, monkeypatch):
+def test_an_image_that_goes_while_training_stops_the_run_with_one_line_and_the_run_can_go_on(
+    tmp_path, capsys, monkeypatch
+):
     shades(tmp_path / "data", 8)
 
     class Remove(keras.callbacks.Callback):
@@ -521,11 +523,15 @@ def test_an_image_that_goes_while_training_stops_the_run_with_one_line(tmp_path,
             for file in (tmp_path / "data").iterdir():
                 file.unlink()
 
-    monkeypatch.setattr(callbacks, "StopOnNaN", Remove)
-    assert main(folder_run(tmp_path, "--epochs=60")) == 1
+    arguments = folder_run(tmp_path, "--epochs=60")
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "StopOnNaN", Remove)
+        assert main(arguments) == 1
     output = capsys.readouterr()
     lines = [line for line in (output.out + output.err).splitlines() if "Stopped" in line or ".png" in line]
     assert len(lines) == 1 and "data/" in lines[0] and "goes on from the last checkpoint" in lines[0], output
+    shades(tmp_path / "data", 8)
+    assert main([*arguments, "--max_steps=3"]) == 0
 
 
 def flip_bits(data, rng, count=30):

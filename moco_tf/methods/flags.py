@@ -113,6 +113,11 @@ class MemoryBank(BNGroups, Head, Negatives):
 
     def check(self):
         command.require(self, 0 <= self.bank_momentum <= 1, "bank_momentum", "lies between 0 and 1")
+        if getattr(self, "positives", 1) > 1:
+            raise ConfigError(
+                f"--positives counts key views, and a memory bank has its keys from the bank; got {self.positives}: "
+                "leave it out"
+            )
         if self.xla == "on" and self.loss == "infonce":
             raise ConfigError("XLA has no way to draw a memory bank's negatives: --xla is auto or off; got on")
 

@@ -214,12 +214,13 @@ class Pretrainer(KerasWays):
         return tf.cast(features, self.totals.dtype)
 
     def load_own_variables(self, store):
-        """Loads step and totals; totals of other metrics, in the file of another version, become zeros."""
+        """Loads the model's own weights; `totals` of other metrics, in the file of another version, become zeros."""
+        place = str([variable is self.totals for variable in self.variables].index(True))  # own weights come first
         own = {}
         self.save_own_variables(own)
-        super().load_own_variables(
-            {name: store[name] if store[name].shape == value.shape else 0 * value for name, value in own.items()}
-        )
+        own |= {name: store[name] for name in own if name != place or store[name].shape == self.totals.shape}
+        own[place] = own[place] if store[place].shape == self.totals.shape else 0 * own[place]
+        super().load_own_variables(own)
 
     def get_config(self):
         return super().get_config() | {

@@ -23,7 +23,6 @@ class Options:
         0.0,
         "Least area of a random crop, as a share of the image; 0: the recipe's own (v1, v2: 0.2). v3: 0.2, ViTs 0.08.",
     )
-
     positives: int = flag(1, "P: key views of an image beside the query view, each a key of its own. v1, v2, v3: 1.")
 
     def check(self):
