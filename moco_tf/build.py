@@ -87,7 +87,7 @@ def batches(config, strategy, records, task, step, model):
 
 
 def _check_views(config, spec, model):
-    shapes = [tuple(view.shape[1:]) for view in spec]
+    shapes = [tuple(tf.nest.flatten(view)[0].shape[1:]) for view in spec]
     if len(set(shapes)) > 1:
         raise ConfigError(
             f"--pretext={config.pretext}: all views of a record are of one shape; got {', '.join(map(str, shapes))}"
@@ -123,6 +123,14 @@ def task(config, inputs):
     if module.__name__.startswith("moco_tf."):  # written without Python's `if` and `for` over tensors
         return tf.autograph.experimental.do_not_convert(views)  # reading its source takes a second of the start
     return views
+
+
+def on_device(config, inputs):
+    """What the training step makes of a batch's views before it learns from them, or None: they are ready."""
+    module = config_lib.task_module(config.pretext)
+    if not hasattr(module, "on_device"):
+        return None
+    return module.on_device(inputs, config.options(module.Options))
 
 
 def records(config, source):
@@ -165,6 +173,7 @@ def model(config, source):
         # The model's own counter: an optimizer under loss scaling does not count the steps that it skips.
         rate = lambda: learning_rate(config, pretrainer.step.value, steps)  # noqa: E731
         xla = {"on": True, "off": False}.get(config.xla, config.xla)
+        pretrainer.on_device = on_device(config, inputs(config))
         pretrainer.compile(OPTIMIZERS[config.optimizer](rate, weight_decay=config.weight_decay), jit_compile=xla)
     return pretrainer
 

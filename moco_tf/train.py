@@ -129,6 +129,8 @@ def _train(config, open_until_the_end):
             advised = "another machine no longer answers: start all again, they go on from the last checkpoint"
         elif isinstance(error, tf.errors.ResourceExhaustedError):
             advised = "memory or storage has run out: go on from the last checkpoint on a machine with more of it"
+        elif getattr(config, "views_on", "") == "device" and "shape" in cause:
+            advised = "--views_on=device takes images of one size, --views_on=both of any (in a new --run_dir)"
         elif model.jit_compile:
             advised = "the same command goes on from the last checkpoint; with --xla=off it does so without XLA"
         else:
@@ -185,7 +187,7 @@ def _look_before_training(config, records, task, model, run, recorder, monitor, 
         log.info(f"- {sentence}")
     for callback in filter(None, (recorder, monitor)):
         callback.set_model(model)  # `fit` has not done so yet
-    views = first(records, task, min(8, config.batch_size), config.seed)
+    views = first(records, task, min(8, config.batch_size), config.seed, model.on_device)
     recorder.picture("views", model.preprocessing.picture(views))
     if monitor:
         run.keep_baselines({start: monitor.evaluate(), "raw pixels": monitor.evaluate_pixels()})

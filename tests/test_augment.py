@@ -26,7 +26,7 @@ def for_seeds(count, function, results):
     seeds = tf.stack([tf.fill((count,), tf.constant(9, tf.int64)), tf.range(count, dtype=tf.int64)], axis=1)
 
     def of_seed(numbers):
-        return function(augment.draw(numbers, views=1)[0])
+        return function(augment.draws_of(augment.draw(numbers, views=1)[0]))
 
     return tf.function(lambda: tf.map_fn(of_seed, seeds, fn_output_signature=results))().numpy()
 
@@ -119,7 +119,7 @@ def test_jitter_applies_its_operations_in_the_drawn_order():
 
 
 def test_the_uniform_numbers_of_the_two_views_are_independent():
-    draw = tf.function(lambda numbers: [view.crop for view in augment.draw(numbers, views=2)])
+    draw = tf.function(lambda numbers: augment.draws_of(augment.draw(numbers, views=2)).crop)
     query, key = np.array([draw(seed(4, i)) for i in range(1000)]).transpose(1, 0, 2)
     correlation = [np.corrcoef(query[:, i], key[:, i])[0, 1] for i in range(query.shape[1])]
     assert np.abs(correlation).max() < 5 / np.sqrt(1000)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_tf.encoders import BatchNorm
+from moco_tf.encoders import BatchNorm, batch_norm
 
 X = np.random.default_rng(0).normal(2.0, 3.0, size=(8, 3, 5, 4))
 
@@ -21,7 +21,11 @@ def _naive(x, groups, momentum):
 @pytest.mark.parametrize("shape", [(8, 3, 5, 4), (8, 60)], ids=["4-D", "2-D"])
 @pytest.mark.parametrize("groups, momentum", [(1, 0.9), (2, 0.9), (4, 0.9), (1, 0.0), (2, 0.0)])
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-12), ("float32", 2e-5)])
-def test_training_mode_equals_pytorchs_definition_in_each_group(shape, groups, momentum, dtype, tolerance):
+@pytest.mark.parametrize("gpu", [False, True])
+def test_training_mode_equals_pytorchs_definition_in_each_group(
+    shape, groups, momentum, dtype, tolerance, gpu, monkeypatch
+):
+    monkeypatch.setattr(batch_norm, "on_gpu", lambda: gpu)
     x = X.reshape(shape)
     layer = BatchNorm(momentum, groups=groups, dtype=dtype)
     layer.build(shape)
@@ -44,8 +48,8 @@ def test_inference_mode_uses_the_running_statistics_and_moves_nothing():
 
 
 @pytest.mark.parametrize("traced", [False, True])
-@pytest.mark.parametrize("groups", [1, 2])
-def test_gradients_of_the_fused_kernel_equal_the_plain_paths(groups, traced):
+@pytest.mark.parametrize("groups, gpu", [(1, False), (2, False), (2, True)])
+def test_gradients_of_the_kernels_equal_the_plain_paths(groups, gpu, traced, monkeypatch):
     def gradient(layer, x):
         with tf.GradientTape() as tape:
             tape.watch(x)
@@ -54,6 +58,7 @@ def test_gradients_of_the_fused_kernel_equal_the_plain_paths(groups, traced):
 
     gradients = []
     for dtype in ("float32", "float64"):
+        monkeypatch.setattr(batch_norm, "on_gpu", lambda kernel=dtype == "float32": gpu and kernel)
         layer = BatchNorm(groups=groups, dtype=dtype)
         layer.build(X.shape)
         gradients.append((tf.function(gradient) if traced else gradient)(layer, tf.constant(X, dtype)))

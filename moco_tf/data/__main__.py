@@ -71,7 +71,8 @@ def look(config):
         inputs = build.inputs(config)
         try:
             records = build.records(config, source)
-            views = first(records, build.task(config, inputs), min(SHOWN, records.size), config.seed)
+            task, on_device = build.task(config, inputs), build.on_device(config, inputs)
+            views = first(records, task, min(SHOWN, records.size), config.seed, on_device)
         except errors.ERRORS as error:  # a stream with more bad records than a run accepts
             raise ConfigError(errors.reason(error)) from None
         files.write_bytes(file, tf.io.encode_png(inputs.picture(views)).numpy())

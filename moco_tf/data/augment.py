@@ -34,7 +34,10 @@ class View:
     flip_probability: float = 0.5
 
     def distort(self, image, draws):
-        """Everything after the crop: float32 (S, S, 3), values 0..255, to the same. draws: `Draws` of this view."""
+        """Everything after the crop: float32 (S, S, 3), values 0..255, to the same. draws: `Draws` of this view.
+
+        Or a batch, (N, S, S, 3) and draws of (N, ...), which computes every step for every image: for accelerators.
+        """
         for step in self.steps:
             if step == "jitter":
                 drawn = draws.jitter < self.jitter_probability
@@ -79,22 +82,64 @@ class Labelled:
         return random_views(record, seed, (view,), self.preprocessing)[0]
 
 
+class Unfinished(typing.NamedTuple):
+    """A view on its way, or a batch of such: the picture that it is cut out of, or the crop, not yet distorted."""
+
+    image: tf.Tensor  # (..., H, W, 3), values 0..255, float32 or uint8
+    uniforms: tf.Tensor  # (..., UNIFORMS), of which `Draws` are parts
+
+
 @tf.autograph.experimental.do_not_convert  # tracing takes half as long
 def random_views(record, seed, views, preprocessing):
     """A list of a normalised view, float32 (S, S, 3), for each `View`; seed: int64 (2,)."""
-    size = preprocessing.image_size
-    draws = draw(seed, len(views))
+    return distorted(random_crops(record, seed, views, preprocessing.image_size), views, preprocessing)
 
-    def boxes(height, width):
-        return [
-            tf.unstack(random_resized_crop_box(height, width, view.crop_scale, of_view.crop))
-            for view, of_view in zip(views, draws, strict=True)
-        ]
 
-    crops = [image_ops.resized(crop, size) for crop in image_ops.crops(record["image"], boxes)]
+@tf.autograph.experimental.do_not_convert
+def random_crops(record, seed, views, size):
+    """The crop, float32 (S, S, 3), for each `View`: a list of `Unfinished`; seed: int64 (2,)."""
+    uniforms = draw(seed, len(views))
+    scales = np.array([view.crop_scale for view in views], np.float32).T[..., np.newaxis]  # 2 x views x 1
+
+    def boxes(height, width):  # of all views at once: with small images, the number of operations is what takes time
+        found = random_resized_crop_box(height, width, scales, draws_of(uniforms).crop)
+        return [tf.unstack(box) for box in tf.unstack(found)]
+
+    crops = image_ops.crops(record["image"], boxes)
+    crops = [image_ops.resized(crop, size) for crop in crops]
+    return [Unfinished(crop, own) for crop, own in zip(crops, tf.unstack(uniforms), strict=True)]
+
+
+def of_eight_bits(crops):
+    """The crops' images rounded to uint8, as Pillow rounds them: a quarter of the bytes to carry to a device."""
+    return [crop._replace(image=tf.cast(tf.round(crop.image), tf.uint8)) for crop in crops]
+
+
+@tf.autograph.experimental.do_not_convert
+def pictures(record, seed, views):
+    """As `random_crops`, but nothing is cut yet: the picture, uint8 (H, W, 3), for each of so many views."""
+    image = record["image"]
+    picture = image_ops.decoded(image) if image.dtype == tf.string else image
+    return [Unfinished(picture, own) for own in tf.unstack(draw(seed, views))]
+
+
+@tf.autograph.experimental.do_not_convert
+def crops_of(pictures, views, size):
+    """The crops, float32 (N, S, S, 3), of batches of `pictures` of one size; a list of `Unfinished`."""
+    crops = []
+    for (images, uniforms), view in zip(pictures, views, strict=False):
+        height, width = tf.unstack(tf.shape(images)[1:3])
+        boxes = random_resized_crop_box(height, width, view.crop_scale, draws_of(uniforms).crop)  # N x 4
+        crops.append(Unfinished(image_ops.resized_crops(images, boxes, size), uniforms))
+    return crops
+
+
+@tf.autograph.experimental.do_not_convert
+def distorted(crops, views, preprocessing):
+    """The normalised views, float32 (..., S, S, 3), that crops become: a list. What `views` has more is left out."""
     return [
-        preprocessing.normalize(view.distort(crop, of_view))
-        for view, crop, of_view in zip(views, crops, draws, strict=True)
+        preprocessing.normalize(view.distort(tf.cast(crop.image, tf.float32), draws_of(crop.uniforms)))
+        for crop, view in zip(crops, views, strict=False)
     ]
 
 
@@ -141,10 +186,10 @@ RECIPES = {"v1": v1, "v2": v2, "v3": v3, "cifar": cifar}
 class Draws(typing.NamedTuple):
     """The uniform numbers in [0, 1) behind one view. A view that leaves out a step leaves its numbers unused."""
 
-    crop: tf.Tensor  # (2 * CROP_TRIES + 2,): areas, aspects, top, left
-    factors: tf.Tensor  # (4,), of the jitter's operations
-    order: tf.Tensor  # (4,), sorted to give their order
-    jitter: tf.Tensor  # the rest are scalars
+    crop: tf.Tensor  # (..., 2 * CROP_TRIES + 2): areas, aspects, top, left
+    factors: tf.Tensor  # (..., 4), of the jitter's operations
+    order: tf.Tensor  # (..., 4), sorted to give their order
+    jitter: tf.Tensor  # the rest are (...)
     grayscale: tf.Tensor
     blur: tf.Tensor
     sigma: tf.Tensor
@@ -152,12 +197,19 @@ class Draws(typing.NamedTuple):
     flip: tf.Tensor
 
 
+_LENGTHS = (2 * CROP_TRIES + 2, 4, 4, 1, 1, 1, 1, 1, 1)
+UNIFORMS = sum(_LENGTHS)  # numbers behind a view
+
+
 def draw(seed, views):
-    """A list of `Draws`, one a view, from one int64 (2,) seed."""
-    lengths = [2 * CROP_TRIES + 2, 4, 4, 1, 1, 1, 1, 1, 1]
-    uniforms = tf.random.stateless_uniform((views, sum(lengths)), seed, alg="philox")
-    parts = [tf.split(uniforms[view], lengths) for view in range(views)]
-    return [Draws(*part[:3], *(scalar[0] for scalar in part[3:])) for part in parts]
+    """(views, UNIFORMS): all that is random in the views of a record, from one int64 (2,) seed."""
+    return tf.random.stateless_uniform((views, UNIFORMS), seed, alg="philox")
+
+
+def draws_of(uniforms):
+    """The `Draws` that uniform numbers (..., UNIFORMS) are."""
+    parts = tf.split(uniforms, _LENGTHS, axis=-1)
+    return Draws(*parts[:3], *(part[..., 0] for part in parts[3:]))
 
 
 def random_resized_crop_box(height, width, scale, uniforms):
@@ -192,13 +244,20 @@ def random_resized_crop_box(height, width, scale, uniforms):
 def color_jitter(image, strengths, factors, order):
     """Brightness, contrast, saturation and hue, each by a random amount, in a random order.
 
-    factors, order: (4,) in [0, 1). The order is that of the sorted `order`.
+    image: (H, W, 3), or (N, H, W, 3); factors, order: (4,) or (N, 4) in [0, 1). The order is that of the sorted
+    `order`.
     """
     low = np.array([*(max(0.0, 1 - strength) for strength in strengths[:3]), -strengths[3]], np.float32)
     high = np.array([*(1 + strength for strength in strengths[:3]), strengths[3]], np.float32)
     factors = low + (high - low) * factors
     operations = (image_ops.brightness, image_ops.contrast, image_ops.saturation, image_ops.hue)
-    order = tf.argsort(order)
+    order = tf.argsort(order, axis=-1)
+    if image.shape.rank == 4:
+        for which in tf.unstack(order, axis=-1):  # (N,)
+            factor = tf.gather(factors, which, batch_dims=1)
+            others = image_ops.brightness_contrast_or_saturation(image, which, factor)
+            image = _where(which == operations.index(image_ops.hue), image_ops.hue(image, factor), others)
+        return image
 
     def operate(place, image):
         branches = [lambda op=op, factor=factors[i]: op(image, factor) for i, op in enumerate(operations)]
@@ -209,7 +268,13 @@ def color_jitter(image, strengths, factors, order):
 
 
 def _if(drawn, function, image):
+    if image.shape.rank == 4:
+        return _where(drawn, function(image), image)
     return tf.cond(drawn, lambda: function(image), lambda: image)
+
+
+def _where(drawn, images, others):
+    return tf.where(drawn[:, tf.newaxis, tf.newaxis, tf.newaxis], images, others)
 
 
 def _append(tries, last):

@@ -1,7 +1,8 @@
-"""Deterministic operations on one image, each Pillow's within the distance that `tests/goldens` states.
+"""Deterministic operations on images, each Pillow's within the distance that `tests/goldens` states.
 
-Images are float32 (H, W, 3) with values 0..255 unless said otherwise; parameters may be tensors. `augment.py` draws
-the parameters. Pillow rounds to 8 bits after each operation, these do not.
+An image is float32 (H, W, 3) with values 0..255 unless said otherwise; parameters may be tensors. Where an operation
+takes a batch, (N, H, W, 3), its parameters are (N,), one an image. `augment.py` draws the parameters. Pillow rounds to
+8 bits after each operation, these do not.
 """
 
 import math
@@ -10,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.data.encoded import decode_jpeg, decode_other
-from moco_tf.data.resize import sizes
+from moco_tf.data.resize import crop_weights, sizes
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, Pillow's "L"
 BLOCK = 32  # rows that are blurred at once
@@ -52,7 +53,31 @@ def resized(image, size):
 
     `preprocessing` keeps that one, which also converters understand.
     """
-    return tf.image.resize(image, (size, size), antialias=True)
+    # Where nothing shrinks, antialiasing changes nothing, and the kernel without it takes a sixth of the time.
+    return tf.cond(
+        tf.reduce_all(tf.shape(image)[:2] <= size),
+        lambda: tf.image.resize(image, (size, size)),
+        lambda: tf.image.resize(image, (size, size), antialias=True),
+    )
+
+
+def resized_crops(images, boxes, size):
+    """As `resized` of a part of each image: float32 (N, size, size, 3), of (N, H, W, 3), any type, all at once.
+
+    boxes: int32 (N, 4): top, left, height, width.
+    """
+    top, left, rows, columns = tf.unstack(boxes, axis=1)
+    number, height, width, _ = sizes(images)
+    lines = tf.reshape(tf.cast(images, tf.float32), (number, height, width * 3))
+    lines = tf.matmul(crop_weights(height, size, top, rows), lines)
+    lines = tf.transpose(tf.reshape(lines, (number, size, width, 3)), (0, 2, 1, 3))
+    lines = tf.matmul(crop_weights(width, size, left, columns), tf.reshape(lines, (number, width, size * 3)))
+    return tf.transpose(tf.reshape(lines, (number, size, size, 3)), (0, 2, 1, 3))
+
+
+def decoded(encoded):
+    """The pixels, uint8 (H, W, 3), of an image in any format; what is wrong with it is an error."""
+    return tf.cond(tf.io.is_jpeg(encoded), lambda: decode_jpeg(encoded), lambda: decode_other(encoded))
 
 
 def brightness(image, factor):
@@ -62,9 +87,7 @@ def brightness(image, factor):
 
 def contrast(image, factor):
     """0 is the mean grey of the image, a whole number, 1 the image."""
-    mean = tf.reduce_mean(tf.reduce_mean(image, axis=0), axis=0)  # (3,); rows first vectorises, both at once do not
-    grey = tf.floor(tf.reduce_sum(mean * LUMA) + 0.5)
-    return _clip(image * factor + (1.0 - factor) * grey)
+    return _clip(image * factor + (1.0 - factor) * _mean_grey(image))
 
 
 def saturation(image, factor):
@@ -73,32 +96,62 @@ def saturation(image, factor):
 
 
 def hue(image, delta):
-    """Turns the colour wheel by `delta` of a turn, -0.5..0.5."""
-    return tf.image.adjust_hue(image, delta)
+    """Turns the colour wheel by `delta` of a turn, -0.5..0.5; also of batches."""
+    if image.shape.rank == 3:
+        return tf.image.adjust_hue(image, delta)
+    hue, saturation, value = tf.split(tf.image.rgb_to_hsv(image), 3, axis=-1)
+    return tf.image.hsv_to_rgb(tf.concat([tf.math.floormod(hue + _each(delta), 1.0), saturation, value], axis=-1))
+
+
+def brightness_contrast_or_saturation(images, which, factors):
+    """Of each image of a batch that one of the three whose place in this name `which` (N,) has; (N, H, W, 3)."""
+    which, factors = _each(which), _each(factors)
+    # What remains at factor 0: black, the mean grey, the grey image.
+    without = tf.where(which == 0, 0.0, tf.where(which == 1, _mean_grey(images), _grey(images)))
+    return _clip(images * factors + (1.0 - factors) * without)
 
 
 def grayscale(image):
-    """Three equal channels."""
-    return _mix_channels(image, _TO_GREY)
+    """Three equal channels; also of batches."""
+    if image.shape.rank == 3:
+        return _mix_channels(image, _TO_GREY)
+    return tf.repeat(_grey(image), 3, axis=-1)
 
 
 def gaussian_blur(image, sigma, largest=None):
-    """Three extended box blurs along each axis, edges repeated: what Pillow calls a Gaussian blur.
+    """Three extended box blurs along each axis, edges repeated: what Pillow calls a Gaussian blur; also of batches.
 
     largest: a Python number that sigma is never above, if known: far pixels are then left out of the sums.
     """
-    image = tf.transpose(_blur_columns(image, sigma, largest), (1, 0, 2))
-    return tf.transpose(_blur_columns(image, sigma, largest), (1, 0, 2))
+    turned = (1, 0, 2) if image.shape.rank == 3 else (0, 2, 1, 3)
+    image = tf.transpose(_blur_columns(image, sigma, largest), turned)
+    return tf.transpose(_blur_columns(image, sigma, largest), turned)
 
 
 def solarize(image, threshold=128):
-    """Inverts what is not below the threshold."""
+    """Inverts what is not below the threshold; also of batches."""
     return tf.where(image < threshold, image, 255.0 - image)
 
 
 def flip(image):
-    """Left becomes right."""
-    return tf.reverse(image, axis=[1])
+    """Left becomes right; also of batches."""
+    return tf.reverse(image, axis=[-2])
+
+
+def _mean_grey(image):
+    """(1, 1, 1) or (N, 1, 1, 1): the mean of the grey image, a whole number."""
+    mean = tf.reduce_mean(tf.reduce_mean(image, axis=-3), axis=-2)  # rows first vectorises, both at once do not
+    return _each(tf.floor(tf.reduce_sum(mean * LUMA, axis=-1) + 0.5))
+
+
+def _grey(images):
+    """(N, H, W, 1) of a batch. A sum: on GPUs a product of matrices would round its factors to 10 bits."""
+    return tf.reduce_sum(images * LUMA, axis=-1, keepdims=True)
+
+
+def _each(parameter):
+    """A number an image, (N,), beside the images (N, H, W, 3); a scalar beside (H, W, 3)."""
+    return parameter[..., tf.newaxis, tf.newaxis, tf.newaxis]
 
 
 _TO_GREY = np.repeat(LUMA[:, np.newaxis], 3, axis=1)  # (from, to) channel
@@ -113,11 +166,11 @@ def _clip(image):
 
 
 def _blur_columns(image, sigma, largest):
-    height, width, _ = sizes(image)
-    lines = tf.reshape(image, (height, -1))
+    *batch, height, width, _ = sizes(image)
+    lines = tf.reshape(image, (*batch, height, -1))
     # Three boxes see this far; only where no edge is in sight is one row's rule the next one's.
     reach = 3 * (int((math.sqrt(4 * largest**2 + 1) - 1) / 2) + 1) if largest else height
-    if isinstance(height, int) and height % BLOCK == 0 and 2 * reach <= BLOCK < height:
+    if not batch and isinstance(height, int) and height % BLOCK == 0 and 2 * reach <= BLOCK < height:
         # Rows in blocks, each from its surroundings alone: the first, the last, and all between with one matrix,
         # which are parts of the matrix of two blocks.
         weights = _blur_weights(2 * BLOCK, sigma)
@@ -128,14 +181,14 @@ def _blur_columns(image, sigma, largest):
         lines = tf.matmul(weights, tf.stack([lines[start : start + wide] for start in starts]))
     else:
         lines = tf.matmul(_blur_weights(height, sigma), lines)
-    return tf.reshape(lines, (height, width, 3))
+    return tf.reshape(lines, (*batch, height, width, 3))
 
 
 def _blur_weights(length, sigma):
-    """(length, length): what each pixel of a line gathers in three box blurs."""
+    """(..., length, length), sigma being (...): what each pixel of a line gathers in three box blurs."""
     # The box of the wanted variance (Gwosdek et al. 2011, as Pillow): 2 * whole + 1 pixels of weight 1, then on
     # either side one of weight `part`.
-    variance = tf.square(tf.cast(sigma, tf.float32)) / 3.0
+    variance = tf.square(tf.cast(sigma, tf.float32))[..., tf.newaxis, tf.newaxis] / 3.0
     whole = tf.floor((tf.sqrt(12.0 * variance + 1.0) - 1.0) / 2.0)
     part = (2.0 * whole + 1.0) * (whole * (whole + 1.0) - 3.0 * variance)
     radius = whole + part / (6.0 * (variance - tf.square(whole + 1.0)))
@@ -144,7 +197,7 @@ def _blur_weights(length, sigma):
     box = tf.clip_by_value(radius + 1.0 - distance, 0.0, 1.0) / (2.0 * radius + 1.0)
     # What falls over an edge is taken from the pixel at the edge. A line is longer than a box, so that no pixel
     # has both edges in its box.
-    missing = 1.0 - tf.reduce_sum(box, axis=1, keepdims=True)
+    missing = 1.0 - tf.reduce_sum(box, axis=-1, keepdims=True)
     nearest_edge = tf.where(2.0 * place < tf.cast(length, tf.float32), 0, length - 1)
     box += missing * tf.one_hot(nearest_edge, length)
     return tf.matmul(box, tf.matmul(box, box))

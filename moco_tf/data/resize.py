@@ -43,6 +43,21 @@ def triangle_weights(length, resized, size, offset=0):
     return weights / tf.reduce_sum(weights, axis=1, keepdims=True)
 
 
+def crop_weights(length, size, start, extent):
+    """How `extent` of `length` pixels, from `start` on, become `size` pixels: (N, size, length), rows sum to 1.
+
+    start, extent: int32 (N,). As `triangle_weights` of each part alone.
+    """
+    start, extent = (tf.cast(each, tf.float32)[:, tf.newaxis] for each in (start, extent))
+    scale = extent / size  # N x 1
+    centre = (tf.range(size, dtype=tf.float32) + 0.5) * scale  # N x S
+    pixel = tf.cast(tf.range(length), tf.float32) + 0.5 - start  # N x H
+    distance = tf.abs(pixel[:, tf.newaxis] - centre[..., tf.newaxis]) / tf.maximum(scale, 1.0)[..., tf.newaxis]
+    inside = tf.cast((pixel > 0) & (pixel < extent), tf.float32)[:, tf.newaxis]
+    weights = tf.nn.relu(1.0 - distance) * inside
+    return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
+
+
 def sizes(tensor):
     """The shape as a list: a Python number where it is known, a scalar tensor where it is not."""
     known, running = tensor.shape.as_list(), tf.shape(tensor)

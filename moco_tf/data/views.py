@@ -37,11 +37,15 @@ def batches(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), m
     return _batches(parallel_map(records, view), batch_size // replicas)
 
 
-def first(source, task, number, seed):
-    """The views of the first batch of `batches(source, task, number, seed)`, one by one: a pipeline begins slowly."""
-    records = source.shuffled(seed).take(number)
-    made = zip(*(task(record, _seed(seed, epoch, record)) for epoch, record in records), strict=True)
-    return tuple(tf.stack(view) for view in made)
+def first(source, task, number, seed, on_device=None):
+    """The views of the first batch of `batches(source, task, number, seed)`, one by one: a pipeline begins slowly.
+
+    on_device: what the training step makes of them first, if anything.
+    """
+    with tf.device("CPU:0"):  # as in a pipeline
+        made = [task(record, _seed(seed, epoch, record)) for epoch, record in source.shuffled(seed).take(number)]
+    views = tf.nest.map_structure(lambda *each: tf.stack(each), *made)
+    return on_device(views) if on_device else views
 
 
 def labelled(source, task, batch_size, seed, epoch):

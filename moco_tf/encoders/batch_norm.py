@@ -71,7 +71,8 @@ class BatchNorm(keras.layers.Layer):
             outputs = infer(x, gamma, beta, self.epsilon, self.moving_mean.value, self.moving_variance.value)
         else:
             together = self.synchronized and replicas.count() > 1
-            normalize = _normalize_together if together else _normalize_fused if fused else _normalize
+            each = _normalize_at_once if self.groups > 1 and on_gpu() else _normalize_fused if fused else _normalize
+            normalize = _normalize_together if together else each
             # Tensors: each group would read the variables anew.
             running = [tf.convert_to_tensor(variable.value) for variable in (self.moving_mean, self.moving_variance)]
             outputs, mean, variance = normalize(
@@ -98,6 +99,11 @@ class BatchNorm(keras.layers.Layer):
             "affine": self.affine,
             "gamma_initializer": self.gamma_initializer,
         }
+
+
+def on_gpu():
+    """Whether a step runs on a GPU here."""
+    return bool(tf.config.list_logical_devices("GPU"))
 
 
 def _infer(x, gamma, beta, epsilon, mean, variance):
@@ -177,6 +183,42 @@ def _normalize_fused(x, gamma, beta, epsilon, groups, running, rate):
         return tf.concat([each.y for each in normalized], axis), gradient
 
     return joined(x, gamma, beta), mean, variance
+
+
+def _normalize_at_once(inputs, gamma, beta, epsilon, groups, running, rate):
+    """As `_normalize`, with operations that take all groups at once: GPUs launch, and XLA compiles, few large kernels.
+
+    Mean and variance have no gradient.
+    """
+    dtype = gamma.dtype
+
+    @tf.custom_gradient
+    def normalize(inputs, gamma, beta):
+        x = tf.cast(tf.reshape(inputs, (groups, -1, inputs.shape[-1])), dtype)  # G x (N/G H W) x C
+        mean = tf.reduce_mean(x, axis=1, keepdims=True)  # G x 1 x C
+        variance = tf.reduce_mean(tf.square(x - mean), axis=1, keepdims=True)
+        scale = tf.math.rsqrt(variance + epsilon)
+        outputs = (x - mean) * (scale * gamma) + beta
+
+        def gradient(of_outputs, *_):
+            of_outputs = tf.cast(tf.reshape(of_outputs, tf.shape(x)), dtype)
+            normal = (x - mean) * scale
+            of_beta, of_gamma = (
+                tf.reduce_sum(each, axis=1, keepdims=True) for each in (of_outputs, of_outputs * normal)
+            )  # G x 1 x C
+            count = tf.cast(tf.shape(x)[1], dtype)
+            of_inputs = scale * gamma * (of_outputs - (of_beta + normal * of_gamma) / count)
+            return (
+                tf.reshape(tf.cast(of_inputs, inputs.dtype), tf.shape(inputs)),
+                *(tf.reduce_sum(each, axis=(0, 1)) for each in (of_gamma, of_beta)),
+            )
+
+        return (tf.reshape(tf.cast(outputs, inputs.dtype), tf.shape(inputs)), mean, variance), gradient
+
+    outputs, mean, variance = normalize(inputs, gamma, beta)
+    count = tf.cast(tf.size(inputs) / inputs.shape[-1] / groups, dtype)
+    moments = tf.reduce_mean(mean, axis=(0, 1)), tf.reduce_mean(variance, axis=(0, 1)) * count / (count - 1.0)
+    return outputs, *_move(running, moments, rate)
 
 
 def _normalize_together(inputs, gamma, beta, epsilon, _, running, rate):

@@ -23,6 +23,13 @@ class Options:
         0.0,
         "Least area of a random crop, as a share of the image; 0: the recipe's own (v1, v2: 0.2). v3: 0.2, ViTs 0.08.",
     )
+    views_on: str = flag(
+        "host",
+        "Where views are made. host: one by one, as the pipeline goes; device: the pipeline decodes, and the training "
+        "step crops and distorts a batch at once, compiled by XLA: for small images of one size; both: the pipeline "
+        "crops, the step distorts: for photographs, where there is a GPU.",
+        choices=("host", "device", "both"),
+    )
     positives: int = flag(1, "P: key views of an image beside the query view, each a key of its own. v1, v2, v3: 1.")
 
     def check(self):
@@ -31,12 +38,40 @@ class Options:
 
 
 def views(record, seed, inputs, options):
-    """(query view, P key views) of an image, float32 (S, S, 3) each, normalised.
+    """(query view, P key views) of an image, float32 (S, S, 3) each, normalised; or what `on_device` goes on from.
 
     record: a dict with "image", encoded bytes or uint8; seed: int64 (2,); inputs: the encoder's `Preprocessing`.
     """
+    return begun(record, seed, kinds(inputs, options), inputs, options)
+
+
+def kinds(inputs, options):
+    """What the views are, query first: an `augment.View` each."""
     from moco_tf.data import augment
 
     recipe = augment.RECIPES[options.augment](inputs.image_size, crop_min=options.crop_min or None)
-    kinds = (recipe.query, *[recipe.key] * options.positives)
-    return tuple(augment.random_views(record, seed, kinds, inputs))
+    return (recipe.query, *[recipe.key] * options.positives)
+
+
+def begun(record, seed, kinds, inputs, options):
+    """Views of one picture, as far as the host makes them."""
+    from moco_tf.data import augment
+
+    if options.views_on == "device":
+        return tuple(augment.pictures(record, seed, len(kinds)))
+    crops = augment.random_crops(record, seed, kinds, inputs.image_size)
+    if options.views_on == "both":
+        return tuple(augment.of_eight_bits(crops))
+    return tuple(augment.distorted(crops, kinds, inputs))
+
+
+def on_device(inputs, options):
+    """What the training step does of a batch's views, a function of their tuple; None: nothing."""
+    from moco_tf.data import augment
+
+    def finished(views):
+        if options.views_on == "device":
+            views = augment.crops_of(views, kinds(inputs, options), inputs.image_size)
+        return tuple(augment.distorted(views, kinds(inputs, options), inputs))
+
+    return None if options.views_on == "host" else finished

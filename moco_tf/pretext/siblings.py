@@ -77,17 +77,17 @@ def views(record, seed, inputs, options):
     """
     import tensorflow as tf
 
-    from moco_tf.data import augment
-
     fold_in = tf.random.experimental.stateless_fold_in
-    recipe = augment.RECIPES[options.augment](inputs.image_size, crop_min=options.crop_min or None)
-    kinds = [recipe.query, *[recipe.key] * options.positives]
+    kinds = crops.kinds(inputs, options)
     places = pictures(tf.size(record["files"]), fold_in(seed, len(kinds)), options)
-    made = []
+    made = ()
     for number, kind in enumerate(kinds):
         picture = {"image": tf.io.read_file(record["files"][places[number]])}
-        made += augment.random_views(picture, fold_in(seed, number), (kind,), inputs)
-    return tuple(made)
+        made += crops.begun(picture, fold_in(seed, number), (kind,), inputs, options)
+    return made
+
+
+on_device = crops.on_device
 
 
 def pictures(count, seed, options):

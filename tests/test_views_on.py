@@ -1,0 +1,115 @@
+"""Views that the training step makes, a batch at once: those that the host makes, and exact where a run goes on."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_preprocessing import photograph
+from test_train import assert_same_run
+
+from moco_tf.data import augment
+from moco_tf.data.inputs.image import Preprocessing
+from moco_tf.pretext import crops, siblings
+from moco_tf.train import main
+
+NUMBER, SIZE = 24, 20
+IMAGE = tf.constant(np.round(photograph(30, 24)), tf.uint8)
+LEVEL = 1 / (255 * 0.225)  # of 256, in normalised views
+FLAGS = [
+    "--arch=resnet10",
+    "--width=4",
+    "--stem=cifar",
+    "--image_size=8",
+    "--augment=cifar",
+    "--batch_size=8",
+    "--epochs=1",
+    "--queue_size=16",
+    "--bn_groups=2",
+    "--knn_every=0",
+    "--views_on=device",
+]
+
+
+def stacked(made):
+    return tf.nest.map_structure(lambda *each: tf.stack(each), *made)
+
+
+def for_seeds(function):
+    """What (seed) -> views gives for `NUMBER` seeds, as batches."""
+    return stacked([function(tf.constant((5, number), tf.int64)) for number in range(NUMBER)])
+
+
+@pytest.mark.parametrize("name", augment.RECIPES)
+def test_a_batch_is_distorted_as_its_images_are_one_by_one(name):
+    task = augment.RECIPES[name](SIZE)
+    views = (task.query, dataclasses.replace(task.key, blur_probability=0.5, solarize_probability=0.5))
+    expected = for_seeds(lambda seed: augment.random_views({"image": IMAGE}, seed, views, task.preprocessing))
+    cut = for_seeds(lambda seed: augment.random_crops({"image": IMAGE}, seed, views, SIZE))
+    for compiled in (False, True):
+        distort = tf.function(lambda batch: augment.distorted(batch, views, task.preprocessing), jit_compile=compiled)
+        for batch, alone in zip(distort(cut), expected, strict=True):
+            np.testing.assert_allclose(batch, alone, atol=0.01 * LEVEL)
+
+
+@pytest.mark.parametrize("size", [SIZE, 40], ids=["smaller", "larger"])
+def test_crops_of_a_batch_are_those_of_its_images(size):
+    views = (augment.View(), augment.View(crop_scale=(0.5, 1.0)))
+    expected = for_seeds(lambda seed: augment.random_crops({"image": IMAGE}, seed, views, size))
+    whole = for_seeds(lambda seed: augment.pictures({"image": IMAGE}, seed, len(views)))
+    for batch, alone in zip(augment.crops_of(whole, views, size), expected, strict=True):
+        np.testing.assert_allclose(batch.image, alone.image, atol=2e-3)
+        np.testing.assert_array_equal(batch.uniforms, alone.uniforms)
+
+
+@pytest.mark.parametrize("where", ["both", "device"])
+def test_the_step_makes_the_views_that_the_host_would_make(where):
+    """Within the rounding of a crop to 8 bits, and where XLA rounds a side of a box as the host does."""
+    inputs = Preprocessing(image_size=SIZE)
+    on_host, elsewhere = (crops.Options(positives=2, views_on=name) for name in ("host", where))
+    record = {"image": tf.io.encode_png(IMAGE)}
+    expected = for_seeds(lambda seed: crops.views(record, seed, inputs, on_host))
+    begun = for_seeds(lambda seed: crops.views(record, seed, inputs, elsewhere))
+    finished = tf.function(crops.on_device(inputs, elsewhere), jit_compile=True)(begun)
+    assert len(finished) == 3
+    for batch, alone in zip(finished, expected, strict=True):
+        assert batch.dtype == tf.float32
+        near = np.abs(batch - alone).max(axis=(1, 2, 3)) < 3 * LEVEL
+        assert near.mean() > 0.9
+    assert crops.on_device(inputs, on_host) is None and siblings.on_device is crops.on_device
+
+
+def test_a_view_does_not_depend_on_its_batch():
+    """So replicas see what one device would see, bit for bit."""
+    inputs, options = Preprocessing(image_size=SIZE), crops.Options(views_on="device")
+    begun = for_seeds(lambda seed: crops.views({"image": tf.io.encode_png(IMAGE)}, seed, inputs, options))
+    finish = tf.function(crops.on_device(inputs, options), jit_compile=True)
+    halves = [finish(tf.nest.map_structure(lambda t, p=part: tf.split(t, 2)[p], begun)) for part in (0, 1)]
+    for whole, *parts in zip(finish(begun), *halves, strict=True):
+        np.testing.assert_array_equal(whole, tf.concat(parts, axis=0))
+
+
+def write(folder, number, size=12):
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in range(number):
+        pixels = np.random.default_rng(place).integers(0, 256, (size, size, 3), np.uint8)
+        (folder / f"{size}-{place}.png").write_bytes(tf.io.encode_png(pixels).numpy())
+
+
+@pytest.mark.parametrize("more", [(), ("--virtual_replicas=4", "--bn_groups=4"), ("--symmetric", "--positives=2")])
+def test_a_run_with_views_of_the_device_goes_on_bit_for_bit(tmp_path, more):
+    write(tmp_path / "data/train", 32)
+    flags = [f"--dataset={tmp_path / 'data'}", *FLAGS, *more]
+    assert main([*flags, f"--run_dir={tmp_path / 'whole'}"]) == 0
+    for steps in (2, 4):
+        assert main([*flags, f"--run_dir={tmp_path / 'parts'}", f"--max_steps={steps}"]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_images_of_several_sizes_are_refused_with_the_way_out(tmp_path, capsys):
+    write(tmp_path / "data/train", 8)
+    write(tmp_path / "data/train", 24, size=13)
+    flags = [f"--dataset={tmp_path / 'data'}", *FLAGS, f"--run_dir={tmp_path / 'run'}"]
+    assert main(flags) == 1
+    assert "--views_on=both" in capsys.readouterr().out
+    assert main([f"--dataset={tmp_path / 'data'}", *FLAGS, f"--run_dir={tmp_path / 'other'}", "--views_on=both"]) == 0
