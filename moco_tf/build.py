@@ -64,6 +64,13 @@ def batches(config, strategy, records, task, step, model):
       ConfigError: the model does not train on as many views as the task makes, or they are of several shapes.
     """
     number = strategy.num_replicas_in_sync
+    module = config_lib.task_module(config.pretext)
+    at_once = None
+    if hasattr(module, "at_once"):
+        try:
+            at_once = module.at_once(records, config.options(module.Options))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     def share(worker=(0, 1)):
         dataset = views.batches(
@@ -75,6 +82,7 @@ def batches(config, strategy, records, task, step, model):
             replicas=number,
             worker=worker,
             most=model.TAKES,
+            at_once=at_once,
         )
         _check_views(config, dataset.element_spec["views"], model)
         return dataset

@@ -129,8 +129,6 @@ def _train(config, open_until_the_end):
             advised = "another machine no longer answers: start all again, they go on from the last checkpoint"
         elif isinstance(error, tf.errors.ResourceExhaustedError):
             advised = "memory or storage has run out: go on from the last checkpoint on a machine with more of it"
-        elif getattr(config, "views_on", "") == "device" and "shape" in cause:
-            advised = "--views_on=device takes images of one size, --views_on=both of any (in a new --run_dir)"
         elif model.jit_compile:
             advised = "the same command goes on from the last checkpoint; with --xla=off it does so without XLA"
         else:

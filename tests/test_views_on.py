@@ -1,6 +1,7 @@
 """Views that the training step makes, a batch at once: those that the host makes, and exact where a run goes on."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import tensorflow as tf
 from test_preprocessing import photograph
 from test_train import assert_same_run
 
-from moco_tf.data import augment
+from moco_tf.data import augment, sources, views
 from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.pretext import crops, siblings
 from moco_tf.train import main
@@ -89,6 +90,22 @@ def test_a_view_does_not_depend_on_its_batch():
         np.testing.assert_array_equal(whole, tf.concat(parts, axis=0))
 
 
+@pytest.mark.parametrize("replicas, worker", [(1, (0, 1)), (4, (0, 2)), (4, (1, 2))])
+def test_pictures_in_memory_are_those_read_one_by_one(replicas, worker):
+    source = sources.embedded("train").only(range(40))
+    source = dataclasses.replace(source, stand_ins=np.where(np.arange(40) % 7, np.arange(40), 1))
+    inputs, options = Preprocessing(image_size=SIZE), crops.Options(views_on="device", positives=2)
+
+    def batches(at_once):
+        task = functools.partial(crops.views, inputs=inputs, options=options)
+        made = views.batches(source, task, 16, 3, 1, replicas, worker, most=2, at_once=at_once)
+        return list(made.take(8).as_numpy_iterator())
+
+    for read, kept in zip(batches(None), batches(crops.at_once(source, options)), strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, read, kept)
+    assert crops.at_once(source, crops.Options()) is None
+
+
 def write(folder, number, size=12):
     folder.mkdir(parents=True, exist_ok=True)
     for place in range(number):
@@ -110,6 +127,7 @@ def test_images_of_several_sizes_are_refused_with_the_way_out(tmp_path, capsys):
     write(tmp_path / "data/train", 8)
     write(tmp_path / "data/train", 24, size=13)
     flags = [f"--dataset={tmp_path / 'data'}", *FLAGS, f"--run_dir={tmp_path / 'run'}"]
-    assert main(flags) == 1
-    assert "--views_on=both" in capsys.readouterr().out
+    assert main(flags) == 2
+    error = capsys.readouterr().err
+    assert "are not of one size" in error and "12 x 12" in error and "13 x 13" in error and "--views_on=both" in error
     assert main([f"--dataset={tmp_path / 'data'}", *FLAGS, f"--run_dir={tmp_path / 'other'}", "--views_on=both"]) == 0

@@ -124,6 +124,14 @@ def pictures(record, seed, views):
 
 
 @tf.autograph.experimental.do_not_convert
+def pictures_at_once(images, numbers, seeds, views):
+    """As `pictures`, of the records with these numbers (N,) of all `images`, uint8 (R, H, W, 3); seeds: (N, 2)."""
+    uniforms = tf.map_fn(lambda seed: draw(seed, views), seeds, fn_output_signature=tf.float32)
+    images = tf.gather(images, numbers)
+    return [Unfinished(images, own) for own in tf.unstack(uniforms, num=views, axis=1)]
+
+
+@tf.autograph.experimental.do_not_convert
 def crops_of(pictures, views, size):
     """The crops, float32 (N, S, S, 3), of batches of `pictures` of one size; a list of `Unfinished`."""
     crops = []

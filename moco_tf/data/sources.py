@@ -39,8 +39,9 @@ class Permutation:
             raise ValueError(f"An epoch has 1 to {size} records (all of {name}), not {per_epoch}.")
 
     def __call__(self, position):
-        """(epoch, number) at a position, int64 scalars, as graph operations."""
+        """(epoch, number) at a position, or at several (N,) of one epoch: int64, as graph operations."""
         epoch, place = position // self.per_epoch, position % self.per_epoch
+        epoch = tf.reshape(epoch, (-1,))[0]
         key = tf.stack([tf.constant(self.seed, tf.int64), epoch])
         return epoch, tf.random.experimental.index_shuffle(place, key, self.size - 1)
 
@@ -136,6 +137,18 @@ class Source:
         first, count, of = share
         taken = tf.data.Dataset.counter(start // of * count).map(lambda i: i // count * of + first + i % count)
         return fixed(parallel_map(taken, at))
+
+    def shuffled_numbers(self, length, seed, start=0, per_epoch=None, share=WHOLE):
+        """As `shuffled`, but (epoch, numbers int64 (length,)): of so many records at once, all of one epoch."""
+        order = Permutation(self.size, seed, per_epoch, self.name)
+        first, count, of = share
+
+        def at(begin):
+            i = begin + tf.range(length, dtype=tf.int64)
+            epoch, numbers = order(i // count * of + first + i % count)
+            return epoch, numbers if self.stand_ins is None else tf.gather(tf.constant(self.stand_ins), numbers)
+
+        return fixed(tf.data.Dataset.counter(start // of * count, length).map(at))
 
 
 def evenly_spread(size, limit=None):

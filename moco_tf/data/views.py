@@ -9,10 +9,11 @@ from moco_tf.data import arrays
 from moco_tf.data.pipeline import PREFETCH, fixed, parallel_map
 
 
-def batches(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), most=None):
+def batches(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), most=None, at_once=None):
     """Endless batches from number `step` on: {"views": float32 (N, S, S, 3) each, "id", "label": int64 (N,)}.
 
     most: how many of the task's views are wanted; None: all. TensorFlow leaves out the work on what nobody takes.
+    at_once: what `task` does record by record, for all of a batch: (numbers int64 (n,), seeds int64 (n, 2)) -> views.
 
     With several `replicas`, the batches are N / replicas long: the shares, in turn, of the replicas of this `worker`
     (its number, the number of workers). Together they are the batches that one replica would see.
@@ -28,7 +29,16 @@ def batches(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), m
     per_epoch = source.size // batch_size * batch_size
     number, workers = worker
     here = batch_size // workers
-    records = source.shuffled(seed, step * batch_size, per_epoch, share=(number * here, here, batch_size))
+    place = {"start": step * batch_size, "per_epoch": per_epoch, "share": (number * here, here, batch_size)}
+    if at_once:
+
+        def batch(epoch, numbers):
+            made = at_once(numbers, tf.stack([tf.fill(tf.shape(numbers), seed * 2**32 + epoch), numbers], axis=1))
+            return {"views": tuple(made)[:most], "id": numbers, "label": tf.gather(source.labels, numbers)}
+
+        numbers = source.shuffled_numbers(batch_size // replicas, seed, **place)
+        return _in_order(parallel_map(numbers, batch))
+    records = source.shuffled(seed, **place)
 
     def view(epoch, record):
         made = tuple(task(record, _seed(seed, epoch, record)))
@@ -97,11 +107,14 @@ def _seed(seed, epoch, record):
 
 
 def _batches(examples, batch_size, drop_remainder=True):
-    batches = examples.batch(batch_size, drop_remainder=drop_remainder).prefetch(PREFETCH)
+    return _in_order(examples.batch(batch_size, drop_remainder=drop_remainder))
+
+
+def _in_order(batches):
     options = tf.data.Options()
     options.deterministic = True
     options.threading.max_intra_op_parallelism = 1  # records run beside one another; threads within one only wait
-    return fixed(batches.with_options(options))
+    return fixed(batches.prefetch(PREFETCH).with_options(options))
 
 
 def _image_of(*element):

@@ -65,6 +65,21 @@ def begun(record, seed, kinds, inputs, options):
     return tuple(augment.distorted(crops, kinds, inputs))
 
 
+def at_once(source, options):
+    """What `views` does, for all records of a batch: (numbers (N,), seeds (N, 2)) -> views; None: one by one.
+
+    Raises:
+      ValueError: the images are not of one size, or too many for the memory.
+    """
+    from moco_tf.data import augment, in_memory
+    from moco_tf.data.sources import Source
+
+    if options.views_on != "device" or not isinstance(source, Source):
+        return None
+    pictures = in_memory.pictures(source)
+    return lambda numbers, seeds: augment.pictures_at_once(pictures, numbers, seeds, 1 + options.positives)
+
+
 def on_device(inputs, options):
     """What the training step does of a batch's views, a function of their tuple; None: nothing."""
     from moco_tf.data import augment
