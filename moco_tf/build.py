@@ -95,6 +95,11 @@ def batches(config, strategy, records, task, step, model):
 
 
 def _check_views(config, spec, model):
+    if not model.on_device and any(not isinstance(view, tf.TensorSpec) for view in spec):
+        raise ConfigError(
+            f"--pretext={config.pretext} gives views that the training step is to finish, but has no on_device "
+            "(docs/pretext.md) and so no way to: --views_on=host makes them whole"
+        )
     shapes = [tuple(tf.nest.flatten(view)[0].shape[1:]) for view in spec]
     if len(set(shapes)) > 1:
         raise ConfigError(

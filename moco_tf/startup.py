@@ -4,6 +4,7 @@ training with its fastest kernels."""
 import contextlib
 import gc
 import os
+import re
 import sys
 import tempfile
 
@@ -43,6 +44,20 @@ def load_tensorflow(virtual_cpus=0, training=False):
             greetings.seek(0)
             sys.stderr.buffer.write(greetings.read())
             raise
+
+
+def computes_bfloat16(cpuinfo="/proc/cpuinfo"):
+    """Whether what trains here, a GPU or else the processor, multiplies matrices in bfloat16."""
+    import tensorflow as tf
+
+    if gpus := tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0,))[0] >= 8
+    try:
+        with open(cpuinfo) as file:
+            flags = file.read()
+    except OSError:  # not Linux
+        return False
+    return bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags))
 
 
 def _divide(tf, cpu, parts):

@@ -14,7 +14,7 @@ from pathlib import Path
 from moco_tf import command
 from moco_tf import config as config_lib
 from moco_tf.command import ConfigError
-from moco_tf.startup import load_tensorflow
+from moco_tf.startup import computes_bfloat16, load_tensorflow
 
 log = logging.getLogger("moco_tf")
 
@@ -181,7 +181,7 @@ def _look_before_training(config, records, task, model, run, recorder, monitor, 
     from moco_tf import advice
     from moco_tf.data.views import first
 
-    for sentence in advice.before_training(config, records.size):
+    for sentence in advice.before_training(config, records.size, computes_bfloat16()):
         log.info(f"- {sentence}")
     for callback in filter(None, (recorder, monitor)):
         callback.set_model(model)  # `fit` has not done so yet

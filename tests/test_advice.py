@@ -32,6 +32,14 @@ def test_each_method_has_its_words_on_the_loss(method, words):
     assert all(word in sentence for word, sentence in zip(words, sentences, strict=True))
 
 
+def test_bfloat16_is_named_where_the_machine_computes_in_it_and_the_network_is_large_enough():
+    large = {"queue_size": 4096, "image_size": 224, "width": 64}
+    (_, sentence) = advice.before_training(make(**SETTINGS | large), 10_000, bfloat16=True)
+    assert "--precision=bfloat16" in sentence
+    for changed, machine in (({}, False), ({"precision": "bfloat16"}, True), ({"image_size": 32}, True)):
+        assert len(list(advice.before_training(make(**SETTINGS | large | changed), 10_000, machine))) == 1
+
+
 def test_what_a_method_does_not_use_is_named():
     flags = ["--method=end_to_end", "--shared=trunk", "--queue_size=4096", "--momentum=0.9", "--patch_size=8"]
     *_, sentence = before(parse(flags))

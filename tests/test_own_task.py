@@ -85,6 +85,11 @@ def test_it_goes_on_bit_for_bit(run, turns):
         np.testing.assert_array_equal(a, b, err_msg=a.path)
 
 
+def test_views_that_the_step_is_to_finish_are_refused_where_the_task_says_no_way_to(turns, capsys):
+    assert main([*SMALL, "--views_on=device", f"--run_dir={turns / 'unfinished'}"]) == 2
+    assert "no on_device" in capsys.readouterr().err
+
+
 def test_it_is_judged_and_exported_like_any_other(run, turns, capsys):
     arguments = [f"--encoder={run}", "--dataset=embedded", "--limit=200", f"--output={turns / 'knn'}"]
     assert knn.main(arguments) == 0

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
+from moco_tf import startup
+
 REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("flags, computes", [("fma avx512_bf16 fsrm", True), ("amx_bf16", True), ("avx2 bf16", False)])
+def test_the_processors_flags_tell_whether_it_computes_in_bfloat16(flags, computes, tmp_path):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert startup.computes_bfloat16(tmp_path / "cpuinfo") == computes
+    assert not startup.computes_bfloat16(tmp_path / "none")
 
 
 @pytest.mark.parametrize("given, found", [(None, "1"), ("0", "0")])

@@ -1,0 +1,141 @@
+"""How much is learnt in so many minutes? Recipes at several budgets of wall time, on the embedded images.
+
+    python -m benchmarks.frontier --budgets=5,15,40 --seeds=0,1,2
+    python -m benchmarks.frontier --test
+
+A recipe's speed is measured in a short run first; the schedule of a run is then as long as its budget allows. Runs
+train on nine tenths of the embedded *training* images, with all cores, one after another; kNN and linear probe on the
+tenth that is held out judge them, so that no test image chooses a recipe. --test looks at the 2,000 test images, once,
+at the end, with the encoders that there are. Every run is a row of docs/results/frontier.csv; what is there is not run
+again.
+"""
+
+import argparse
+import csv
+import json
+import os
+import re
+import statistics
+from pathlib import Path
+
+from benchmarks.search import ROOT, call, write_images
+from moco_tf import run_folder
+from moco_tf.evaluate import plots, scores
+
+# Each is a point of departure (what the quickstart was, and the reference run), or what the search found.
+BEFORE = (
+    "--flagfile=configs/quickstart.flags --image_size=32 --views_on=host --queue_size=4096 --lr=0.03 --crop_min=0.2"
+)
+RECIPES = {
+    "quickstart of 0.2": f"{BEFORE} --momentum=0.99 --temperature=0.1 --batch_size=128 --nosymmetric",
+    "reference": "--flagfile=configs/embedded_reference.flags",
+    "quickstart": "--flagfile=configs/quickstart.flags",
+    "end to end, NT-Xent": "--flagfile=configs/quickstart.flags --method=end_to_end --loss=nt_xent --temperature=0.2",
+}
+START = 12  # seconds before the first step, roughly: they belong to a budget
+TIMED = 60  # steps that tell a recipe's speed
+COLUMNS = (
+    "recipe", "budget_minutes", "seed", "epochs", "images_seen", "wall_seconds",
+    "held_out_knn", "held_out_probe", "test_knn", "test_probe",
+)  # fmt: skip
+KEY = COLUMNS[:3]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs/search", help="of the images and the runs")
+    parser.add_argument("--budgets", default="5,15,40", help="minutes, comma-separated")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--recipe", action="append", choices=RECIPES, help="only this one; may be given again")
+    parser.add_argument("--test", action="store_true", help="judge the finished runs on the test images, at the end")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs/results/frontier.csv")
+    arguments = parser.parse_args()
+    images = arguments.folder / "images"
+    if not (images / "done").exists():
+        write_images(images)
+    rows = read(arguments.output)
+    for seed in arguments.seeds.split(","):
+        for budget in arguments.budgets.split(","):
+            for recipe in arguments.recipe or RECIPES:
+                key = dict(zip(KEY, (recipe, budget, seed), strict=True))
+                row = next((row for row in rows if key.items() <= row.items()), None)
+                if row is None and not arguments.test:
+                    rows.append(key | run(arguments.folder, images, recipe, float(budget), seed))
+                elif row is not None and arguments.test and not row["test_knn"]:
+                    row |= judged(run_dir(arguments.folder, *key.values()), ["--dataset=embedded"], "test")
+                else:
+                    continue
+                scores.write_rows(arguments.output, rows)
+                print("  ".join(f"{(row or rows[-1])[name]}" for name in COLUMNS), flush=True)
+    if rows:
+        print(table(rows))
+        draw(rows, arguments.output.with_suffix(".png"))
+
+
+def read(path):
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run_dir(folder, recipe, budget, seed):
+    return folder / "frontier" / f"{re.sub(r'[^a-z0-9.]+', '-', recipe.lower())},{budget},{seed}"
+
+
+def run(folder, images, recipe, budget, seed):
+    """Trains a recipe for so many minutes and judges it on the held-out images; what its row has beside its key."""
+    data = [f"--dataset={images}", "--knn_every=0", f"--seed={seed}"]
+    cores = sorted(os.sched_getaffinity(0))
+
+    def train(into, *flags):
+        call(cores, "moco_tf.train", *RECIPES[recipe].split(), *data, *flags, f"--run_dir={into}")
+
+    trial = run_dir(folder, recipe, "speed", 0)
+    train(trial, f"--max_steps={TIMED}", "--epochs=200")
+    per_second = float(run_folder.rows(trial)[-1]["images_per_second"])
+    count = len(list((images / "train").glob("*/*")))
+    epochs = max(1, round((60 * budget - START) * per_second / count))
+    into = run_dir(folder, recipe, f"{budget:g}", seed)
+    train(into, f"--epochs={epochs}")
+    seconds = sum(float(s) for s in re.findall(r"Wall time (\d+) s", (into / "train.log").read_text()))
+    seen = epochs * count
+    row = {"epochs": epochs, "images_seen": seen, "wall_seconds": round(seconds), "test_knn": "", "test_probe": ""}
+    return row | judged(into, [f"--dataset={images}", "--eval_split=val"], "held_out")
+
+
+def judged(encoder, data, kind):
+    """{kind_knn, kind_probe}: accuracies in percent."""
+    cores, found = sorted(os.sched_getaffinity(0)), {}
+    for name, command in (("knn", "moco_tf.evaluate.knn"), ("probe", "moco_tf.evaluate.linear_probe")):
+        output = encoder / f"{kind}_{name}"
+        call(cores, command, f"--encoder={encoder}", *data, f"--output={output}")
+        found[f"{kind}_{name}"] = round(json.loads((output / "summary.json").read_text())["top1"], 2)
+    return found
+
+
+def table(rows):
+    """Lines of Markdown: means over the seeds."""
+    lines = ["| recipe | minutes | epochs | seconds | " + " | ".join(COLUMNS[6:]) + " | seeds |", "|---" * 9 + "|"]
+    for recipe, budget in dict.fromkeys((row["recipe"], row["budget_minutes"]) for row in rows):
+        of = [row for row in rows if (row["recipe"], row["budget_minutes"]) == (recipe, budget)]
+        cells = [statistics.mean(float(row[name]) for row in of) for name in ("epochs", "wall_seconds")]
+        figures = [[float(row[name]) for row in of if row[name] != ""] for name in COLUMNS[6:]]
+        figures = [f"{statistics.mean(each):.1f}" if each else "" for each in figures]
+        lines.append("| " + " | ".join([recipe, budget, *(f"{c:.0f}" for c in cells), *figures, str(len(of))]) + " |")
+    return "\n".join(lines)
+
+
+def draw(rows, path):
+    """Held-out kNN over minutes, a curve a recipe."""
+    points = []
+    for recipe, budget in dict.fromkeys((row["recipe"], row["budget_minutes"]) for row in rows):
+        of = [float(r["held_out_knn"]) for r in rows if (r["recipe"], r["budget_minutes"]) == (recipe, budget)]
+        points.append({"minutes": float(budget), recipe: statistics.mean(of)})
+    names = list(dict.fromkeys(row["recipe"] for row in rows))
+    points = [dict.fromkeys(names, "") | point for point in sorted(points, key=lambda point: point["minutes"])]
+    plots.curves(path, points, "minutes", *names, logarithmic=True, unit="kNN top-1 on held-out images, %")
+
+
+if __name__ == "__main__":
+    main()
