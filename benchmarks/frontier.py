@@ -18,16 +18,12 @@ import re
 import statistics
 from pathlib import Path
 
-from benchmarks.search import ROOT, call, write_images
+from benchmarks.search import BASE, ROOT, call, write_images
 from moco_tf import run_folder
 from moco_tf.evaluate import plots, scores
 
-# Each is a point of departure (what the quickstart was, and the reference run), or what the search found.
-BEFORE = (
-    "--flagfile=configs/quickstart.flags --image_size=32 --views_on=host --queue_size=4096 --lr=0.03 --crop_min=0.2"
-)
-RECIPES = {
-    "quickstart of 0.2": f"{BEFORE} --momentum=0.99 --temperature=0.1 --batch_size=128 --nosymmetric",
+RECIPES = {  # two points of departure, what the search found, and the same without a queue
+    "quickstart of 0.2": BASE,
     "reference": "--flagfile=configs/embedded_reference.flags",
     "quickstart": "--flagfile=configs/quickstart.flags",
     "end to end, NT-Xent": "--flagfile=configs/quickstart.flags --method=end_to_end --loss=nt_xent --temperature=0.2",

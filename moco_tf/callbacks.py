@@ -32,6 +32,8 @@ class KNNMonitor(keras.callbacks.Callback):
       limit: images taken of each, evenly spread, so that large data costs no more.
     """
 
+    MOST_KEPT = 2**29  # bytes of a source's views that stay in memory between evaluations
+
     def __init__(self, bank, queries, every=1, limit=50_000):
         super().__init__()
         self.bank = bank
@@ -71,13 +73,15 @@ class KNNMonitor(keras.callbacks.Callback):
         return accuracy
 
     def _views(self, source, preprocessing):
-        """The central views of a source: tracing them takes a second, and each evaluation needs the same ones."""
+        """The central views of a source, the same in each evaluation: traced once, and kept if they are small."""
         if preprocessing != self.model.preprocessing:  # of pixels, once
             return None
         if self._kept_for != preprocessing:
             self._kept, self._kept_for = {}, preprocessing
         if source not in self._kept:
-            self._kept[source] = views_of(source, preprocessing, self.limit, labelled=True)
+            views = views_of(source, preprocessing, self.limit, labelled=True)
+            size = min(source.size, self.limit) * 3 * 4 * preprocessing.image_size**2
+            self._kept[source] = views.cache() if size <= self.MOST_KEPT else views
         return self._kept[source]
 
 

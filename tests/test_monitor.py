@@ -1,6 +1,8 @@
 """When the kNN monitor is shown: where its accuracy means something, and with the reason in the log where not."""
 
+import contextlib
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import tensorflow as tf
 from moco_tf import callbacks
 from moco_tf.config import make
 from moco_tf.data import dataset, tfds
+from moco_tf.data.inputs.image import Preprocessing
+from moco_tf.data.sources import Source
 
 
 @pytest.fixture
@@ -85,3 +89,30 @@ def test_parts_of_a_split_of_tfds_that_overlap_do_not_judge():
     assert whole.shared_with(last) == last.shared_with(whole) == 5
     assert part(("0", 0, 10), ("1", 0, 5)).shared_with(last) == 0
     assert "5 of the 5 images of a set are trained on" in callbacks._means_nothing(whole, last)
+
+
+class Mean:
+    """A stand-in for a model: its features are the means of the channels."""
+
+    preprocessing = Preprocessing(8, crop_ratio=1.0)
+
+    def encode(self, images):
+        return {"features": tf.reduce_mean(images, axis=(1, 2))}
+
+
+@pytest.mark.parametrize("most, read_again", [(2**20, False), (0, True)])
+def test_small_views_are_kept_between_evaluations(tmp_path, monkeypatch, most, read_again):
+    paths = []
+    for shade in range(8):
+        pixels = np.full((12, 12, 3), (30 * shade, 0, 90), np.uint8)
+        paths.append(str(tmp_path / f"{shade}.png"))
+        Path(paths[-1]).write_bytes(tf.io.encode_png(pixels).numpy())
+    images = Source("shades", tf.constant(paths), tf.constant([0, 1] * 4, tf.int64), ("a", "b"), tf.io.read_file)
+    monkeypatch.setattr(callbacks.KNNMonitor, "MOST_KEPT", most)
+    knn = callbacks.KNNMonitor(images, images)
+    knn.set_model(Mean())
+    first = knn.evaluate()
+    for path in paths:
+        Path(path).unlink()
+    with pytest.raises(tf.errors.NotFoundError) if read_again else contextlib.nullcontext():
+        assert knn.evaluate() == first
