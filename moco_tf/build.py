@@ -14,7 +14,7 @@ from moco_tf import config as config_lib
 from moco_tf import replicas, run_folder, schedules
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.command import ConfigError
-from moco_tf.data import augment, views
+from moco_tf.data import augment, errors, views
 from moco_tf.data.inputs.image import IMAGENET
 from moco_tf.optimizers import LARS, SGD, AdamW
 
@@ -64,13 +64,7 @@ def batches(config, strategy, records, task, step, model):
       ConfigError: the model does not train on as many views as the task makes, or they are of several shapes.
     """
     number = strategy.num_replicas_in_sync
-    module = config_lib.task_module(config.pretext)
-    at_once = None
-    if hasattr(module, "at_once"):
-        try:
-            at_once = module.at_once(records, config.options(module.Options))
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+    whole = at_once(config, records)
 
     def share(worker=(0, 1)):
         dataset = views.batches(
@@ -82,7 +76,7 @@ def batches(config, strategy, records, task, step, model):
             replicas=number,
             worker=worker,
             most=model.TAKES,
-            at_once=at_once,
+            at_once=whole,
         )
         _check_views(config, dataset.element_spec["views"], model)
         return dataset
@@ -98,7 +92,7 @@ def _check_views(config, spec, model):
     if not model.on_device and any(not isinstance(view, tf.TensorSpec) for view in spec):
         raise ConfigError(
             f"--pretext={config.pretext} gives views that the training step is to finish, but has no on_device "
-            "(docs/pretext.md) and so no way to: --views_on=host makes them whole"
+            "(docs/pretext.md) to say how; the crops of --views_on=host are whole"
         )
     shapes = [tuple(tf.nest.flatten(view)[0].shape[1:]) for view in spec]
     if len(set(shapes)) > 1:
@@ -144,6 +138,25 @@ def on_device(config, inputs):
     if not hasattr(module, "on_device"):
         return None
     return module.on_device(inputs, config.options(module.Options))
+
+
+def at_once(config, records):
+    """What the task makes the views of a whole batch with, or None: of each record by itself.
+
+    Raises:
+      ConfigError: the records do not allow what the flags ask for, or one cannot be read any more.
+    """
+    module = config_lib.task_module(config.pretext)
+    if not hasattr(module, "at_once"):
+        return None
+    try:
+        return module.at_once(records, config.options(module.Options))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    except errors.ERRORS as error:
+        raise ConfigError(
+            f"{records.name}: {errors.reason(error)}; files that have changed are checked anew"
+        ) from None
 
 
 def records(config, source):

@@ -179,7 +179,8 @@ class Run:
     )
     xla: str = flag(
         "auto",
-        "Whether XLA compiles the training step: on, off; auto: on one GPU. It cannot for several replicas.",
+        "Whether XLA compiles the training step: on, off; auto: on one GPU. It cannot for several replicas. It "
+        "compiles what the step makes of views (--views_on) in any case.",
         choices=("auto", "on", "off"),
         about=FREE,
     )

@@ -37,6 +37,14 @@ def test_training_mode_equals_pytorchs_definition_in_each_group(
     np.testing.assert_allclose(layer.moving_variance, variance, rtol=tolerance, atol=tolerance)
 
 
+def test_parts_of_a_batch_are_equal_on_a_gpu_as_well(monkeypatch):
+    monkeypatch.setattr(batch_norm, "on_gpu", lambda: True)
+    layer = BatchNorm(groups=3)
+    layer.build(X.shape)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="equal parts"):
+        layer(X[:, :, :3].astype("float32"), training=True)  # 8 images, 72 pixels
+
+
 def test_inference_mode_uses_the_running_statistics_and_moves_nothing():
     layer = BatchNorm()
     layer.build(X.shape)

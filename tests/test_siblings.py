@@ -139,6 +139,7 @@ def clips(tmp_path_factory):
             ["--positives=2", "--method=moco_v3"],
             "moco_v3 trains on 2 views of each record; --pretext=siblings",
         ),
+        (["--views_on=device"], "--views_on is host or both, since pictures are read one by one; got device"),
         (["--dataset=embedded"], "--pretext=siblings: things are the sub-folders of a folder of images"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import tensorflow as tf
 from test_preprocessing import photograph
 from test_train import assert_same_run
 
-from moco_tf.data import augment, sources, views
+from moco_tf.data import __main__ as data_command
+from moco_tf.data import augment, in_memory, sources, views
 from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.pretext import crops, siblings
 from moco_tf.train import main
@@ -106,6 +108,25 @@ def test_pictures_in_memory_are_those_read_one_by_one(replicas, worker):
     assert crops.at_once(source, crops.Options()) is None
 
 
+def test_a_memory_bank_takes_the_first_view_alone():
+    inputs, options = Preprocessing(image_size=SIZE), crops.Options(views_on="device")
+    source = sources.embedded("train").only(range(32))
+    task = functools.partial(crops.views, inputs=inputs, options=options)
+    made = views.batches(source, task, 16, 0, most=1, at_once=crops.at_once(source, options))
+    (view,) = crops.on_device(inputs, options)(next(iter(made))["views"])
+    assert view.shape == (16, SIZE, SIZE, 3)
+
+
+def test_streams_and_images_above_a_third_of_the_memory_are_refused(monkeypatch):
+    options, stream = crops.Options(views_on="device"), types.SimpleNamespace(name="a stream")
+    with pytest.raises(ValueError, match="a stream is read one by one; --views_on=device keeps"):
+        crops.at_once(stream, options)
+    monkeypatch.setattr(in_memory.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1024, "SC_PHYS_PAGES": 250}[name])
+    source = sources.embedded("train").only(range(40))
+    with pytest.raises(ValueError, match="40 images of 32 x 32 pixels take 0.0 GiB, more than a third"):
+        crops.at_once(source, options)
+
+
 def write(folder, number, size=12):
     folder.mkdir(parents=True, exist_ok=True)
     for place in range(number):
@@ -127,7 +148,9 @@ def test_images_of_several_sizes_are_refused_with_the_way_out(tmp_path, capsys):
     write(tmp_path / "data/train", 8)
     write(tmp_path / "data/train", 24, size=13)
     flags = [f"--dataset={tmp_path / 'data'}", *FLAGS, f"--run_dir={tmp_path / 'run'}"]
-    assert main(flags) == 2
-    error = capsys.readouterr().err
-    assert "are not of one size" in error and "12 x 12" in error and "13 x 13" in error and "--views_on=both" in error
+    for refusing in (main, data_command.main):  # the other one runs into nothing that this one refuses
+        assert refusing(flags) == 2
+        error = capsys.readouterr().err
+        assert "are of several sizes" in error and "12 x 12" in error and "13 x 13" in error
+        assert "--views_on=both" in error
     assert main([f"--dataset={tmp_path / 'data'}", *FLAGS, f"--run_dir={tmp_path / 'other'}", "--views_on=both"]) == 0

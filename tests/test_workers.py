@@ -18,6 +18,7 @@ from moco_tf import train
 from moco_tf.data.errors import reason
 
 REPOSITORY = Path(__file__).parent.parent
+TINY = [*TINY, "--views_on=device"]  # the shares of pipelines that go record by record: tests/test_views.py
 
 
 def start(run_dir, *arguments, workers=2, other_run_dir=None):

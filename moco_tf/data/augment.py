@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.data import image_ops
+from moco_tf.data.encoded import decode
 from moco_tf.data.inputs.image import CIFAR10, IMAGENET, Preprocessing
 
 CROP_TRIES = 10
@@ -36,7 +37,7 @@ class View:
     def distort(self, image, draws):
         """Everything after the crop: float32 (S, S, 3), values 0..255, to the same. draws: `Draws` of this view.
 
-        Or a batch, (N, S, S, 3) and draws of (N, ...), which computes every step for every image: for accelerators.
+        Or a batch, (N, S, S, 3) and draws of (N, ...), which computes every step for every image: for XLA.
         """
         for step in self.steps:
             if step == "jitter":
@@ -111,7 +112,7 @@ def random_crops(record, seed, views, size):
 
 
 def of_eight_bits(crops):
-    """The crops' images rounded to uint8, as Pillow rounds them: a quarter of the bytes to carry to a device."""
+    """The crops' images rounded to uint8: a quarter of the bytes to carry to a device."""
     return [crop._replace(image=tf.cast(tf.round(crop.image), tf.uint8)) for crop in crops]
 
 
@@ -119,7 +120,7 @@ def of_eight_bits(crops):
 def pictures(record, seed, views):
     """As `random_crops`, but nothing is cut yet: the picture, uint8 (H, W, 3), for each of so many views."""
     image = record["image"]
-    picture = image_ops.decoded(image) if image.dtype == tf.string else image
+    picture = decode(image) if image.dtype == tf.string else image
     return [Unfinished(picture, own) for own in tf.unstack(draw(seed, views))]
 
 
@@ -135,7 +136,7 @@ def pictures_at_once(images, numbers, seeds, views):
 def crops_of(pictures, views, size):
     """The crops, float32 (N, S, S, 3), of batches of `pictures` of one size; a list of `Unfinished`."""
     crops = []
-    for (images, uniforms), view in zip(pictures, views, strict=False):
+    for (images, uniforms), view in zip(pictures, views, strict=True):
         height, width = tf.unstack(tf.shape(images)[1:3])
         boxes = random_resized_crop_box(height, width, view.crop_scale, draws_of(uniforms).crop)  # N x 4
         crops.append(Unfinished(image_ops.resized_crops(images, boxes, size), uniforms))
@@ -144,10 +145,10 @@ def crops_of(pictures, views, size):
 
 @tf.autograph.experimental.do_not_convert
 def distorted(crops, views, preprocessing):
-    """The normalised views, float32 (..., S, S, 3), that crops become: a list. What `views` has more is left out."""
+    """The normalised views, float32 (..., S, S, 3), that crops become: a list."""
     return [
         preprocessing.normalize(view.distort(tf.cast(crop.image, tf.float32), draws_of(crop.uniforms)))
-        for crop, view in zip(crops, views, strict=False)
+        for crop, view in zip(crops, views, strict=True)
     ]
 
 

@@ -64,6 +64,7 @@ def resized(image, size):
 def resized_crops(images, boxes, size):
     """As `resized` of a part of each image: float32 (N, size, size, 3), of (N, H, W, 3), any type, all at once.
 
+    On a GPU that multiplies matrices in TF32, within a quarter of a level; so the blur.
     boxes: int32 (N, 4): top, left, height, width.
     """
     top, left, rows, columns = tf.unstack(boxes, axis=1)
@@ -73,11 +74,6 @@ def resized_crops(images, boxes, size):
     lines = tf.transpose(tf.reshape(lines, (number, size, width, 3)), (0, 2, 1, 3))
     lines = tf.matmul(crop_weights(width, size, left, columns), tf.reshape(lines, (number, width, size * 3)))
     return tf.transpose(tf.reshape(lines, (number, size, size, 3)), (0, 2, 1, 3))
-
-
-def decoded(encoded):
-    """The pixels, uint8 (H, W, 3), of an image in any format; what is wrong with it is an error."""
-    return tf.cond(tf.io.is_jpeg(encoded), lambda: decode_jpeg(encoded), lambda: decode_other(encoded))
 
 
 def brightness(image, factor):

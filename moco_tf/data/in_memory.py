@@ -1,34 +1,44 @@
-"""The pictures of a source, decoded, all in memory: for many small ones, reading them is most of a pipeline's work."""
+"""All images of a source, decoded, in memory: of many small ones, reading them anew is most of a pipeline's work."""
 
-import functools
+import os
 
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data.image_ops import decoded
-from moco_tf.data.pipeline import parallel_map
+from moco_tf.data.encoded import decode
+from moco_tf.data.pipeline import fixed, parallel_map
 
-LARGEST = 8 * 2**30  # bytes
+CHUNK = 1000  # images that are decoded before they are put in their places
+ADVICE = "--views_on=device keeps all images in memory, decoded; --views_on=both and host read them one by one"
 
 
-@functools.lru_cache(maxsize=1)  # a run asks for them each time that it builds its batches
-def pictures(source):
-    """uint8 (R, H, W, 3) of a `Source`, by number; a number that cannot be decoded has its stand-in's picture.
+def decoded(source):
+    """uint8 (R, H, W, 3) of a `Source`, by number; a number that cannot be decoded has its stand-in's image.
 
     Raises:
-      ValueError: they are not of one size, or more than 8 GiB.
+      ValueError: they are not of one size, or would take more than a third of this machine's memory.
     """
-    advice = "--views_on=device keeps all images in memory, decoded: --views_on=both or host reads them one by one"
-    images = parallel_map(source.unchecked(), lambda record: decoded(record["image"]))
-    shape = next(iter(images)).shape
-    if (size := source.size * int(np.prod(shape))) > LARGEST:
+    records = source.unchecked()
+    shape = decode(next(iter(records))["image"]).shape
+    gib = source.size * int(np.prod(shape)) / 2**30
+    third = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 3 / 2**30
+    if gib > third:
         raise ValueError(
-            f"{source.size} images of {shape[1]} x {shape[0]} pixels take {size / 2**30:.1f} GiB; {advice}"
+            f"{source.size} images of {shape[1]} x {shape[0]} pixels take {gib:.1f} GiB, more than a third of this "
+            f"machine's memory; {ADVICE}"
         )
+
+    def of_this_shape(record):
+        image = decode(record["image"])
+        same = tf.reduce_all(tf.shape(image) == shape)
+        return tf.cond(same, lambda: image, lambda: tf.zeros(shape, tf.uint8)), tf.shape(image)
+
+    images, place = np.empty((source.size, *shape), np.uint8), 0
+    for chunk, shapes in fixed(parallel_map(records, of_this_shape).batch(CHUNK)).as_numpy_iterator():
+        for other in shapes[(shapes != shape).any(axis=1)]:
+            sizes = " and ".join(f"{width} x {height}" for height, width, _ in (shape, other))
+            raise ValueError(f"the images of {source.name} are of several sizes, {sizes} pixels, say; {ADVICE}")
+        images[place : place + len(chunk)] = chunk
+        place += len(chunk)
     with tf.device("CPU:0"):
-        try:
-            return images.batch(source.size).get_single_element()
-        except tf.errors.InvalidArgumentError:
-            other = next(image.shape for image in images if image.shape != shape)
-    sizes = " and ".join(f"{width} x {height}" for height, width, _ in (shape, other))
-    raise ValueError(f"the images of {source.name} are not of one size, but of {sizes} pixels, say; {advice}")
+        return tf.constant(images)

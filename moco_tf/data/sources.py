@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data import in_memory
 from moco_tf.data.pipeline import fixed, parallel_map
 
 CIFAR10_CLASSES = (
@@ -93,6 +94,11 @@ class Source:
     def paths(self):
         """The images' files, string (size,), None where they are not files."""
         return self.contents if self.read is tf.io.read_file else None
+
+    @functools.cached_property
+    def decoded(self):
+        """All images, uint8 (R, H, W, 3), which stay in memory; raises as `in_memory.decoded`."""
+        return in_memory.decoded(self)
 
     def only(self, numbers):
         """A source of the images with these numbers; they are numbered anew."""

@@ -10,7 +10,7 @@ from moco_tf.data.pipeline import PREFETCH, fixed, parallel_map
 
 
 def batches(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), most=None, at_once=None):
-    """Endless batches from number `step` on: {"views": float32 (N, S, S, 3) each, "id", "label": int64 (N,)}.
+    """Endless batches from number `step` on: {"views": what the task gives, (N, ...), "id", "label": int64 (N,)}.
 
     most: how many of the task's views are wanted; None: all. TensorFlow leaves out the work on what nobody takes.
     at_once: what `task` does record by record, for all of a batch: (numbers int64 (n,), seeds int64 (n, 2)) -> views.
@@ -37,7 +37,7 @@ def batches(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), m
             return {"views": tuple(made)[:most], "id": numbers, "label": tf.gather(source.labels, numbers)}
 
         numbers = source.shuffled_numbers(batch_size // replicas, seed, **place)
-        return _in_order(parallel_map(numbers, batch))
+        return _in_order(numbers.map(batch, num_parallel_calls=PREFETCH, deterministic=True))
     records = source.shuffled(seed, **place)
 
     def view(epoch, record):
@@ -53,7 +53,9 @@ def first(source, task, number, seed, on_device=None):
     on_device: what the training step makes of them first, if anything.
     """
     with tf.device("CPU:0"):  # as in a pipeline
-        made = [task(record, _seed(seed, epoch, record)) for epoch, record in source.shuffled(seed).take(number)]
+        made = [
+            tuple(task(record, _seed(seed, epoch, record))) for epoch, record in source.shuffled(seed).take(number)
+        ]
     views = tf.nest.map_structure(lambda *each: tf.stack(each), *made)
     return on_device(views) if on_device else views
 

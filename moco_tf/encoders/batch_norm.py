@@ -190,33 +190,36 @@ def _normalize_at_once(inputs, gamma, beta, epsilon, groups, running, rate):
 
     Mean and variance have no gradient.
     """
-    dtype = gamma.dtype
+    dtype, shape = gamma.dtype, tf.shape(inputs)
+    tf.debugging.assert_equal(shape[0] % groups, 0, "BatchNorm's groups are equal parts of the batch")
+    count = tf.cast(tf.reduce_prod(shape[:-1]) // groups, dtype)
+
+    def parts(x):  # G x (N/G H W) x C
+        return tf.cast(tf.reshape(x, (groups, -1, inputs.shape[-1])), dtype)
 
     @tf.custom_gradient
     def normalize(inputs, gamma, beta):
-        x = tf.cast(tf.reshape(inputs, (groups, -1, inputs.shape[-1])), dtype)  # G x (N/G H W) x C
+        x = parts(inputs)
         mean = tf.reduce_mean(x, axis=1, keepdims=True)  # G x 1 x C
         variance = tf.reduce_mean(tf.square(x - mean), axis=1, keepdims=True)
         scale = tf.math.rsqrt(variance + epsilon)
         outputs = (x - mean) * (scale * gamma) + beta
 
         def gradient(of_outputs, *_):
-            of_outputs = tf.cast(tf.reshape(of_outputs, tf.shape(x)), dtype)
-            normal = (x - mean) * scale
+            of_outputs = parts(of_outputs)
+            normal = (parts(inputs) - mean) * scale  # not x, whose memory would stay taken until here
             of_beta, of_gamma = (
                 tf.reduce_sum(each, axis=1, keepdims=True) for each in (of_outputs, of_outputs * normal)
             )  # G x 1 x C
-            count = tf.cast(tf.shape(x)[1], dtype)
             of_inputs = scale * gamma * (of_outputs - (of_beta + normal * of_gamma) / count)
             return (
-                tf.reshape(tf.cast(of_inputs, inputs.dtype), tf.shape(inputs)),
+                tf.reshape(tf.cast(of_inputs, inputs.dtype), shape),
                 *(tf.reduce_sum(each, axis=(0, 1)) for each in (of_gamma, of_beta)),
             )
 
-        return (tf.reshape(tf.cast(outputs, inputs.dtype), tf.shape(inputs)), mean, variance), gradient
+        return (tf.reshape(tf.cast(outputs, inputs.dtype), shape), mean, variance), gradient
 
     outputs, mean, variance = normalize(inputs, gamma, beta)
-    count = tf.cast(tf.size(inputs) / inputs.shape[-1] / groups, dtype)
     moments = tf.reduce_mean(mean, axis=(0, 1)), tf.reduce_mean(variance, axis=(0, 1)) * count / (count - 1.0)
     return outputs, *_move(running, moments, rate)
 

@@ -25,9 +25,9 @@ class Options:
     )
     views_on: str = flag(
         "host",
-        "Where views are made. host: one by one, as the pipeline goes; device: the pipeline decodes, and the training "
-        "step crops and distorts a batch at once, compiled by XLA: for small images of one size; both: the pipeline "
-        "crops, the step distorts: for photographs, where there is a GPU.",
+        "Where views are made. host: one by one, as the pipeline goes; device: all images stay in memory, decoded, "
+        "and the training step crops and distorts a batch at once: for small images of one size; both: the pipeline "
+        "crops, the step distorts: for photographs, where there is a GPU. XLA compiles what the step makes.",
         choices=("host", "device", "both"),
     )
     positives: int = flag(1, "P: key views of an image beside the query view, each a key of its own. v1, v2, v3: 1.")
@@ -42,7 +42,7 @@ def views(record, seed, inputs, options):
 
     record: a dict with "image", encoded bytes or uint8; seed: int64 (2,); inputs: the encoder's `Preprocessing`.
     """
-    return begun(record, seed, kinds(inputs, options), inputs, options)
+    return host_part(record, seed, kinds(inputs, options), inputs, options)
 
 
 def kinds(inputs, options):
@@ -53,7 +53,7 @@ def kinds(inputs, options):
     return (recipe.query, *[recipe.key] * options.positives)
 
 
-def begun(record, seed, kinds, inputs, options):
+def host_part(record, seed, kinds, inputs, options):
     """Views of one picture, as far as the host makes them."""
     from moco_tf.data import augment
 
@@ -69,24 +69,27 @@ def at_once(source, options):
     """What `views` does, for all records of a batch: (numbers (N,), seeds (N, 2)) -> views; None: one by one.
 
     Raises:
-      ValueError: the images are not of one size, or too many for the memory.
+      ValueError: they are a stream, of several sizes, or too many for the memory.
     """
     from moco_tf.data import augment, in_memory
     from moco_tf.data.sources import Source
 
-    if options.views_on != "device" or not isinstance(source, Source):
+    if options.views_on != "device":
         return None
-    pictures = in_memory.pictures(source)
-    return lambda numbers, seeds: augment.pictures_at_once(pictures, numbers, seeds, 1 + options.positives)
+    if not isinstance(source, Source):
+        raise ValueError(f"{source.name} is read one by one; {in_memory.ADVICE}")
+    images = source.decoded
+    return lambda numbers, seeds: augment.pictures_at_once(images, numbers, seeds, 1 + options.positives)
 
 
 def on_device(inputs, options):
     """What the training step does of a batch's views, a function of their tuple; None: nothing."""
     from moco_tf.data import augment
 
-    def finished(views):
+    def device_part(views):
+        of_these = kinds(inputs, options)[: len(views)]  # a memory bank takes the first alone
         if options.views_on == "device":
-            views = augment.crops_of(views, kinds(inputs, options), inputs.image_size)
-        return tuple(augment.distorted(views, kinds(inputs, options), inputs))
+            views = augment.crops_of(views, of_these, inputs.image_size)
+        return tuple(augment.distorted(views, of_these, inputs))
 
-    return None if options.views_on == "host" else finished
+    return None if options.views_on == "host" else device_part

@@ -33,6 +33,9 @@ class Options(crops.Options):
     )
 
     def check(self):
+        command.require(
+            self, self.views_on != "device", "views_on", "is host or both, since pictures are read one by one"
+        )
         command.require(self, self.max_distance >= 0, "max_distance", "is 0 or more places")
 
 
@@ -83,7 +86,7 @@ def views(record, seed, inputs, options):
     made = ()
     for number, kind in enumerate(kinds):
         picture = {"image": tf.io.read_file(record["files"][places[number]])}
-        made += crops.begun(picture, fold_in(seed, number), (kind,), inputs, options)
+        made += crops.host_part(picture, fold_in(seed, number), (kind,), inputs, options)
     return made
 
 
