@@ -11,14 +11,13 @@ again.
 """
 
 import argparse
-import csv
 import json
 import os
 import re
 import statistics
 from pathlib import Path
 
-from benchmarks.search import BASE, ROOT, call, write_images
+from benchmarks.search import BASE, ROOT, call, read, write_images
 from moco_tf import run_folder
 from moco_tf.evaluate import plots, scores
 
@@ -66,13 +65,6 @@ def main():
     if rows:
         print(table(rows))
         draw(rows, arguments.output.with_suffix(".png"))
-
-
-def read(path):
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def run_dir(folder, recipe, budget, seed):

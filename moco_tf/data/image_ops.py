@@ -64,7 +64,7 @@ def resized(image, size):
 def resized_crops(images, boxes, size):
     """As `resized` of a part of each image: float32 (N, size, size, 3), of (N, H, W, 3), any type, all at once.
 
-    On a GPU that multiplies matrices in TF32, within a quarter of a level; so the blur.
+    A GPU that multiplies matrices in TF32 rounds their factors to 10 bits, here and in the blur.
     boxes: int32 (N, 4): top, left, height, width.
     """
     top, left, rows, columns = tf.unstack(boxes, axis=1)
