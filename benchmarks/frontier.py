@@ -80,7 +80,8 @@ def run(folder, images, recipe, budget, seed):
         call(cores, "moco_tf.train", *RECIPES[recipe].split(), *data, *flags, f"--run_dir={into}")
 
     trial = run_dir(folder, recipe, "speed", 0)
-    train(trial, f"--max_steps={TIMED}", "--epochs=200", "--seed=0")
+    if not (trial / "metrics.csv").exists():  # once a recipe
+        train(trial, f"--max_steps={TIMED}", "--epochs=200", "--seed=0")
     per_second = float(run_folder.rows(trial)[-1]["images_per_second"])
     count = len(list((images / "train").glob("*/*")))
     epochs = max(1, round((60 * budget - START) * per_second / count))

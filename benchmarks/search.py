@@ -12,6 +12,7 @@ import argparse
 import collections
 import concurrent.futures
 import csv
+import hashlib
 import json
 import os
 import queue
@@ -27,6 +28,7 @@ from moco_tf.data import sources
 from moco_tf.evaluate import scores
 
 ROOT = Path(__file__).parent.parent
+LONGEST = 200  # characters of a trial's folder: names end at 255 bytes
 HELD_OUT = 10  # every tenth image of a class
 COLUMNS = ("flags", "seed", "seconds_of_steps", "images_per_second", "held_out_knn_top1")
 # What the quickstart was at 32 pixels, from which the search sets out.
@@ -65,6 +67,14 @@ TRIALS = (
     f"{SLOW} --width=32 --epochs=13",
     f"{SLOW} --positives=3 --mask_siblings --epochs=9",
     f"{SLOW} --symmetric --epochs=9",
+    f"{SLOW} --small_views=2 --epochs=12",
+    f"{SLOW} --small_views=4 --epochs=9",
+    f"{SLOW} --pretext=patches --epochs=14",
+    f"{SLOW} --growing_sizes=12,14 --epochs=20",
+    f"{SLOW} --growing_sizes=12,16 --image_size=20 --epochs=16",
+    f"{SLOW} --momentum_schedule=cosine --epochs=16",
+    f"{SLOW} --optimizer=adamw --lr=0.001 --weight_decay=0.05 --epochs=16",
+    f"{SLOW} --optimizer=lars --lr=0.6 --weight_decay=1e-6 --warmup_epochs=1 --epochs=16",
 )
 
 
@@ -115,7 +125,10 @@ def read(path):
 
 def run(folder, images, flags, seed, shares):
     """Trains and judges one trial on one share of the cores; returns its row."""
-    run_dir = folder / (re.sub(r"[^\w.]+", "-", flags).strip("-") or "quickstart") / seed
+    name = re.sub(r"[^\w.]+", "-", flags).strip("-") or "quickstart"
+    if len(name) > LONGEST:
+        name = f"{name[:LONGEST]}-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"
+    run_dir = folder / name / seed
     share = shares.get()
     try:
         data = [f"--dataset={images}", "--eval_split=val", "--knn_every=0", f"--seed={seed}", f"--run_dir={run_dir}"]

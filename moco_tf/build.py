@@ -95,7 +95,7 @@ def _check_views(config, spec, model):
             "(docs/pretext.md) to say how; the crops of --views_on=host are whole"
         )
     shapes = [tuple(tf.nest.flatten(view)[0].shape[1:]) for view in spec]
-    if len(set(shapes)) > 1:
+    if len(set(shapes[: len(shapes) - getattr(model, "small_views", 0)])) > 1:
         raise ConfigError(
             f"--pretext={config.pretext}: all views of a record are of one shape; got {', '.join(map(str, shapes))}"
         )
@@ -116,28 +116,35 @@ def steps_per_epoch(config, size):
     return size // config.batch_size
 
 
-def inputs(config):
-    """What the encoder expects: a `Preprocessing`, with the numbers of the recipe of views where the task has one."""
+def inputs(config, size=None):
+    """What the encoder expects: a `Preprocessing`, with the numbers of the recipe of views where the task has one.
+
+    size: of the views, where it is not the run's own.
+    """
+    size = size or config.image_size
     if getattr(config, "augment", None) not in augment.RECIPES:  # a user's own task may mean something else by it
-        return dataclasses.replace(IMAGENET, image_size=config.image_size)
-    return augment.RECIPES[config.augment](config.image_size).preprocessing
+        return dataclasses.replace(IMAGENET, image_size=size)
+    return augment.RECIPES[config.augment](size).preprocessing
 
 
-def task(config, inputs):
-    """The pretext task: a function (record, seed) -> views, float32 (S, S, 3) each."""
+def task(config, size=None):
+    """The pretext task: a function (record, seed) -> views, float32 (S, S, 3) each; size: S, if not the run's own."""
     module = config_lib.task_module(config.pretext)
-    views = functools.partial(module.views, inputs=inputs, options=config.options(module.Options))
+    views = functools.partial(module.views, inputs=inputs(config, size), options=config.options(module.Options))
     if module.__name__.startswith("moco_tf."):  # written without Python's `if` and `for` over tensors
         return tf.autograph.experimental.do_not_convert(views)  # reading its source takes a second of the start
     return views
 
 
-def on_device(config, inputs):
-    """What the training step makes of a batch's views before it learns from them, or None: they are ready."""
+def on_device(config, size=None):
+    """What the training step makes of a batch's views before it learns from them, or None: they are ready.
+
+    size: of the views, where it is not the run's own.
+    """
     module = config_lib.task_module(config.pretext)
     if not hasattr(module, "on_device"):
         return None
-    return module.on_device(inputs, config.options(module.Options))
+    return module.on_device(inputs(config, size), config.options(module.Options))
 
 
 def at_once(config, records):
@@ -199,7 +206,7 @@ def model(config, source):
         # The model's own counter: an optimizer under loss scaling does not count the steps that it skips.
         rate = lambda: learning_rate(config, pretrainer.step.value, steps)  # noqa: E731
         xla = {"on": True, "off": False}.get(config.xla, config.xla)
-        pretrainer.on_device = on_device(config, inputs(config))
+        pretrainer.on_device = on_device(config)
         pretrainer.compile(OPTIMIZERS[config.optimizer](rate, weight_decay=config.weight_decay), jit_compile=xla)
     return pretrainer
 

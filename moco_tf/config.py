@@ -34,7 +34,7 @@ ARCHITECTURES = (
     "vit_base",
 )
 
-OF_VITS = ("patch_size", "freeze_patch")
+OF_VITS = ("patch_size", "freeze_patch", "token_dropout")
 OF_RESNETS = ("width", "stem")
 
 # What a flag is about decides whether a run may go on with another value of it (see `differences`).
@@ -58,7 +58,8 @@ class Task:
     )
     pretext: str = flag(
         "crops",
-        "Pretext task: crops, two random views of an image (the papers'); siblings, several pictures of one thing; or "
+        "Pretext task: crops, two random views of an image (the papers'); siblings, several pictures of one thing; "
+        "patches, quarters of a view against whole ones (Fast-MoCo); or "
         "a module of your own by its dotted path (docs/pretext.md has an example).",
     )
 
@@ -113,6 +114,11 @@ class Network:
     patch_size: int = flag(16, "Side of a ViT's patches, in pixels; --image_size is a multiple of it. v3: 16.")
     freeze_patch: bool = flag(True, "Leave a ViT's patch projection as it was drawn, for stability. v3: on.")
     image_size: int = flag(224, "Side of the square views, in pixels. Papers: 224.")
+    growing_sizes: tuple[int, ...] = flag(
+        (),
+        "Sides of the views in the first stages of a run, as in 96,128, before --image_size; all stages take equally "
+        "many epochs (progressive learning: EfficientNetV2, arXiv 2104.00298). With ResNets. MoCo's papers: none.",
+    )
     dim: int = flag(128, "Length of the embedding. v1, v2: 128, v3: 256.")
     hidden_dim: int = flag(
         0,
@@ -236,6 +242,16 @@ class Config(Run, Optimization, Network, Data, Task):
             raise ConfigError(
                 f"--image_size is a multiple of --patch_size={self.patch_size} for {self.arch}; got {self.image_size}"
             )
+        if self.growing_sizes and self.is_vit:
+            raise ConfigError(
+                f"--growing_sizes changes the size of views, and {self.arch} takes one size: leave it out"
+            )
+        command.require(self, all(size > 0 for size in self.growing_sizes), "growing_sizes", "lists sizes above 0")
+        if len(self.growing_sizes) >= self.epochs:
+            raise ConfigError(
+                f"each size of --growing_sizes has an epoch, and --image_size another; got {len(self.growing_sizes)} "
+                f"sizes and --epochs={self.epochs}"
+            )
         if self.virtual_replicas and self.strategy not in ("auto", "mirrored"):
             raise ConfigError(
                 f"--virtual_replicas={self.virtual_replicas} divides one machine's CPU, with --strategy=mirrored; "
@@ -254,6 +270,11 @@ class Config(Run, Optimization, Network, Data, Task):
     @property
     def is_vit(self):
         return self.arch.startswith("vit_")
+
+    def size_at(self, epoch):
+        """The side of the views in an epoch (from 0), in pixels."""
+        sizes = (*self.growing_sizes, self.image_size)
+        return sizes[min(len(sizes) * epoch // self.epochs, len(sizes) - 1)]
 
     def uses(self, name):
         """Whether this run has a flag, and its encoder a use for it."""

@@ -13,6 +13,7 @@ CLASSES = {
     "AdamW": "moco_tf.optimizers",
     "Attention": "moco_tf.encoders.vit",
     "BatchNorm": "moco_tf.encoders.batch_norm",
+    "CombinedPatches": "moco_tf.methods.combined_patches",
     "ClassToken": "moco_tf.encoders.vit",
     "EndToEnd": "moco_tf.methods.end_to_end",
     "Gelu": "moco_tf.encoders.vit",

@@ -62,7 +62,6 @@ def _train(config, open_until_the_end):
     steps_per_epoch = build.steps_per_epoch(config, records.size)
     total = config.epochs * steps_per_epoch
     last = min(total, config.max_steps or total)
-    task = build.task(config, build.inputs(config))
     with strategy.scope():
         model = build.model(config, records)
         checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints", model, writes=chief)
@@ -73,7 +72,14 @@ def _train(config, open_until_the_end):
         log.info(f"{config.run_dir} is finished, at step {step} of {total}; a larger --epochs or --max_steps goes on.")
         return 0
 
-    batches = build.batches(config, strategy, records, task, step, model)  # refuses views that the model does not take
+    def batches_at(step):
+        """Endless batches from a step on, their views of the size that they have there."""
+        size = config.size_at(step // steps_per_epoch)
+        if config.growing_sizes:
+            model.views_become(build.on_device(config, size))
+        return build.batches(config, strategy, records, build.task(config, size), step, model)
+
+    batches = batches_at(step)  # refuses views that the model does not take
     saver = callbacks.Saver(checkpoints, config.checkpoint_every)
     progress = recorder = monitor = watch = wall_time = None
     if chief:
@@ -97,14 +103,16 @@ def _train(config, open_until_the_end):
                     log.info(f"- {cost}")
         elif chief:
             start = "untrained" if restored is None else "as converted"
-            _look_before_training(config, records, task, model, run, recorder, monitor, start)
+            _look_before_training(config, records, model, run, recorder, monitor, start)
         with _signals_to(saver):
             while step < last:
-                # A `fit` for the rest of an epoch under way, one for all whole epochs, whose batches come out of one
-                # pipeline, one for a part at the end: each begins exactly where the step counter stands.
+                # A `fit` for the rest of an epoch under way, one for all whole epochs (of a size), whose batches come
+                # out of one pipeline, one for a part at the end: each begins exactly where the step counter stands.
                 epoch, place = divmod(step, steps_per_epoch)
                 steps = min(steps_per_epoch - place, last - step)
                 epochs = (last - step) // steps if steps == steps_per_epoch else 1
+                size = config.size_at(epoch)
+                epochs = next((e for e in range(1, epochs) if config.size_at(epoch + e) != size), epochs)
                 evaluator = monitor if place + steps == steps_per_epoch else None
                 model.fit(
                     batches,
@@ -119,7 +127,7 @@ def _train(config, open_until_the_end):
                 )
                 step += epochs * steps
                 if step < last:
-                    batches = build.batches(config, strategy, records, task, step, model)
+                    batches = batches_at(step)
     except callbacks.TrainingStopped as stop:
         return _report(stop, config, checkpoints, model.steps_done)
     except ERRORS as error:  # an image that changed after it was checked, or another machine that is gone
@@ -176,15 +184,16 @@ def _introduce(config, strategy, records, steps_per_epoch, model):
         log.info("- XLA compiles the training step first, which takes its time; --xla=off does without.")
 
 
-def _look_before_training(config, records, task, model, run, recorder, monitor, start):
+def _look_before_training(config, records, model, run, recorder, monitor, start):
     """Advice, a picture of views, and the accuracies that those of training are compared with."""
-    from moco_tf import advice
+    from moco_tf import advice, build
     from moco_tf.data.views import first
 
     for sentence in advice.before_training(config, records.size, computes_bfloat16()):
         log.info(f"- {sentence}")
     for callback in filter(None, (recorder, monitor)):
         callback.set_model(model)  # `fit` has not done so yet
+    task = build.task(config, config.size_at(0))
     views = first(records, task, min(8, config.batch_size), config.seed, model.on_device)
     recorder.picture("views", model.preprocessing.picture(views))
     if monitor:

@@ -54,6 +54,18 @@ CONFIGS = Path(__file__).parent.parent / "configs"
         (["--dataset=a\nb"], "--dataset has no line break and neither begins nor ends with a blank"),
         (["--data_dir=a "], "--data_dir has no line break and neither begins nor ends with a blank"),
         (["extra"], "all arguments are flags, --name=value; got 'extra'"),
+        (["--token_dropout=0.5", "--method=moco_v3"], "--arch=resnet50 has none; got 0.5: leave it out"),
+        (["--token_dropout=1", "--method=moco_v3"], "--token_dropout is a share, from 0 to less than 1; got 1"),
+        (["--small_views=2", "--arch=vit_tiny"], "--small_views are smaller images, and vit_tiny takes one size"),
+        (["--small_views=-1"], "--small_views is 0 or more; got -1"),
+        (["--small_crop_max=0.01"], "--small_crop_max lies between 0.05 and 1; got 0.01"),
+        (["--method=memory_bank", "--small_views=2"], "--small_views counts views beside the query"),
+        (["--method=memory_bank", "--positives=2"], "--positives counts views beside the query"),
+        (["--pretext=patches", "--image_size=17"], "--image_size is even; got 17"),
+        (["--pretext=patches", "--small_views=1"], "--pretext=patches encodes quarters of a view by a ResNet"),
+        (["--growing_sizes=96", "--arch=vit_tiny"], "--growing_sizes changes the size of views, and vit_tiny takes"),
+        (["--growing_sizes=0"], "--growing_sizes lists sizes above 0; got"),
+        (["--growing_sizes=8,9", "--epochs=2", "--warmup_epochs=0"], "got 2 sizes and --epochs=2"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line(arguments, message):

@@ -7,8 +7,9 @@ import tensorflow as tf
 from keras import layers
 
 import moco_tf
-from moco_tf.encoders import BatchNorm, vit
+from moco_tf.encoders import BatchNorm, heads, vit
 from moco_tf.methods.losses import in_batch
+from moco_tf.methods.moco_v3 import encoder_of_some_patches
 
 SIZE, BATCH = 8, 6
 
@@ -75,9 +76,9 @@ def test_no_gradient_reaches_the_key_encoder_and_momentum_moves_parameters_only(
     assert not {id(v) for v in model.trainable_variables} & {id(v) for v in model.key_encoder.weights}
 
 
-@pytest.mark.parametrize("backbone, head", [(convolution, "resnet"), (tiny_vit, "vit")])
-def test_a_saved_model_trains_on_as_if_nothing_had_happened(tmp_path, backbone, head):
-    whole, first = (moco(backbone, head=head) for _ in range(2))
+@pytest.mark.parametrize("backbone, head, dropout", [(convolution, "resnet", 0.0), (tiny_vit, "vit", 0.5)])
+def test_a_saved_model_trains_on_as_if_nothing_had_happened(tmp_path, backbone, head, dropout):
+    whole, first = (moco(backbone, head=head, token_dropout=dropout) for _ in range(2))
     whole.fit(views(4), verbose=0)
     first.fit(views(4).take(2), verbose=0)
     first.save(tmp_path / "first.keras")
@@ -97,6 +98,41 @@ def test_a_frozen_patch_projection_stays_as_it_was_drawn_and_the_rest_learns():
     same = [np.array_equal(a, v.numpy()) for a, v in zip(before, (*patch.weights, *norm.weights), strict=True)]
     assert same == [True, True, False, False]
     assert logs["gradient_norm_first"][0] > 0 and logs["gradient_norm_last"][0] > 0
+
+
+def test_queries_may_see_the_class_token_and_a_random_part_of_the_patches():
+    model = moco(tiny_vit, head="vit")
+    ((one, _),) = views(1)
+    found = encoder_of_some_patches(model.query_encoder, 0.5)(one, seed=(3, 7))
+    places = vit.patches_kept(BATCH, 4, 2, (3, 7)).numpy()
+    assert all(len(set(row)) == 2 for row in places) and len({frozenset(row) for row in places}) > 1
+
+    layer = model.backbone.get_layer
+    tokens = layer("tokens")(layer("patch_embed.flatten")(layer("patch_embed.proj")(one))).numpy()
+    x = np.stack([t[[0, *(1 + row)]] for t, row in zip(tokens, places, strict=True)])
+    for steps in (("norm1", "attn.qkv", "attn.heads", "attn.proj"), ("norm2", "mlp.fc1", "mlp.act", "mlp.fc2")):
+        y = x
+        for step in steps:
+            y = layer(f"blocks.0.{step}")(y)
+        x = x + y
+    features = layer("norm")(x[:, 0])
+    np.testing.assert_allclose(found, heads.projection(model.query_encoder)(features, training=True), atol=1e-5)
+
+
+def test_with_all_patches_in_any_order_a_vit_computes_what_it_does():
+    model = moco(tiny_vit, head="vit")
+    ((one, _),) = views(1)
+    expected = model.query_encoder(one, training=True)["projection"]
+    np.testing.assert_allclose(
+        encoder_of_some_patches(model.query_encoder, 1.0)(one, seed=(0, 0)), expected, atol=1e-4
+    )
+
+
+def test_patches_are_left_out_of_vits_only():
+    with pytest.raises(ValueError, match="token_dropout leaves patches out of a ViT"):
+        moco(token_dropout=0.5)
+    with pytest.raises(ValueError, match="from 0 to less than 1; got 1"):
+        moco(tiny_vit, head="vit", token_dropout=1.0)
 
 
 def test_positions_are_sines_and_cosines_of_row_and_column():

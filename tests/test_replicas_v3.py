@@ -23,9 +23,9 @@ def transformer():
     return moco_tf.encoders.vit.vit(8, 1, 2, image_size=SIZE, patch_size=4)
 
 
-KINDS = {
-    "resnet": (convolution, lambda: moco_tf.LARS(0.5, weight_decay=1e-6)),
-    "vit": (transformer, lambda: moco_tf.AdamW(1e-3, weight_decay=0.1)),
+KINDS = {  # head: backbone, optimizer, settings
+    "resnet": (convolution, lambda: moco_tf.LARS(0.5, weight_decay=1e-6), {}),
+    "vit": (transformer, lambda: moco_tf.AdamW(1e-3, weight_decay=0.1), {"token_dropout": 0.5}),
 }
 
 
@@ -34,9 +34,10 @@ def train(strategy, head):
     means = []
     note = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: means.append(logs["loss"]))
     keras.utils.set_random_seed(1)
-    backbone, optimizer = KINDS[head]
+    backbone, optimizer, settings = KINDS[head]
+    settings = settings | {"head": head, "dim": 4, "hidden_dim": 8, "temperature": 0.2, "momentum_rise_steps": STEPS}
     with strategy.scope():
-        model = moco_tf.MoCoV3(backbone(), head=head, dim=4, hidden_dim=8, temperature=0.2, momentum_rise_steps=STEPS)
+        model = moco_tf.MoCoV3(backbone(), **settings)
         model.compile(optimizer())
     model.fit(views(STEPS), callbacks=[note], verbose=0, shuffle=False)
     return model, np.diff(np.array(means) * np.arange(1, STEPS + 1), prepend=0.0)

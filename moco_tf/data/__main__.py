@@ -72,7 +72,7 @@ def look(config):
         try:
             records = build.records(config, source)
             build.at_once(config, records)  # refuses what a run would refuse
-            task, on_device = build.task(config, inputs), build.on_device(config, inputs)
+            task, on_device = build.task(config), build.on_device(config)
             views = first(records, task, min(SHOWN, records.size), config.seed, on_device)
         except errors.ERRORS as error:  # a stream with more bad records than a run accepts
             raise ConfigError(errors.reason(error)) from None

@@ -24,6 +24,7 @@ CROP_ASPECT = (3 / 4, 4 / 3)  # width / height
 class View:
     """One random view: a resized crop, then `steps` in their order, each with its probability."""
 
+    size: int | None = None  # S, its side in pixels; None: the encoder's
     crop_scale: tuple = (0.2, 1.0)  # part of the image's area
     steps: tuple = ("jitter", "grayscale", "blur", "flip")
     jitter: tuple = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation: 1 +- this; hue: +- this, in turns
@@ -107,7 +108,7 @@ def random_crops(record, seed, views, size):
         return [tf.unstack(box) for box in tf.unstack(found)]
 
     crops = image_ops.crops(record["image"], boxes)
-    crops = [image_ops.resized(crop, size) for crop in crops]
+    crops = [image_ops.resized(crop, view.size or size) for crop, view in zip(crops, views, strict=True)]
     return [Unfinished(crop, own) for crop, own in zip(crops, tf.unstack(uniforms), strict=True)]
 
 
@@ -139,7 +140,7 @@ def crops_of(pictures, views, size):
     for (images, uniforms), view in zip(pictures, views, strict=True):
         height, width = tf.unstack(tf.shape(images)[1:3])
         boxes = random_resized_crop_box(height, width, view.crop_scale, draws_of(uniforms).crop)  # N x 4
-        crops.append(Unfinished(image_ops.resized_crops(images, boxes, size), uniforms))
+        crops.append(Unfinished(image_ops.resized_crops(images, boxes, view.size or size), uniforms))
     return crops
 
 

@@ -7,13 +7,16 @@ __all__ = ["BatchNorm", "heads", "of_config", "resnet", "vit"]
 
 
 def of_config(config, zero_init_residual=False):
-    """The backbone that a run's flags describe, a functional model with fresh weights."""
+    """The backbone that a run's flags describe, a functional model with fresh weights.
+
+    A ResNet takes images of any size, so that views may be of several.
+    """
     if config.is_vit:
         return getattr(vit, config.arch)(
             image_size=config.image_size, patch_size=config.patch_size, freeze_patch=config.freeze_patch
         )
     return getattr(resnet, config.arch)(
-        image_size=config.image_size,
+        image_size=None,
         width=config.width,
         stem=config.stem,
         zero_init_residual=zero_init_residual,

@@ -66,6 +66,11 @@ def trunk(encoder):
     return encoder.layers[1]
 
 
+def projection(encoder):
+    """The head alone, of the encoder's own layers: a functional model of features (N, C) -> projection (N, dim)."""
+    return keras.Model(encoder.output["features"], encoder.output["projection"])
+
+
 def predictor(head, dim, hidden_dim):
     """MoCo v3's predictor for a `head` of `V3`: a functional model of projections (N, dim) -> (N, dim)."""
     inputs = keras.Input((dim,))

@@ -63,6 +63,33 @@ def vit(dim, depth, heads, *, image_size=224, patch_size=16, freeze_patch=True, 
     return keras.Model(inputs, _layer_norm(ClassToken(name="class_token")(x), "norm"))
 
 
+def parts(backbone, patches):
+    """Takes a ViT apart, after its positions are added, so that its blocks may see some of the patches only.
+
+    Args:
+      backbone: what `vit` built.
+      patches: how many of them the second part takes beside the class token, M.
+
+    Returns:
+      Two functional models of the backbone's own layers: images (N, H, W, 3) -> tokens (N, T, D), and
+      tokens (N, 1 + M, D) -> features (N, D).
+    """
+    tokens = backbone.get_layer("tokens").output
+    some = keras.Input((1 + patches, tokens.shape[-1]))
+    blocks = keras.Model(tokens, backbone.output)
+    blocks = keras.models.clone_model(blocks, input_tensors=some, clone_function=lambda layer: layer)
+    return keras.Model(backbone.input, tokens), blocks
+
+
+def patches_kept(rows, patches, kept, seed):
+    """Which patches each image keeps: int32 (rows, kept), each a random choice of so many of `patches`, in no order.
+
+    seed: two integers, of which all is a function.
+    """
+    noise = tf.random.stateless_uniform((rows, patches), seed, alg="philox")
+    return tf.math.top_k(noise, kept).indices
+
+
 def position_embedding(side, dim):
     """Fixed 2-D sin-cos positions of a class token and side x side patches: float64 (1, 1 + side * side, dim).
 

@@ -3,7 +3,10 @@
 `encoders/batch_norm.py` is the layer; `shuffle_bn.py` sets their groups.
 """
 
+import contextlib
+
 import keras
+import tensorflow as tf
 
 from moco_tf.encoders.batch_norm import BatchNorm
 from moco_tf.methods.keras_internals import layers_of
@@ -21,6 +24,16 @@ def layers(encoder):
 def running_statistics(encoder):
     """The variables in which BatchNorm keeps its running means and variances."""
     return [v for layer in layers(encoder) for v in (layer.moving_mean, layer.moving_variance)]
+
+
+@contextlib.contextmanager
+def statistics_kept(encoder):
+    """What is encoded meanwhile, in training, leaves the running statistics as they were."""
+    variables = running_statistics(encoder)
+    before = [tf.identity(variable.value) for variable in variables]
+    yield
+    for variable, value in zip(variables, before, strict=True):
+        variable.assign(value)
 
 
 def synchronize(model):

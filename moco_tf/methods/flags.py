@@ -102,6 +102,19 @@ class MoCoV3(KeyEncoder):
     """MoCo v3."""
 
     loss: str = _loss("infonce")
+    token_dropout: float = flag(
+        0.0,
+        "Share of the patches that a ViT's queries leave out, drawn anew for each view; keys see all. FLIP (arXiv "
+        "2212.00794): 0.5. v3: 0.",
+    )
+
+    def check(self):
+        command.require(self, 0 <= self.token_dropout < 1, "token_dropout", "is a share, from 0 to less than 1")
+        if self.token_dropout and not self.is_vit:
+            raise ConfigError(
+                f"--token_dropout leaves out patches of a ViT, and --arch={self.arch} has none; got "
+                f"{self.token_dropout:g}: leave it out, or take --arch=vit_tiny"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +126,12 @@ class MemoryBank(BNGroups, Head, Negatives):
 
     def check(self):
         command.require(self, 0 <= self.bank_momentum <= 1, "bank_momentum", "lies between 0 and 1")
-        if getattr(self, "positives", 1) > 1:
-            raise ConfigError(
-                f"--positives counts key views, and a memory bank has its keys from the bank; got {self.positives}: "
-                "leave it out"
-            )
+        for name, usual in (("positives", 1), ("small_views", 0)):
+            if (given := getattr(self, name, usual)) != usual:
+                raise ConfigError(
+                    f"--{name} counts views beside the query, of which a memory bank makes none, since its keys are "
+                    f"the bank's; got {given}: leave it out"
+                )
         if self.xla == "on" and self.loss == "infonce":
             raise ConfigError("XLA has no way to draw a memory bank's negatives: --xla is auto or off; got on")
 

@@ -33,12 +33,12 @@ class Contrast(NamedTuple):
         return cls(loss, tf.reduce_mean(positives, axis=1), hardest, negatives, top1, queries)
 
 
-def summed(contrasts):
-    """One `Contrast` of those of several views of the same images; its mean loss is the sum of theirs."""
+def together(contrasts, times):
+    """One `Contrast` of those of several queries of the same images; its loss is their mean, so many times."""
     if len(contrasts) == 1:
         return contrasts[0]
     rows = Contrast(*(tf.concat(values, axis=0) for values in zip(*contrasts, strict=True)))
-    return rows._replace(loss=len(contrasts) * rows.loss)
+    return rows._replace(loss=times * rows.loss)
 
 
 def info_nce(queries, keys, dictionary, temperature, own=None):

@@ -8,14 +8,16 @@ Axes: n images of this replica, N of the global batch, H W image, C length of th
 in the queue.
 """
 
+import contextlib
+
 import keras
 import tensorflow as tf
 
 from moco_tf import encoders, replicas
 from moco_tf.encoders import heads
-from moco_tf.methods import backbones
+from moco_tf.methods import backbones, batch_norms
 from moco_tf.methods.ema import cosine_momentum, ema_update, rise_steps
-from moco_tf.methods.losses import info_nce, summed, unit_length
+from moco_tf.methods.losses import info_nce, together, unit_length
 from moco_tf.methods.pretrainer import CONTRAST_METRICS, Pretrainer
 from moco_tf.methods.queue import Queue
 from moco_tf.methods.shuffle_bn import groups_here, set_groups, shuffle_key_images
@@ -23,22 +25,27 @@ from moco_tf.methods.shuffle_bn import groups_here, set_groups, shuffle_key_imag
 
 def model(config, options, inputs, source):
     """The `MoCo` of a run."""
-    return MoCo(
-        encoders.of_config(config),
-        dim=config.dim,
-        head=options.head,
-        hidden_dim=config.hidden_dim or None,
-        queue_size=options.queue_size,
-        momentum=options.momentum,
-        momentum_rise_steps=rise_steps(config, options, source),
-        temperature=config.temperature,
-        shuffle_bn=options.shuffle_bn,
-        bn_groups=options.bn_groups,
-        symmetric=options.symmetric,
-        mask_siblings=options.mask_siblings,
-        preprocessing=inputs,
-        seed=config.seed,
-    )
+    return MoCo(encoders.of_config(config), **settings(config, options, inputs, source))
+
+
+def settings(config, options, inputs, source):
+    """What a run's flags say of `MoCo`'s arguments, beside the backbone."""
+    return {
+        "dim": config.dim,
+        "head": options.head,
+        "hidden_dim": config.hidden_dim or None,
+        "queue_size": options.queue_size,
+        "momentum": options.momentum,
+        "momentum_rise_steps": rise_steps(config, options, source),
+        "temperature": config.temperature,
+        "shuffle_bn": options.shuffle_bn,
+        "bn_groups": options.bn_groups,
+        "symmetric": options.symmetric,
+        "mask_siblings": options.mask_siblings,
+        "small_views": getattr(config, "small_views", 0),
+        "preprocessing": inputs,
+        "seed": config.seed,
+    }
 
 
 @keras.saving.register_keras_serializable("moco_tf")
@@ -71,6 +78,9 @@ class MoCo(Pretrainer):
       symmetric: each view is query once, and looks for the others' keys; the losses are summed, and the keys of all
         are enqueued (the authors' CIFAR-10 demo).
       mask_siblings: the queue keeps an id beside each key; in training, keys of the query's own id are not negatives.
+      small_views: M, how many of a batch's views, the last ones, are queries only (multi-crop, arXiv:2006.09882).
+        They may be of another size, if the backbone takes any, and leave BatchNorm's running statistics alone. The
+        loss is the mean over the queries.
       seed: of the queue's first keys and of the shuffles.
 
     Attributes:
@@ -96,6 +106,7 @@ class MoCo(Pretrainer):
         bn_groups=None,
         symmetric=False,
         mask_siblings=False,
+        small_views=0,
         preprocessing=None,
         seed=0,
         **kwargs,
@@ -119,6 +130,8 @@ class MoCo(Pretrainer):
         self.groups_here = groups_here(bn_groups)
         self.symmetric = symmetric
         self.mask_siblings = mask_siblings
+        self.small_views = small_views
+        self.VIEWS = (2 + small_views, None)
         self.seed = seed
 
         self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)
@@ -130,7 +143,7 @@ class MoCo(Pretrainer):
 
     def prepare(self, batch, training=True):
         """Moves the momentum encoder (equation 2), encodes the keys: {view's place: (N, C)}, in evaluation (n, C)."""
-        views = batch["views"]
+        views = self._whole(batch)
         if training:
             ema_update(self.query_encoder, self.key_encoder, self._momentum())
         places = [*range(1, len(views)), *([0] if self.symmetric else [])]
@@ -138,15 +151,19 @@ class MoCo(Pretrainer):
 
     def objective(self, batch, context, training=True):
         """InfoNCE (equation 1): each query view's embeddings tell their keys from those in the queue."""
+        views, whole = batch["views"], len(self._whole(batch))
         ids = self._ids(batch) if self.mask_siblings and training else None
+        places = range(whole if self.symmetric else 1)
         contrasts = []
-        for place, images in enumerate(batch["views"] if self.symmetric else batch["views"][:1]):
-            queries = unit_length(self.query_encoder(images, training=training)["projection"])  # n x C
+        for place in (*places, *range(whole, len(views))):
             keys = [replicas.own(k) if training else k for other, k in context.items() if other != place]  # P of n x C
             keys = keys[0] if len(keys) == 1 else tf.stack(keys, axis=1)
             of_what = None if ids is None else (ids, self.queue.ids.value)
-            contrasts.append(info_nce(queries, keys, self.queue.keys.value, self.temperature, of_what))
-        return summed(contrasts)
+            with batch_norms.statistics_kept(self.query_encoder) if place >= whole else contextlib.nullcontext():
+                found = self._queries(views[place], training)
+            for queries in found:  # n x C each
+                contrasts.append(info_nce(queries, keys, self.queue.keys.value, self.temperature, of_what))
+        return together(contrasts, times=len(places))
 
     def finish(self, batch, context, terms):
         """The queue takes in the new keys, those of all replicas, view by view."""
@@ -156,6 +173,14 @@ class MoCo(Pretrainer):
 
     def rates(self):
         return super().rates() | {"momentum": self._momentum()}
+
+    def _whole(self, batch):
+        """The views that have keys: all but the small ones."""
+        return batch["views"][: len(batch["views"]) - self.small_views]
+
+    def _queries(self, images, training):
+        """The queries that look for the keys of one view: embeddings (n, C) each."""
+        return [unit_length(self.query_encoder(images, training=training)["projection"])]
 
     def _momentum(self):
         return cosine_momentum(self.momentum, self.step.value, self.momentum_rise_steps)
@@ -197,5 +222,6 @@ class MoCo(Pretrainer):
             "bn_groups": self.bn_groups,
             "symmetric": self.symmetric,
             "mask_siblings": self.mask_siblings,
+            "small_views": self.small_views,
             "seed": self.seed,
         }

@@ -10,11 +10,11 @@ import keras
 import tensorflow as tf
 
 from moco_tf import encoders, replicas
-from moco_tf.encoders import heads
+from moco_tf.encoders import heads, vit
 from moco_tf.methods import backbones, batch_norms
 from moco_tf.methods.ema import cosine_momentum, ema_update, rise_steps
 from moco_tf.methods.keras_internals import layers_of
-from moco_tf.methods.losses import in_batch, summed, unit_length
+from moco_tf.methods.losses import in_batch, together, unit_length
 from moco_tf.methods.pretrainer import CONTRAST_METRICS, Pretrainer
 
 
@@ -28,7 +28,9 @@ def model(config, options, inputs, source):
         momentum=options.momentum,
         momentum_rise_steps=rise_steps(config, options, source),
         temperature=config.temperature,
+        token_dropout=options.token_dropout,
         preprocessing=inputs,
+        seed=config.seed,
     )
 
 
@@ -52,9 +54,12 @@ class MoCoV3(Pretrainer):
       momentum_rise_steps: if given, m rises from `momentum` to 1 along a half cosine over this many steps, as in
         the paper.
       temperature: T of the loss; 1.0 for ResNet-50 and 0.2 for ViTs in the paper.
+      token_dropout: share of the patches that queries leave out in training, each view's drawn anew; the class token
+        stays, and keys see all patches. For this package's ViTs (FLIP, arXiv:2212.00794, has 0.5). 0: none.
       preprocessing: how `predict` brings images to the backbone's input: a `Preprocessing`, or the task of the views,
         which has one. None: that of the views that `fit` gets from `moco_tf.views`; before that, ImageNet's mean and
         std, the central crop of 7/8, the backbone's size (224 if it takes any).
+      seed: of the patches that are left out.
 
     Attributes:
       query_encoder, key_encoder: models of normalised images -> {"features", "projection"}.
@@ -74,7 +79,9 @@ class MoCoV3(Pretrainer):
         momentum=0.99,
         momentum_rise_steps=None,
         temperature=1.0,
+        token_dropout=0.0,
         preprocessing=None,
+        seed=0,
         **kwargs,
     ):
         if head not in heads.V3:
@@ -84,6 +91,8 @@ class MoCoV3(Pretrainer):
                 "MoCoV3 needs temperature > 0 and 0 <= momentum <= 1, not "
                 f"temperature={temperature}, momentum={momentum}"
             )
+        if not 0 <= token_dropout < 1:
+            raise ValueError(f"token_dropout is a share of the patches, from 0 to less than 1; got {token_dropout}")
         backbone = backbones.of_one_output(backbone)
         image_shape = backbones.image_shape(backbone, preprocessing)
         super().__init__(image_shape, preprocessing, **kwargs)
@@ -93,6 +102,8 @@ class MoCoV3(Pretrainer):
         self.momentum = momentum
         self.momentum_rise_steps = momentum_rise_steps
         self.temperature = temperature
+        self.token_dropout = token_dropout
+        self.seed = seed
 
         self.query_encoder = heads.encoder(backbone, image_shape, head, dim, hidden_dim)
         self.key_encoder = heads.encoder(backbones.clone(backbone), image_shape, head, dim, hidden_dim)
@@ -100,6 +111,8 @@ class MoCoV3(Pretrainer):
         backbones.start_key_encoder(self.query_encoder, self.key_encoder)
         for part in (self.query_encoder, self.key_encoder, self.predictor):
             batch_norms.synchronize(part)
+        if token_dropout:
+            self.encode_some = encoder_of_some_patches(self.query_encoder, 1 - token_dropout)
 
     def prepare(self, batch, training=True):
         """Moves the momentum encoder and encodes the keys of both views: two, each N x C of the global batch."""
@@ -113,10 +126,11 @@ class MoCoV3(Pretrainer):
 
         Each view has a forward pass, and so BN statistics, of its own.
         """
-        q1, q2 = (self._queries(view, training) for view in batch["views"])  # n x C each
+        q1, q2 = (self._queries(view, place, training) for place, view in enumerate(batch["views"]))  # n x C each
         k1, k2 = context
         labels = replicas.own(tf.range(tf.shape(k1)[0]))  # n: replica r's images are rows r * n to (r + 1) * n
-        return summed([in_batch(q1, k2, labels, self.temperature), in_batch(q2, k1, labels, self.temperature)])
+        contrasts = [in_batch(q1, k2, labels, self.temperature), in_batch(q2, k1, labels, self.temperature)]
+        return together(contrasts, times=2)
 
     def rates(self):
         return super().rates() | {"momentum": self._momentum()}
@@ -137,8 +151,11 @@ class MoCoV3(Pretrainer):
     def _momentum(self):
         return cosine_momentum(self.momentum, self.step.value, self.momentum_rise_steps)
 
-    def _queries(self, view, training):
-        projection = self.query_encoder(view, training=training)["projection"]
+    def _queries(self, view, place, training):
+        if self.token_dropout and training:
+            projection = self.encode_some(view, seed=(self.seed, 2 * self.step.value + place))
+        else:
+            projection = self.query_encoder(view, training=training)["projection"]
         return unit_length(self.predictor(projection, training=training))
 
     def get_config(self):
@@ -149,7 +166,35 @@ class MoCoV3(Pretrainer):
             "momentum": self.momentum,
             "momentum_rise_steps": self.momentum_rise_steps,
             "temperature": self.temperature,
+            "token_dropout": self.token_dropout,
+            "seed": self.seed,
         }
+
+
+def encoder_of_some_patches(encoder, share):
+    """The encoder in training, where its ViT sees the class token and a random `share` of the patches only.
+
+    Returns:
+      A function (images (n, H, W, 3), seed of two integers) -> projections (n, C). Replica r keeps what rows r * n to
+      (r + 1) * n of the global batch would keep.
+    """
+    backbone = heads.trunk(encoder)
+    if "tokens" not in [layer.name for layer in layers_of(backbone)]:
+        raise ValueError(
+            "token_dropout leaves patches out of a ViT of moco_tf.encoders.vit; this backbone has no layer of tokens"
+        )
+    patches = backbone.get_layer("tokens").output.shape[1] - 1
+    kept = max(1, round(share * patches))
+    embed, blocks = vit.parts(backbone, kept)
+    head = heads.projection(encoder)
+
+    def projection(images, seed):
+        tokens = embed(images, training=True)  # n x T x D
+        places = replicas.own(vit.patches_kept(replicas.count() * tf.shape(images)[0], patches, kept, seed))
+        some = tf.gather(tokens, 1 + places, axis=1, batch_dims=1)  # n x M x D
+        return head(blocks(tf.concat([tokens[:, :1], some], axis=1), training=True), training=True)
+
+    return projection
 
 
 def end_blocks(backbone):

@@ -206,6 +206,11 @@ class Pretrainer(KerasWays):
         super().reset_metrics()
         self.totals.assign(tf.zeros_like(self.totals))
 
+    def views_become(self, on_device):
+        """From the next `fit` on, a step makes this of the views first, not what `on_device` was."""
+        self.on_device = on_device
+        self.train_function = self.test_function = None  # they were traced with that
+
     # What Keras asks.
 
     @property

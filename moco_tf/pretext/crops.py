@@ -7,7 +7,10 @@ Data: images. Supervision: that two views come from one image. Source: MoCo v1, 
 import dataclasses
 
 from moco_tf import command
+from moco_tf.command import ConfigError
 from moco_tf.config import flag
+
+SMALLEST_CROP = 0.05  # of multi-crop's small views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +34,34 @@ class Options:
         choices=("host", "device", "both"),
     )
     positives: int = flag(1, "P: key views of an image beside the query view, each a key of its own. v1, v2, v3: 1.")
+    small_views: int = flag(
+        0,
+        "M: small crops of an image that are queries as well, and look for the keys of its whole views: multi-crop "
+        "(SwAV, arXiv 2006.09882: 6). With ResNets. v1, v2, v3: 0.",
+    )
+    small_size: int = flag(0, "Side of a small crop in pixels; 0: half of --image_size. SwAV: 96 of 224.")
+    small_crop_max: float = flag(
+        0.14, "Largest area of a small crop, as a share of the image; the least is 0.05. SwAV: 0.14."
+    )
 
     def check(self):
         command.require(self, self.positives >= 1, "positives", "is at least 1 key view")
         command.require(self, 0 <= self.crop_min <= 1, "crop_min", "lies between 0 and 1")
+        command.require(self, self.small_views >= 0, "small_views", "is 0 or more")
+        command.require(self, self.small_size >= 0, "small_size", "is 0 or more pixels")
+        rule = f"lies between {SMALLEST_CROP} and 1"
+        command.require(self, SMALLEST_CROP <= self.small_crop_max <= 1, "small_crop_max", rule)
+        if self.small_views and self.is_vit:
+            raise ConfigError(
+                f"--small_views are smaller images, and {self.arch} takes one size; got {self.small_views}: leave it "
+                "out, or take a ResNet"
+            )
 
 
 def views(record, seed, inputs, options):
-    """(query view, P key views) of an image, float32 (S, S, 3) each, normalised; or what `on_device` goes on from.
+    """(query view, P key views, M small ones) of an image, float32 (S, S, 3) each, normalised.
+
+    Or what `on_device` goes on from.
 
     record: a dict with "image", encoded bytes or uint8; seed: int64 (2,); inputs: the encoder's `Preprocessing`.
     """
@@ -50,7 +73,12 @@ def kinds(inputs, options):
     from moco_tf.data import augment
 
     recipe = augment.RECIPES[options.augment](inputs.image_size, crop_min=options.crop_min or None)
-    return (recipe.query, *[recipe.key] * options.positives)
+    small = dataclasses.replace(
+        recipe.query,
+        size=options.small_size or inputs.image_size // 2,
+        crop_scale=(SMALLEST_CROP, options.small_crop_max),
+    )
+    return (recipe.query, *[recipe.key] * options.positives, *[small] * options.small_views)
 
 
 def host_part(record, seed, kinds, inputs, options):
@@ -78,8 +106,8 @@ def at_once(source, options):
         return None
     if not isinstance(source, Source):
         raise ValueError(f"{source.name} is read one by one; {in_memory.ADVICE}")
-    images = source.decoded
-    return lambda numbers, seeds: augment.pictures_at_once(images, numbers, seeds, 1 + options.positives)
+    images, count = source.decoded, 1 + options.positives + options.small_views
+    return lambda numbers, seeds: augment.pictures_at_once(images, numbers, seeds, count)
 
 
 def on_device(inputs, options):

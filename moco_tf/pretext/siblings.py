@@ -85,7 +85,8 @@ def views(record, seed, inputs, options):
     places = pictures(tf.size(record["files"]), fold_in(seed, len(kinds)), options)
     made = ()
     for number, kind in enumerate(kinds):
-        picture = {"image": tf.io.read_file(record["files"][places[number]])}
+        place = places[number] if number <= options.positives else places[0]  # small views: of the query's picture
+        picture = {"image": tf.io.read_file(record["files"][place])}
         made += crops.host_part(picture, fold_in(seed, number), (kind,), inputs, options)
     return made
 

@@ -143,8 +143,10 @@ class Preprocessing:
         return (tf.cast(images, tf.float32) * np.float32(self.std) + np.float32(self.mean)) * 255
 
     def picture(self, views):
-        """A uint8 image (H, W, 3) of views (N, S, S, 3) each: a row a view; small ones enlarged."""
+        """A uint8 image (H, W, 3) of views (N, S, S, 3) each: a row a view, of their own S; small ones enlarged."""
         rows = [tf.concat(tf.unstack(self.denormalize(view)), axis=1) for view in views]
+        width = max(row.shape[1] for row in rows)
+        rows = [tf.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255.0) for row in rows]
         image = tf.cast(tf.clip_by_value(tf.round(tf.concat(rows, axis=0)), 0, 255), tf.uint8)
         enlarged = max(1, 96 // self.image_size)
         return tf.repeat(tf.repeat(image, enlarged, axis=0), enlarged, axis=1)

@@ -1,0 +1,66 @@
+"""Fast-MoCo: a query view is cut into four, and each pair of its parts is a query of its own.
+
+Ci et al. 2022, "Fast-MoCo: Boost Momentum-based Contrastive Learning with Combinatorial Patches" (arXiv:2207.08220):
+divide, encode, combine. Keys are encoded of whole views. Here on `MoCo`'s queue and heads; the paper has MoCo v3's.
+
+Axes: n images of this replica, D features, C length of the projection.
+"""
+
+import itertools
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from moco_tf import encoders
+from moco_tf.encoders import heads
+from moco_tf.methods import batch_norms
+from moco_tf.methods.losses import unit_length
+from moco_tf.methods.moco import MoCo, settings
+
+PARTS = 2  # along each side
+TOGETHER = 2  # parts that make a query
+PAIRS = list(itertools.combinations(range(PARTS**2), TOGETHER))
+MEANS = np.array([[(part in pair) / TOGETHER for part in range(PARTS**2)] for pair in PAIRS])  # 6 x 4
+
+
+def model(config, options, inputs, source):
+    """The `CombinedPatches` of a run."""
+    return CombinedPatches(encoders.of_config(config), **settings(config, options, inputs, source))
+
+
+@keras.saving.register_keras_serializable("moco_tf")
+class CombinedPatches(MoCo):
+    """`MoCo` whose queries are made of parts of a view: six a view, the mean loss over them.
+
+    The arguments are those of `MoCo`. The backbone takes images of any size; views have even sides.
+    """
+
+    def __init__(self, backbone, **kwargs):
+        super().__init__(backbone, **kwargs)
+        project = heads.projection(self.query_encoder)
+        self.project = lambda *args, **kwargs: project(*args, **kwargs)  # of layers that the query encoder has already
+
+    def _queries(self, images, training):
+        """Six embeddings (n, C): of the mean features of each pair of the four parts, encoded apart."""
+        parts = quarters(images)  # 4n x H/2 x W/2 x 3
+        features = self.query_encoder(parts, training=training)["features"]
+        width = features.shape[-1]
+        features = tf.reshape(features, (-1, PARTS**2, width))  # n x 4 x D
+        pairs = tf.reshape(tf.matmul(tf.cast(MEANS, features.dtype), features), (-1, width))  # 6n x D
+        queries = unit_length(self.project(pairs, training=training))
+        return tf.unstack(tf.reshape(queries, (-1, len(MEANS), self.dim)), axis=1)
+
+    def finish(self, batch, context, terms):
+        """BatchNorm's running statistics become those of whole views, which the key encoder alone sees."""
+        super().finish(batch, context, terms)
+        own, of_keys = map(batch_norms.running_statistics, (self.query_encoder, self.key_encoder))
+        for variable, other in zip(own, of_keys, strict=True):
+            variable.assign(other.value)
+
+
+def quarters(images):
+    """The four parts of each image (n, H, W, 3), row by row: (4n, H/2, W/2, 3), those of an image side by side."""
+    height, width = images.shape[1] // PARTS, images.shape[2] // PARTS
+    parts = tf.reshape(images, (-1, PARTS, height, PARTS, width, images.shape[3]))
+    return tf.reshape(tf.transpose(parts, (0, 1, 3, 2, 4, 5)), (-1, height, width, images.shape[3]))
