@@ -3,7 +3,7 @@
     python -m benchmarks.ablate --study=mechanism --seeds=0,1 --jobs=2
 
 Each point of a study is a run in a folder of its own under --runs, named after the flags in which it differs from
-configs/ablate.flags. Interrupted, it goes on; finished points, also those of other studies and those that stand in a
+those of --base. Give another base another --runs and --output. Interrupted, it goes on; finished points, also those of other studies and those that stand in a
 CSV of --output, are not run again. A study ends with <study>.csv, <study>.png and a sentence on the papers' orderings.
 """
 
@@ -168,6 +168,7 @@ class Settings:
     seeds: tuple[int, ...] = command.flag((0, 1), "Each point is run with each of these seeds, in their order.")
     epochs: int = command.flag(4, "Passes over the 10,000 images in each run.")
     jobs: int = command.flag(1, "Runs side by side, each on its share of the cores.")
+    base: str = command.flag("configs/ablate.flags", "Flag file of what all points have in common.", path=True)
     runs: str = command.flag("runs/ablate", "Folder of the runs.", path=True)
     output: str = command.flag("docs/results/ablations", "Folder of the CSV files and plots.", path=True)
 
@@ -231,7 +232,7 @@ def ablate(settings):
 
 
 def name(flags):
-    """A point's flags as one text: what they add to configs/ablate.flags."""
+    """A point's flags as one text: what they add to those of --base."""
     return " ".join(f"--{flag}={value}" for flag, value in flags.items())
 
 
@@ -243,7 +244,7 @@ def run(settings, seed, flags, cores):
     """Trains a point on some cores; returns (its figures, or None if it failed, what to say of it)."""
     folder = Path(settings.runs, f"{flags.replace('--', '').replace(' ', ',') or 'base'},{settings.epochs},{seed}")
     drops = f"{round(0.6 * settings.epochs)},{round(0.8 * settings.epochs)}"  # as v1's 120 and 160 of 200
-    arguments = [f"--flagfile={REPOSITORY / 'configs/ablate.flags'}", f"--epochs={settings.epochs}", f"--seed={seed}"]
+    arguments = [f"--flagfile={REPOSITORY / settings.base}", f"--epochs={settings.epochs}", f"--seed={seed}"]
     arguments += [f"--knn_every={settings.epochs}", f"--lr_drops={drops}", *flags.split(), f"--run_dir={folder}"]
     begun = time.monotonic()
     if figures(folder, settings.epochs) is None:
