@@ -3,8 +3,9 @@
     python -m benchmarks.ablate --study=mechanism --seeds=0,1 --jobs=2
 
 Each point of a study is a run in a folder of its own under --runs, named after the flags in which it differs from
-those of --base. Give another base another --runs and --output. Interrupted, it goes on; finished points, also those of other studies and those that stand in a
-CSV of --output, are not run again. A study ends with <study>.csv, <study>.png and a sentence on the papers' orderings.
+those of --base. Give another base another --runs and --output. Interrupted, it goes on; finished points, also those of
+other studies and those that stand in a CSV of --output, are not run again. A study ends with
+<study>.csv, <study>.png and a sentence on the papers' orderings.
 """
 
 import concurrent.futures

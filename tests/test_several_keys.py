@@ -184,5 +184,5 @@ def test_a_tuple_of_three_is_refused_where_its_last_would_be_left_out():
 
 
 def test_masks_need_ids_and_say_so():
-    with pytest.raises(ValueError, match='needs an "id"'):
+    with pytest.raises(ValueError, match='need an "id"'):
         moco(mask_siblings=True).fit(batches(1).map(lambda batch: {"views": batch["views"]}), verbose=0)

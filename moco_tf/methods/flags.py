@@ -75,11 +75,18 @@ class ShuffleBN(BNGroups):
     )
 
 
-def _loss(*names):
+LOSSES = ("infonce", "supcon", "supcon_in")  # of MoCo
+POSITIVES_FROM = ("keys", "batch", "batch_and_queue")
+
+
+def loss_flag(*names):
+    """--loss of a method or task with these values, the first its default."""
     return flag(
         names[0],
         "infonce: a softmax over key and negatives. nce, with memory_bank: noise-contrastive estimation, as its paper "
-        "has it. nt_xent, with end_to_end: each view among all others, SimCLR's.",
+        "has it. nt_xent, with end_to_end: each view among all others, SimCLR's. supcon, with moco and "
+        "--positives_from: all positives in each denominator (SupCon's L_out, arXiv 2004.11362); supcon_in: their sum "
+        "inside the logarithm (its L_in).",
         choices=names,
     )
 
@@ -88,20 +95,33 @@ def _loss(*names):
 class MoCo(ShuffleBN, Head, KeyEncoder, Negatives):
     """MoCo v1 and v2."""
 
-    loss: str = _loss("infonce")
+    loss: str = loss_flag(*LOSSES)
     symmetric: bool = flag(
         False, "Each view is query once, and the losses are summed: the authors' CIFAR-10 demo. v1, v2: off."
     )
     mask_siblings: bool = flag(
         False, "Leave the queue's keys of a query's own record out of its negatives, by an id beside each key."
     )
+    positives_from: str = flag(
+        "keys",
+        "What a query looks for. keys: its own views' keys, among the queue's; batch: all keys of its own thing in "
+        "the batch, among all others of batch and queue; batch_and_queue: those of the queue as well. v1, v2: keys.",
+        choices=POSITIVES_FROM,
+    )
+
+    def check(self):
+        if self.loss != "infonce" and self.positives_from == "keys":
+            raise ConfigError(
+                f"--loss={self.loss} is of several positives of a query; got --positives_from=keys: take batch, or "
+                "--loss=infonce"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class MoCoV3(KeyEncoder):
     """MoCo v3."""
 
-    loss: str = _loss("infonce")
+    loss: str = loss_flag("infonce")
     token_dropout: float = flag(
         0.0,
         "Share of the patches that a ViT's queries leave out, drawn anew for each view; keys see all. FLIP (arXiv "
@@ -122,7 +142,7 @@ class MemoryBank(BNGroups, Head, Negatives):
     """The memory bank."""
 
     bank_momentum: float = flag(0.5, "Share of a record's key that stays when the record is seen. Its paper: 0.5.")
-    loss: str = _loss("infonce", "nce")
+    loss: str = loss_flag("infonce", "nce")
 
     def check(self):
         command.require(self, 0 <= self.bank_momentum <= 1, "bank_momentum", "lies between 0 and 1")
@@ -150,7 +170,7 @@ class EndToEnd(ShuffleBN, Head):
         "v1's paper allows all; SimCLR: encoder.",
         choices=("encoder", "trunk", "none"),
     )
-    loss: str = _loss("infonce", "nt_xent")
+    loss: str = loss_flag("infonce", "nt_xent")
 
 
 METHODS = {"moco": MoCo, "moco_v3": MoCoV3, "memory_bank": MemoryBank, "end_to_end": EndToEnd}

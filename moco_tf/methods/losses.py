@@ -72,6 +72,85 @@ def info_nce(queries, keys, dictionary, temperature, own=None):
     return Contrast.of(queries, loss, positives, hardest, negatives)
 
 
+def of_groups(form, queries, keys, others, same, different, dictionary, temperature, own, from_dictionary):
+    """A contrast whose positives are all keys of the query's own thing, P_i in number, and whose negatives all others.
+
+    With s_p = q_i . p / T over the positives p, and S_i the sum of exp(q_i . d / T) over the negatives d, the loss of
+    a query is
+
+        infonce     mean_p -log( exp(s_p) / (exp(s_p) + S_i) ): each positive beside the negatives alone
+        supcon      mean_p -log( exp(s_p) / (sum_p' exp(s_p') + S_i) ): L_out of SupCon (arXiv:2004.11362), equation 2
+        supcon_in   -log( sum_p exp(s_p) / (sum_p exp(s_p) + S_i) ): its L_in, equation 3, without the constant 1 / P_i
+
+    and with one positive all are InfoNCE, bit for bit.
+
+    Args:
+      form: "infonce", "supcon" or "supcon_in".
+      queries: (n, C), of unit length.
+      keys: (n, P, C), of unit length: each query's own, positives in any case.
+      others: (M, C), of unit length: more keys, of the batch.
+      same, different: bool (n, M): which of the others are positives, and which negatives, of a query; the rest is
+        left out.
+      dictionary: (K, C), of unit length: rows of another thing are negatives.
+      temperature: T.
+      own: ((n,), (K,)) integers: what each query and each row of the dictionary is of; -1 equals nothing.
+      from_dictionary: whether rows of the query's own thing are positives, which takes n x K numbers; else they are
+        left out.
+    """
+    own_cosines = tf.stack([tf.einsum("nc,nc->n", queries, key) for key in tf.unstack(keys, axis=1)], axis=1)  # n x P
+    cosines = tf.matmul(queries, others, transpose_b=True)  # n x M
+    log_sum, hardest, mean = _log_sum_exp(queries, dictionary, temperature, own)
+    rows = tf.reduce_sum(tf.cast(_differs(own[0], own[1]), cosines.dtype), axis=1)  # of the dictionary, negatives
+    negatives = tf.concat([log_sum[:, None], cosines / temperature], axis=1)
+    log_sum = _masked_log_sum_exp(negatives, tf.pad(different, ((0, 0), (1, 0)), constant_values=True))
+    nothing = tf.constant(-math.inf, cosines.dtype)
+    hardest = tf.maximum(hardest, tf.reduce_max(tf.where(different, cosines, nothing), axis=1))
+    number = tf.reduce_sum(tf.cast(different, cosines.dtype), axis=1)
+    total = mean * rows + tf.reduce_sum(tf.where(different, cosines, tf.zeros_like(cosines)), axis=1)
+
+    parts, masks = [own_cosines, cosines], [tf.ones_like(own_cosines, tf.bool), same]
+    if from_dictionary:
+        places = tf.range(dictionary.shape[0])
+        parts.append(tf.matmul(queries, look_up(dictionary, places), transpose_b=True))  # n x K
+        masks.append(~_differs(own[0], look_up(own[1], places)))
+    positives, masks = tf.concat(parts, axis=1), tf.concat(masks, axis=1)
+    count = tf.reduce_sum(tf.cast(masks, cosines.dtype), axis=1)
+
+    def mean_over_positives(values):
+        return tf.reduce_sum(tf.where(masks, values, tf.zeros_like(values)), axis=1) / count
+
+    if form == "infonce":
+        loss = mean_over_positives(tf.nn.softplus(log_sum[:, None] - positives / temperature))
+    else:
+        of_positives = _masked_log_sum_exp(positives / temperature, masks)
+        loss = tf.nn.softplus(log_sum - of_positives)
+        if form == "supcon":
+            loss += of_positives - mean_over_positives(positives / temperature)
+    top1 = mean_over_positives(tf.cast(positives > hardest[:, None], loss.dtype))
+    negatives = tf.math.divide_no_nan(total, rows + number)
+    return Contrast(loss, mean_over_positives(positives), hardest, negatives, top1, queries)
+
+
+def _differs(things, others):
+    """Which of others (K,) are not of the same thing as each of things (n,): bool (n, K)."""
+    others = others if isinstance(others, tf.Tensor) else look_up(others, tf.range(others.shape[0]))
+    return (things[:, None] != others[None, :]) | (things[:, None] < 0)
+
+
+def _masked_log_sum_exp(values, mask):
+    """log sum exp over axis 1 of those values (n, M) that the mask takes; -inf, without a gradient, where it has none.
+
+    Of one value alone it is that value, bit for bit.
+    """
+    values = tf.where(mask, values, tf.constant(-math.inf, values.dtype))
+    largest = tf.stop_gradient(tf.reduce_max(values, axis=1, keepdims=True))
+    largest = tf.where(tf.math.is_finite(largest), largest, tf.zeros_like(largest))
+    total = tf.reduce_sum(tf.exp(values - largest), axis=1)
+    empty = total == 0
+    found = tf.math.log(tf.where(empty, tf.ones_like(total), total)) + largest[:, 0]
+    return tf.where(empty, tf.constant(-math.inf, values.dtype), found)
+
+
 def _log_sum_exp(queries, dictionary, temperature, own=None):
     """log sum_j exp(q_i . d_j / T), and the largest and the mean of q_i . d_j, (N,) each, in one pass over the d_j.
 

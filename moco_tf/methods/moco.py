@@ -17,7 +17,8 @@ from moco_tf import encoders, replicas
 from moco_tf.encoders import heads
 from moco_tf.methods import backbones, batch_norms
 from moco_tf.methods.ema import cosine_momentum, ema_update, rise_steps
-from moco_tf.methods.losses import info_nce, together, unit_length
+from moco_tf.methods.flags import LOSSES, POSITIVES_FROM
+from moco_tf.methods.losses import info_nce, of_groups, together, unit_length
 from moco_tf.methods.pretrainer import CONTRAST_METRICS, Pretrainer
 from moco_tf.methods.queue import Queue
 from moco_tf.methods.shuffle_bn import groups_here, set_groups, shuffle_key_images
@@ -42,6 +43,8 @@ def settings(config, options, inputs, source):
         "bn_groups": options.bn_groups,
         "symmetric": options.symmetric,
         "mask_siblings": options.mask_siblings,
+        "positives_from": options.positives_from,
+        "loss": options.loss,
         "small_views": getattr(config, "small_views", 0),
         "preprocessing": inputs,
         "seed": config.seed,
@@ -78,6 +81,11 @@ class MoCo(Pretrainer):
       symmetric: each view is query once, and looks for the others' keys; the losses are summed, and the keys of all
         are enqueued (the authors' CIFAR-10 demo).
       mask_siblings: the queue keeps an id beside each key; in training, keys of the query's own id are not negatives.
+      positives_from: "keys", a query looks for its own views' keys among the queue's; "batch", for all keys of its own
+        thing in the batch, among all others of batch and queue; "batch_and_queue", for the queue's as well. What is
+        one thing says `thing_of`.
+      loss: "infonce", "supcon" or "supcon_in": how several positives stand beside one another (`losses.of_groups`).
+      thing_of: the entry of a batch, (N,) integers, that says what is one thing: "id", or "label". -1 equals nothing.
       small_views: M, how many of a batch's views, the last ones, are queries only (multi-crop, arXiv:2006.09882).
         They may be of another size, if the backbone takes any, and leave BatchNorm's running statistics alone. The
         loss is the mean over the queries.
@@ -106,6 +114,9 @@ class MoCo(Pretrainer):
         bn_groups=None,
         symmetric=False,
         mask_siblings=False,
+        positives_from="keys",
+        loss="infonce",
+        thing_of="id",
         small_views=0,
         preprocessing=None,
         seed=0,
@@ -115,6 +126,11 @@ class MoCo(Pretrainer):
             raise ValueError(
                 "MoCo needs queue_size > 0, temperature > 0 and 0 <= momentum <= 1, not "
                 f"queue_size={queue_size}, temperature={temperature}, momentum={momentum}"
+            )
+        if positives_from not in POSITIVES_FROM or loss not in LOSSES:
+            raise ValueError(
+                f"MoCo takes positives_from {', '.join(POSITIVES_FROM)} and loss {', '.join(LOSSES)}, not "
+                f"{positives_from!r} and {loss!r}"
             )
         backbone = backbones.of_one_output(backbone)
         image_shape = backbones.image_shape(backbone, preprocessing)
@@ -130,6 +146,10 @@ class MoCo(Pretrainer):
         self.groups_here = groups_here(bn_groups)
         self.symmetric = symmetric
         self.mask_siblings = mask_siblings
+        self.positives_from = positives_from
+        self.loss_of_several = loss
+        self.thing_of = thing_of
+        self.with_things = mask_siblings or positives_from != "keys"
         self.small_views = small_views
         self.VIEWS = (2 + small_views, None)
         self.seed = seed
@@ -139,7 +159,7 @@ class MoCo(Pretrainer):
         for encoder in (self.query_encoder, self.key_encoder):
             set_groups(encoder, self.groups_here)
         backbones.start_key_encoder(self.query_encoder, self.key_encoder)
-        self.queue = Queue(queue_size, dim, seed=seed, with_ids=mask_siblings, name="queue")
+        self.queue = Queue(queue_size, dim, seed=seed, with_ids=self.with_things, name="queue")
 
     def prepare(self, batch, training=True):
         """Moves the momentum encoder (equation 2), encodes the keys: {view's place: (N, C)}, in evaluation (n, C)."""
@@ -152,24 +172,23 @@ class MoCo(Pretrainer):
     def objective(self, batch, context, training=True):
         """InfoNCE (equation 1): each query view's embeddings tell their keys from those in the queue."""
         views, whole = batch["views"], len(self._whole(batch))
-        ids = self._ids(batch) if self.mask_siblings and training else None
+        things = self._things(batch) if self.with_things and training else None
         places = range(whole if self.symmetric else 1)
         contrasts = []
         for place in (*places, *range(whole, len(views))):
             keys = [replicas.own(k) if training else k for other, k in context.items() if other != place]  # P of n x C
             keys = keys[0] if len(keys) == 1 else tf.stack(keys, axis=1)
-            of_what = None if ids is None else (ids, self.queue.ids.value)
             with batch_norms.statistics_kept(self.query_encoder) if place >= whole else contextlib.nullcontext():
                 found = self._queries(views[place], training)
             for queries in found:  # n x C each
-                contrasts.append(info_nce(queries, keys, self.queue.keys.value, self.temperature, of_what))
+                contrasts.append(self._contrast(queries, keys, things, context))
         return together(contrasts, times=len(places))
 
     def finish(self, batch, context, terms):
         """The queue takes in the new keys, those of all replicas, view by view."""
         keys = [context[place] for place in sorted(context)]
-        ids = tf.tile(replicas.gather(self._ids(batch)), [len(keys)]) if self.mask_siblings else None
-        self.queue.enqueue(tf.concat(keys, axis=0), ids)
+        things = tf.tile(replicas.gather(self._things(batch)), [len(keys)]) if self.with_things else None
+        self.queue.enqueue(tf.concat(keys, axis=0), things)
 
     def rates(self):
         return super().rates() | {"momentum": self._momentum()}
@@ -181,6 +200,31 @@ class MoCo(Pretrainer):
     def _queries(self, images, training):
         """The queries that look for the keys of one view: embeddings (n, C) each."""
         return [unit_length(self.query_encoder(images, training=training)["projection"])]
+
+    def _contrast(self, queries, keys, things, context):
+        """The terms of queries (n, C) with their own keys (n, C) or (n, P, C); things: (n,), what each is of, or None.
+
+        context: the keys of all views of the global batch.
+        """
+        if things is None or self.positives_from == "keys":
+            of_what = None if things is None else (things, self.queue.ids.value)
+            return info_nce(queries, keys, self.queue.keys.value, self.temperature, of_what)
+        all_things = replicas.gather(things)  # N
+        rows = tf.range(tf.shape(all_things)[0])
+        itself = replicas.own(rows)[:, None] == rows[None, :]  # n x N: its keys are in `keys`, its own view nowhere
+        of_one = (things[:, None] == all_things[None, :]) & (things[:, None] >= 0)
+        return of_groups(
+            self.loss_of_several,
+            queries,
+            keys if keys.shape.rank == 3 else keys[:, None],
+            tf.concat(list(context.values()), axis=0),  # (views x N) x C
+            tf.tile(of_one & ~itself, (1, len(context))),
+            tf.tile(~of_one & ~itself, (1, len(context))),
+            self.queue.keys.value,
+            self.temperature,
+            (things, self.queue.ids.value),
+            from_dictionary=self.positives_from == "batch_and_queue",
+        )
 
     def _momentum(self):
         return cosine_momentum(self.momentum, self.step.value, self.momentum_rise_steps)
@@ -201,13 +245,14 @@ class MoCo(Pretrainer):
         keys = replicas.gather(keys) if permutation is None else replicas.unshuffle(keys, permutation)
         return tf.split(keys, len(views), axis=1)
 
-    def _ids(self, batch):
-        if "id" not in batch:
+    def _things(self, batch):
+        """What each image is of: int64 (n,)."""
+        if self.thing_of not in batch:
             raise ValueError(
-                'mask_siblings leaves the keys of a query\'s own thing out, and needs an "id" (N,) beside the "views" '
-                f"of each batch; got {', '.join(batch)}"
+                f'mask_siblings and positives_from ask what is one thing, and need an "{self.thing_of}" (N,) beside '
+                f'the "views" of each batch; got {", ".join(batch)}'
             )
-        return tf.cast(batch["id"], tf.int64)
+        return tf.cast(batch[self.thing_of], tf.int64)
 
     def get_config(self):
         return super().get_config() | {
@@ -222,6 +267,9 @@ class MoCo(Pretrainer):
             "bn_groups": self.bn_groups,
             "symmetric": self.symmetric,
             "mask_siblings": self.mask_siblings,
+            "positives_from": self.positives_from,
+            "loss": self.loss_of_several,
+            "thing_of": self.thing_of,
             "small_views": self.small_views,
             "seed": self.seed,
         }

@@ -1,0 +1,48 @@
+"""MoCo with labels: images of one class are one thing. What ids can give at best, and no self-supervision.
+
+Data: images with labels. Supervision: the labels. Sources: SupCon (arXiv:2004.11362) and its code's MoCo form, UberNCE
+(arXiv:2010.09709): the positives of a query are its own key and all keys of its label in batch and queue. An image
+without a label has its own key alone. Views are those of `crops`.
+"""
+
+import dataclasses
+
+from moco_tf.config import flag
+from moco_tf.methods.flags import POSITIVES_FROM, MoCo, loss_flag
+from moco_tf.pretext import crops
+
+views, at_once, on_device = crops.views, crops.at_once, crops.on_device
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(MoCo, crops.Options):
+    """The views, and the flags of MoCo, which looks for all images of a class."""
+
+    loss: str = loss_flag("supcon", "supcon_in", "infonce")
+    positives_from: str = flag(
+        "batch_and_queue",
+        "Where a query's positives are. batch_and_queue: all keys of its label; batch: those in the batch.",
+        choices=POSITIVES_FROM[1:],
+    )
+
+
+def records(source, options):
+    """The source, if it has labels.
+
+    Raises:
+      ValueError: it has none.
+    """
+    if not len(source.class_names):
+        raise ValueError(
+            f"{source.name} has no labels: its images lie in no folders of classes; --pretext=crops needs none"
+        )
+    return source
+
+
+def model(config, options, inputs, source):
+    """The `MoCo` of a run."""
+    from moco_tf import encoders
+    from moco_tf.methods import moco
+
+    settings = moco.settings(config, options, inputs, source)
+    return moco.MoCo(encoders.of_config(config), **settings, thing_of="label")
