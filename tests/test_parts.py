@@ -167,7 +167,7 @@ def test_small_crops_are_of_their_own_size_and_area(views_on):
 
 @pytest.mark.parametrize(
     "more",
-    [("--small_views=2", "--views_on=host"), ("--pretext=patches",), ("--growing_sizes=4,6",)],
+    [("--small_views=2", "--views_on=host"), ("--growing_sizes=4,6",)],
     ids=lambda more: more[0],
 )
 def test_a_run_goes_on_bit_for_bit(tmp_path, more):

@@ -6,10 +6,11 @@ from moco_tf.encoders.batch_norm import BatchNorm
 __all__ = ["BatchNorm", "heads", "of_config", "resnet", "vit"]
 
 
-def of_config(config, zero_init_residual=False):
+def of_config(config, zero_init_residual=False, channels=3, width=None):
     """The backbone that a run's flags describe, a functional model with fresh weights.
 
-    A ResNet takes images of any size, so that views may be of several.
+    A ResNet takes images of any size, so that views may be of several. channels: of the images, where they are not
+    RGB; width: where it is not the run's.
     """
     if config.is_vit:
         return getattr(vit, config.arch)(
@@ -17,7 +18,8 @@ def of_config(config, zero_init_residual=False):
         )
     return getattr(resnet, config.arch)(
         image_size=None,
-        width=config.width,
+        width=width or config.width,
+        channels=channels,
         stem=config.stem,
         zero_init_residual=zero_init_residual,
     )

@@ -43,16 +43,44 @@ def encoder(backbone, image_shape, head, dim, hidden_dim=None):
         features = layers.GlobalAveragePooling2D(name="pool")(features)
     if len(features.shape) != 2:
         raise ValueError(f"a backbone gives (N, C) or (N, H, W, C); this one gives {tuple(features.shape)}")
-    hidden_dim = hidden_dim or features.shape[-1]
     if head in V3:
         name, depth, _ = V3[head]
+        hidden_dim = hidden_dim or features.shape[-1]
         projection = _norm_mlp(features, [hidden_dim] * (depth - 1) + [dim], last_norm=True, name=name)
-    elif head == "mlp":
-        x = layers.ReLU(name="fc.relu")(_linear(features, hidden_dim, "fc.0"))
-        projection = _linear(x, dim, "fc.2")
     else:
-        projection = _linear(features, dim, "fc")
+        projection = _head(features, head, dim, hidden_dim, "fc")
     return keras.Model(inputs, {"features": features, "projection": projection})
+
+
+def encoder_of_halves(backbone, image_shape, head, dim, hidden_dim=None):
+    """As `encoder`, for features of two modalities, half by half: each has a head, "linear" or "mlp", of its own.
+
+    The projections stand one after the other, (N, 2 dim).
+    """
+    inputs = keras.Input(image_shape)
+    features = backbone(inputs)
+    halves = Halves(features.shape[-1] // 2, name="halves")(features)
+    projections = [_head(half, head, dim, hidden_dim, f"fc_{place}") for place, half in enumerate(halves)]
+    projection = layers.Concatenate(name="projections")(projections)
+    return keras.Model(inputs, {"features": features, "projection": projection})
+
+
+@keras.saving.register_keras_serializable("moco_tf")
+class Halves(keras.layers.Layer):
+    """Two parts of the last axis: (..., D) -> (..., `first`) and (..., D - `first`)."""
+
+    def __init__(self, first, **kwargs):
+        super().__init__(**kwargs)
+        self.first = first
+
+    def call(self, values):
+        return [values[..., : self.first], values[..., self.first :]]
+
+    def compute_output_shape(self, input_shape):
+        return [(*input_shape[:-1], self.first), (*input_shape[:-1], input_shape[-1] - self.first)]
+
+    def get_config(self):
+        return super().get_config() | {"first": self.first}
 
 
 def has_projector(encoder):
@@ -75,6 +103,13 @@ def predictor(head, dim, hidden_dim):
     """MoCo v3's predictor for a `head` of `V3`: a functional model of projections (N, dim) -> (N, dim)."""
     inputs = keras.Input((dim,))
     return keras.Model(inputs, _norm_mlp(inputs, [hidden_dim, dim], last_norm=V3[head][2], name="predictor"))
+
+
+def _head(features, head, dim, hidden_dim, name):
+    if head == "linear":
+        return _linear(features, dim, name)
+    x = _linear(features, hidden_dim or features.shape[-1], f"{name}.0")
+    return _linear(layers.ReLU(name=f"{name}.relu")(x), dim, f"{name}.2")
 
 
 def _norm_mlp(x, widths, last_norm, name):

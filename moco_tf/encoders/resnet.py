@@ -26,6 +26,7 @@ def resnet(
     cardinality=1,
     base_width=64,
     zero_init_residual=False,
+    channels=3,
 ):
     """Builds a functional model: images float32 (N, image_size, image_size, 3) -> features (N, C).
 
@@ -37,6 +38,7 @@ def resnet(
       stem: "imagenet" (7x7, stride 2, then a 3x3 max-pool) or "cifar" (3x3, stride 1, no pooling).
       zero_init_residual: start the gain of each block's last BatchNorm at 0, so that blocks begin as identities
         (MoCo v3; Goyal et al. 2017, arXiv:1706.02677). v1 and v2 do not.
+      channels: of the images.
       cardinality, base_width: groups of the 3x3 convolutions and their width at stage width 64 (ResNeXt, wide).
 
     Sources: He et al. 2016 (arXiv:1512.03385), Xie et al. 2017 (arXiv:1611.05431), Zagoruyko and Komodakis 2016
@@ -45,7 +47,7 @@ def resnet(
     if stem not in ("imagenet", "cifar"):
         raise ValueError(f"stem is 'imagenet' or 'cifar', not {stem!r}")
     last_gain = "zeros" if zero_init_residual else "ones"
-    inputs = keras.Input((image_size, image_size, 3))
+    inputs = keras.Input((image_size, image_size, channels))
     if stem == "imagenet":
         x = _convolution(inputs, width, 7, stride=2, name="conv1")
         x = _norm_relu(x, "bn1")

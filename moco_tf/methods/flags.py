@@ -75,6 +75,7 @@ class ShuffleBN(BNGroups):
     )
 
 
+FRAMES = ("in_batch", "queue")  # of CMC
 LOSSES = ("infonce", "supcon", "supcon_in")  # of MoCo
 POSITIVES_FROM = ("keys", "batch", "batch_and_queue")
 

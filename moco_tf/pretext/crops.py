@@ -14,8 +14,8 @@ SMALLEST_CROP = 0.05  # of multi-crop's small views
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """How many views there are, and how each is cropped and distorted."""
+class Cropping:
+    """How a view is cropped and distorted, and where."""
 
     augment: str = flag(
         "v2",
@@ -33,6 +33,15 @@ class Options:
         "crops, the step distorts: for photographs, where there is a GPU. XLA compiles what the step makes.",
         choices=("host", "device", "both"),
     )
+
+    def check(self):
+        command.require(self, 0 <= self.crop_min <= 1, "crop_min", "lies between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Cropping):
+    """How many views there are, and how each is cropped and distorted."""
+
     positives: int = flag(1, "P: key views of an image beside the query view, each a key of its own. v1, v2, v3: 1.")
     small_views: int = flag(
         0,
@@ -46,7 +55,6 @@ class Options:
 
     def check(self):
         command.require(self, self.positives >= 1, "positives", "is at least 1 key view")
-        command.require(self, 0 <= self.crop_min <= 1, "crop_min", "lies between 0 and 1")
         command.require(self, self.small_views >= 0, "small_views", "is 0 or more")
         command.require(self, self.small_size >= 0, "small_size", "is 0 or more pixels")
         rule = f"lies between {SMALLEST_CROP} and 1"
@@ -94,7 +102,17 @@ def host_part(record, seed, kinds, inputs, options):
 
 
 def at_once(source, options):
-    """What `views` does, for all records of a batch: (numbers (N,), seeds (N, 2)) -> views; None: one by one.
+    """What `views` does, for all records of a batch: (numbers (N,), seeds (N, 2)) -> views; None: one by one."""
+    return pictures_of(source, 1 + options.positives + options.small_views, options)
+
+
+def on_device(inputs, options):
+    """What the training step does of a batch's views, a function of their tuple; None: nothing."""
+    return device_part(kinds(inputs, options), inputs, options)
+
+
+def pictures_of(source, count, options):
+    """So many pictures of each record of a batch, all to be cropped by the step; None: they are read one by one.
 
     Raises:
       ValueError: they are a stream, of several sizes, or too many for the memory.
@@ -106,18 +124,18 @@ def at_once(source, options):
         return None
     if not isinstance(source, Source):
         raise ValueError(f"{source.name} is read one by one; {in_memory.ADVICE}")
-    images, count = source.decoded, 1 + options.positives + options.small_views
+    images = source.decoded
     return lambda numbers, seeds: augment.pictures_at_once(images, numbers, seeds, count)
 
 
-def on_device(inputs, options):
-    """What the training step does of a batch's views, a function of their tuple; None: nothing."""
+def device_part(kinds, inputs, options):
+    """What is left of a batch's views of these kinds for the step; None: nothing."""
     from moco_tf.data import augment
 
-    def device_part(views):
-        of_these = kinds(inputs, options)[: len(views)]  # a memory bank takes the first alone
+    def finish(views):
+        of_these = kinds[: len(views)]  # a memory bank takes the first alone
         if options.views_on == "device":
             views = augment.crops_of(views, of_these, inputs.image_size)
         return tuple(augment.distorted(views, of_these, inputs))
 
-    return None if options.views_on == "host" else device_part
+    return None if options.views_on == "host" else finish

@@ -1,0 +1,90 @@
+"""Luminance apart from colour: spaces in which CMC has its two modalities, and a layer that goes there.
+
+Conversions are those of scikit-image, from sRGB in [0, 1]; each is then scaled by the mean and half-range of its
+channels: for Lab and YCbCr CMC's numbers (github.com/HobbitLong/CMC), for YDbDr the ranges themselves.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from moco_tf.encoders.heads import Halves
+
+TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
+D65 = np.array([0.95047, 1.0, 1.08883])  # the white point
+TO_YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]])
+TO_YDBDR = np.array([[0.299, 0.587, 0.114], [-0.45, -0.883, 1.333], [-1.333, 1.116, 0.217]])
+
+
+def lab(rgb):
+    """CIE 1976 L*a*b* under D65 of sRGB (..., 3) in [0, 1]: L in [0, 100], a and b around 0."""
+    linear = tf.where(rgb > 0.04045, ((tf.maximum(rgb, 0.04045) + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    xyz = _times(linear, TO_XYZ / D65[:, np.newaxis])
+    f = tf.where(xyz > 0.008856, tf.maximum(xyz, 0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    x, y, z = tf.unstack(f, axis=-1)
+    return tf.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def ycbcr(rgb):
+    """Y in [16, 235], Cb and Cr in [16, 240] (ITU-R BT.601) of sRGB (..., 3) in [0, 1]."""
+    return _times(rgb, TO_YCBCR) + tf.constant([16.0, 128.0, 128.0], rgb.dtype)
+
+
+def ydbdr(rgb):
+    """Y in [0, 1], Db and Dr in [-1.333, 1.333] of sRGB (..., 3) in [0, 1]."""
+    return _times(rgb, TO_YDBDR)
+
+
+SPACES = {  # conversion, mean and half-range of each channel
+    "lab": (lab, (50.0, 6.025, -6.6895), (50.0, 92.208, 101.1675)),
+    "ycbcr": (ycbcr, (116.151, 121.080, 132.342), (109.5, 111.855, 111.964)),
+    "ydbdr": (ydbdr, (0.5, 0.0, 0.0), (0.5, 1.333, 1.333)),
+}
+
+
+@keras.saving.register_keras_serializable("moco_tf")
+class ColorSpace(keras.layers.Layer):
+    """Takes normalised RGB images (N, H, W, 3) to a space of `SPACES`, scaled.
+
+    mean, std: those with which the images were normalised, of values in [0, 1].
+    """
+
+    def __init__(self, space, mean, std, **kwargs):
+        super().__init__(**kwargs)
+        self.space = space
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+
+    def call(self, images):
+        convert, center, half_range = SPACES[self.space]
+        rgb = tf.cast(images, tf.float32) * tf.constant(self.std) + tf.constant(self.mean)  # whatever the precision
+        scaled = (convert(tf.clip_by_value(rgb, 0.0, 1.0)) - tf.constant(center)) / tf.constant(half_range)
+        return tf.cast(scaled, images.dtype)
+
+    def get_config(self):
+        return super().get_config() | {"space": self.space, "mean": self.mean, "std": self.std}
+
+
+def of_two_colors(make, image_shape, space, preprocessing):
+    """A backbone of two: luminance goes into one, colour into the other: RGB images, normalised -> features (N, 2D).
+
+    Args:
+      make: a function of a number of channels, 1 or 2, -> backbone of images with so many -> (N, D).
+      image_shape: (H, W, 3) of the input; None for a free side.
+      space: "lab", "ycbcr" or "ydbdr".
+      preprocessing: with whose mean and std the images are normalised.
+    """
+    inputs = keras.Input(image_shape)
+    converted = ColorSpace(space, preprocessing.mean, preprocessing.std, name="color_space")(inputs)
+    luminance, color = Halves(1, name="luminance_and_color")(converted)
+    features = [_named(make(1), "luminance")(luminance), _named(make(2), "color")(color)]
+    return keras.Model(inputs, keras.layers.Concatenate(name="both")(features))
+
+
+def _named(model, name):
+    model.name = name
+    return model
+
+
+def _times(values, matrix):
+    return tf.linalg.matvec(tf.constant(matrix, values.dtype), values)

@@ -1,0 +1,199 @@
+"""Contrastive multiview coding: what an image looks like without its colours, and its colours, know one another.
+
+Tian, Krishnan and Isola 2019, "Contrastive Multiview Coding" (arXiv:1906.05849). Luminance and colour of a crop are
+its two modalities, each with an encoder and a head; each looks for the other's among those of other images.
+
+Two frames:
+
+  in_batch  among the batch's, gradients to both sides (the paper's loss with the batch in place of a memory bank);
+  queue     MoCo's: keys of a second crop by momentum encoders, a queue for each modality (CMC-MoCo of
+            github.com/HobbitLong/PyContrast).
+
+Axes: n images of this replica, N of the global batch, C length of a modality's projection, D of its features.
+"""
+
+import keras
+import tensorflow as tf
+
+from moco_tf import encoders, replicas
+from moco_tf.encoders import color_spaces, heads
+from moco_tf.methods import backbones
+from moco_tf.methods.ema import cosine_momentum, ema_update, rise_steps
+from moco_tf.methods.flags import FRAMES
+from moco_tf.methods.losses import batch_info_nce, info_nce, together, unit_length
+from moco_tf.methods.pretrainer import CONTRAST_METRICS, Pretrainer
+from moco_tf.methods.queue import Queue
+from moco_tf.methods.shuffle_bn import groups_here, set_groups, shuffle_key_images
+
+
+def model(config, options, inputs, source):
+    """The `CMC` of a run: each of its two encoders has half of the run's width."""
+    backbone = color_spaces.of_two_colors(
+        lambda channels: encoders.of_config(config, channels=channels, width=config.width // 2),
+        (None, None, 3),
+        options.color_space,
+        inputs,
+    )
+    return CMC(
+        backbone,
+        dim=config.dim,
+        head=options.head,
+        hidden_dim=config.hidden_dim or None,
+        frame=options.frame,
+        queue_size=options.queue_size,
+        momentum=options.momentum,
+        momentum_rise_steps=rise_steps(config, options, source),
+        temperature=config.temperature,
+        shuffle_bn=options.shuffle_bn,
+        bn_groups=options.bn_groups,
+        preprocessing=inputs,
+        seed=config.seed,
+    )
+
+
+@keras.saving.register_keras_serializable("moco_tf")
+class CMC(Pretrainer):
+    """Learns two encoders, of luminance and of colour; features and embedding of an image are both, joined.
+
+    Args:
+      backbone: a Keras model of images (N, H, W, 3) -> (N, 2D), the first half of luminance, the other of colour, as
+        `color_spaces.of_two_colors` builds it.
+      dim: C.
+      head: "linear" or "mlp", for each modality one.
+      hidden_dim: width of an MLP head's hidden layer; None: D.
+      frame: "in_batch", a batch is (images,), or "queue", (images of queries, of keys).
+      queue_size, momentum, momentum_rise_steps: of the queue's frame, as in `MoCo`.
+      temperature: T; 0.07 in the paper.
+      shuffle_bn, bn_groups, preprocessing, seed: as in `MoCo`.
+
+    Attributes:
+      query_encoder: a model of normalised images -> {"features" (N, 2D), "projection" (N, 2C)}; in the queue's frame
+        key_encoder, too.
+      luminance_queue, color_queue: the `Queue` of each modality's keys, in the queue's frame.
+    """
+
+    METRICS = CONTRAST_METRICS
+
+    def __init__(
+        self,
+        backbone,
+        dim=128,
+        head="linear",
+        hidden_dim=None,
+        frame="in_batch",
+        queue_size=16384,
+        momentum=0.999,
+        momentum_rise_steps=None,
+        temperature=0.07,
+        shuffle_bn=True,
+        bn_groups=None,
+        preprocessing=None,
+        seed=0,
+        **kwargs,
+    ):
+        if frame not in FRAMES or not queue_size > 0 or not temperature > 0 or not 0 <= momentum <= 1:
+            raise ValueError(
+                f"CMC needs frame of {', '.join(FRAMES)}, queue_size > 0, temperature > 0 and 0 <= momentum <= 1, not "
+                f"frame={frame!r}, queue_size={queue_size}, temperature={temperature}, momentum={momentum}"
+            )
+        image_shape = backbones.image_shape(backbone, preprocessing)
+        super().__init__(image_shape, preprocessing, **kwargs)
+        self.dim = dim
+        self.head = head
+        self.hidden_dim = hidden_dim
+        self.frame = frame
+        self.queue_size = queue_size
+        self.momentum = momentum
+        self.momentum_rise_steps = momentum_rise_steps
+        self.temperature = temperature
+        self.shuffle_bn = shuffle_bn
+        self.bn_groups = bn_groups
+        self.groups_here = groups_here(bn_groups)
+        self.seed = seed
+        self.VIEWS = (1, 1) if frame == "in_batch" else (2, 2)
+
+        self.query_encoder = heads.encoder_of_halves(backbone, image_shape, head, dim, hidden_dim)
+        set_groups(self.query_encoder, self.groups_here)
+        if frame == "queue":
+            self.key_encoder = heads.encoder_of_halves(backbones.clone(backbone), image_shape, head, dim, hidden_dim)
+            set_groups(self.key_encoder, self.groups_here)
+            backbones.start_key_encoder(self.query_encoder, self.key_encoder)
+            # An attribute each: TensorFlow's checkpoints find no layers in a list.
+            self.luminance_queue = Queue(queue_size, dim, seed=seed, name="luminance_queue")
+            self.color_queue = Queue(queue_size, dim, seed=seed + 1, name="color_queue")
+
+    def prepare(self, batch, training=True):
+        """In the queue's frame: moves the momentum encoders, encodes the keys of both modalities, N x C each."""
+        if self.frame == "in_batch":
+            return ()
+        if not training:
+            return self._both(self.key_encoder, batch["views"][1], training)
+        ema_update(self.query_encoder, self.key_encoder, self._momentum())
+        seed = (self.seed, self.step.value)
+        images, permutation = shuffle_key_images(batch["views"][1], self.shuffle_bn, self.groups_here, seed)
+        keys = tf.concat(self._both(self.key_encoder, images, training), axis=1)  # n x 2C
+        keys = replicas.gather(keys) if permutation is None else replicas.unshuffle(keys, permutation)
+        return tf.split(keys, 2, axis=1)
+
+    def objective(self, batch, context, training=True):
+        """Luminance looks for its image's colours, and colours for their luminance; the losses are added up."""
+        queries = self._both(self.query_encoder, batch["views"][0], training)  # two of n x C
+        if self.frame == "queue":
+            keys = [replicas.own(k) if training else k for k in context]
+            contrasts = [
+                info_nce(queries[place], keys[1 - place], self.queues[1 - place].keys.value, self.temperature)
+                for place in range(2)
+            ]
+        else:
+            everything = replicas.gather(tf.concat(queries, axis=1))  # N x 2C
+            everything = tf.split(tf.ensure_shape(everything, (None, 2 * self.dim)), 2, axis=1)
+            rows = replicas.own(tf.range(tf.shape(everything[0])[0]))
+            contrasts = [
+                batch_info_nce(queries[place], everything[1 - place], rows, self.temperature) for place in range(2)
+            ]
+        return together(contrasts, times=2)
+
+    def finish(self, batch, context, terms):
+        """Each modality's keys enter its queue."""
+        if self.frame == "queue":
+            for queue, keys in zip(self.queues, context, strict=True):
+                queue.enqueue(keys)
+
+    def encode(self, images):
+        """Both modalities' features, and their embeddings of unit length, joined to one of unit length."""
+        outputs = self.query_encoder(images, training=False)
+        embeddings = [unit_length(half) for half in tf.split(outputs["projection"], 2, axis=1)]
+        return {"features": outputs["features"], "embedding": tf.concat(embeddings, axis=1) / 2**0.5}
+
+    def rates(self):
+        return super().rates() | ({"momentum": self._momentum()} if self.frame == "queue" else {})
+
+    def columns(self):
+        return (*super().columns(), *(("momentum",) if self.frame == "queue" else ()))
+
+    @property
+    def queues(self):
+        return (self.luminance_queue, self.color_queue)
+
+    def _both(self, encoder, images, training):
+        """Embeddings of luminance and of colour, (n, C) each, of unit length."""
+        projections = tf.split(encoder(images, training=training)["projection"], 2, axis=1)
+        return [unit_length(half) for half in projections]
+
+    def _momentum(self):
+        return cosine_momentum(self.momentum, self.step.value, self.momentum_rise_steps)
+
+    def get_config(self):
+        return super().get_config() | {
+            "dim": self.dim,
+            "head": self.head,
+            "hidden_dim": self.hidden_dim,
+            "frame": self.frame,
+            "queue_size": self.queue_size,
+            "momentum": self.momentum,
+            "momentum_rise_steps": self.momentum_rise_steps,
+            "temperature": self.temperature,
+            "shuffle_bn": self.shuffle_bn,
+            "bn_groups": self.bn_groups,
+            "seed": self.seed,
+        }

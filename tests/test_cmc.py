@@ -1,0 +1,150 @@
+"""CMC: colours as scikit-image has them, losses as loops have them, and exact on replicas."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_several_keys import BATCH, SIZE, K
+
+import moco_tf
+from moco_tf import replicas
+from moco_tf.checkpoint import Checkpoints
+from moco_tf.data.inputs.image import IMAGENET, Preprocessing
+from moco_tf.encoders import color_spaces, resnet
+from moco_tf.methods.cmc import CMC
+from moco_tf.pretext import cmc as task
+
+T = 0.2
+GOLDEN = json.loads((Path(__file__).parent / "goldens/color_spaces.json").read_text())
+
+
+@pytest.mark.parametrize("space", color_spaces.SPACES)
+def test_colors_are_those_of_scikit_image(space):
+    rgb = tf.constant(np.array(GOLDEN["rgb"]) / 255, tf.float32)
+    convert, center, half_range = color_spaces.SPACES[space]
+    np.testing.assert_allclose(convert(rgb), GOLDEN[space], atol=1e-3)
+    images = (rgb - IMAGENET.mean) / IMAGENET.std
+    found = color_spaces.ColorSpace(space, IMAGENET.mean, IMAGENET.std)(images)
+    np.testing.assert_allclose(found, (np.array(GOLDEN[space]) - center) / half_range, atol=1e-4)
+
+
+def test_a_grey_picture_has_one_color_and_a_colored_one_its_own_luminance():
+    grey = tf.tile(tf.random.stateless_uniform((1, 4, 4, 1), (0, 0)), (1, 1, 1, 3))
+    np.testing.assert_allclose(color_spaces.lab(grey)[..., 1:], np.zeros((1, 4, 4, 2)), atol=0.02)
+
+
+def cmc(**settings):
+    keras.utils.set_random_seed(1)
+    preprocessing = Preprocessing(image_size=SIZE)
+
+    def half(channels):
+        return resnet.resnet10(image_size=None, width=4, stem="cifar", channels=channels)
+
+    backbone = color_spaces.of_two_colors(half, (None, None, 3), "lab", preprocessing)
+    settings = {"dim": 4, "queue_size": K, "momentum": 0.9, "temperature": T, "bn_groups": 4, "seed": 3} | settings
+    model = CMC(backbone, preprocessing=preprocessing, **settings)
+    model.compile(moco_tf.SGD(0.05, momentum=0.9, weight_decay=1e-3))
+    return model
+
+
+def batches(model, steps, seed=0):
+    views = model.VIEWS[0]
+    images = np.random.default_rng(seed).normal(size=(views, steps * BATCH, SIZE, SIZE, 3)).astype("float32")
+    return tf.data.Dataset.from_tensor_slices({"views": tuple(images)}).batch(BATCH, drop_remainder=True)
+
+
+FRAMES = [{"frame": "in_batch"}, {"frame": "queue", "head": "mlp"}]
+
+
+def halves(model, encoder, images):
+    projections = encoder(images, training=True)["projection"].numpy()
+    return [half / np.linalg.norm(half, axis=1, keepdims=True) for half in (projections[:, :4], projections[:, 4:])]
+
+
+@pytest.mark.parametrize("settings", FRAMES, ids=lambda settings: settings["frame"])
+def test_each_modality_looks_for_the_other_of_its_image(settings):
+    model = cmc(**settings, shuffle_bn=False)
+    (batch,) = batches(model, 1)
+    context = model.prepare(batch)
+    queries = halves(model, model.query_encoder, batch["views"][0])
+    losses = []
+    for one, other in ((0, 1), (1, 0)):
+        if model.frame == "queue":
+            keys = halves(model, model.key_encoder, batch["views"][1])[other]
+            candidates = [[key, *model.queues[other].keys.numpy()] for key in keys]
+            places = [0] * BATCH
+        else:
+            candidates, places = [queries[other]] * BATCH, range(BATCH)
+        for query, among, place in zip(queries[one], candidates, places, strict=True):
+            weights = [np.exp(query @ key / T) for key in among]
+            losses.append(-np.log(weights[place] / sum(weights)))
+    found = model.objective(batch, context)
+    assert np.mean(found.loss) == pytest.approx(2 * np.mean(losses), rel=1e-4)
+    model.finish(batch, context, found)
+    if model.frame == "queue":
+        for queue, keys in zip(model.queues, context, strict=True):
+            np.testing.assert_array_equal(queue.keys.numpy()[:BATCH], keys)
+
+
+def test_luminance_sees_no_color_and_color_no_luminance():
+    model = cmc()
+    images = tf.random.stateless_uniform((2, SIZE, SIZE, 3), (0, 0), 0.2, 0.8)
+    luma, *_ = tf.unstack(color_spaces.lab(images), axis=-1)
+    grey = tf.where(luma <= 8, luma / 903.3, ((luma + 16) / 116) ** 3)  # linear light of that L
+    grey = tf.where(grey <= 0.0031308, 12.92 * grey, 1.055 * grey ** (1 / 2.4) - 0.055)
+    same_luminance = tf.tile(grey[..., None], (1, 1, 1, 3))
+
+    def features(rgb):
+        return model.query_encoder((rgb - IMAGENET.mean) / IMAGENET.std, training=False)["features"].numpy()
+
+    own, other = features(images), features(same_luminance)
+    width = own.shape[1] // 2
+    np.testing.assert_allclose(own[:, :width], other[:, :width], rtol=1e-3, atol=1e-3)
+    assert np.abs(own[:, width:] - other[:, width:]).max() > 0.01
+
+
+@pytest.mark.parametrize("settings", FRAMES, ids=lambda settings: settings["frame"])
+def test_replicas_checkpoints_and_keras_files_go_on(settings, tmp_path):
+    whole, first, second = (cmc(**settings) for _ in range(3))
+    whole.fit(batches(whole, 4), verbose=0)
+    first.fit(batches(first, 4).take(2), verbose=0)
+    first.save(tmp_path / "first.keras")
+    Checkpoints(tmp_path / "checkpoints", first).save()
+    Checkpoints(tmp_path / "checkpoints", second).restore_last()
+    for model in (second, keras.models.load_model(tmp_path / "first.keras")):
+        model.fit(batches(model, 4).skip(2), verbose=0)
+        for a, b in zip(whole.variables, model.variables, strict=True):
+            if a is not whole.totals:  # `fit` begins them anew
+                np.testing.assert_array_equal(a, b, err_msg=a.path)
+    with replicas.on_one_cpu(2).scope():
+        several = cmc(**settings)
+    one, losses = cmc(**settings), []
+    for model in (one, several):
+        losses.append(model.fit(batches(model, 1), verbose=0).history["loss"][0])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    for variable in several.variables:
+        copies = [copy.numpy() for copy in getattr(variable.value, "values", [variable.value])]
+        assert all(np.array_equal(copies[0], copy) for copy in copies[1:]), variable.path
+
+
+def test_features_are_both_and_the_embedding_is_of_unit_length():
+    model = cmc()
+    found = model.encode(tf.random.stateless_normal((3, SIZE, SIZE, 3), (0, 0)))
+    assert found["features"].shape == (3, 2 * 32) and found["embedding"].shape == (3, 8)
+    np.testing.assert_allclose(np.linalg.norm(found["embedding"], axis=1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("augment", ["flip", "v1", "v2", "v3", "cifar"])
+def test_no_crop_is_made_grey(augment):
+    inputs = Preprocessing(image_size=8)
+    for frame, number in (("in_batch", 1), ("queue", 2)):
+        kinds = task.kinds(inputs, task.Options(augment=augment, frame=frame))
+        assert len(kinds) == number and all("grayscale" not in kind.steps and "flip" in kind.steps for kind in kinds)
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(ValueError, match="CMC needs frame of in_batch, queue"):
+        cmc(frame="bank")
