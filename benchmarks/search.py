@@ -68,11 +68,13 @@ TRIALS = (
     f"{SLOW} --positives=3 --mask_siblings --epochs=9",
     f"{SLOW} --symmetric --epochs=9",
     f"{SLOW} --small_views=2 --epochs=12",
-    f"{SLOW} --small_views=4 --epochs=9",
+    f"{SLOW} --small_views=2 --small_crop_max=0.6 --epochs=12",
     f"{SLOW} --pretext=patches --epochs=14",
     f"{SLOW} --growing_sizes=12,14 --epochs=20",
     f"{SLOW} --growing_sizes=12,16 --image_size=20 --epochs=16",
     f"{SLOW} --momentum_schedule=cosine --epochs=16",
+    "--views_on=device --image_size=32 --growing_sizes=16,24 --width=32 --queue_size=4096 --crop_min=0.2 --lr=0.06 "
+    "--momentum=0.996 --epochs=36",
     f"{SLOW} --optimizer=adamw --lr=0.001 --weight_decay=0.05 --epochs=16",
     f"{SLOW} --optimizer=lars --lr=0.6 --weight_decay=1e-6 --warmup_epochs=1 --epochs=16",
 )

@@ -66,7 +66,7 @@ def _on_the_queue(config, size):
         f"while the queue's random keys give way to real ones ({math.ceil(K / keys)} steps); after that it falls."
     )
     images = K * N // keys  # of which the queue holds keys
-    if size - N < images and not config.mask_siblings:
+    if size - N < images and not config.mask_siblings and config.positives_from == "keys":
         yield (
             f"The queue (K = {K}) reaches back further than one epoch of {size} images less a batch: an image "
             "then meets its own earlier key as a negative. "

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf import config as config_lib
-from moco_tf import replicas, run_folder, schedules
+from moco_tf import encoders, replicas, run_folder, schedules
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.command import ConfigError
 from moco_tf.data import augment, errors, views
@@ -175,6 +175,16 @@ def records(config, source):
         return module.records(source, config.options(module.Options))
     except ValueError as error:
         raise ConfigError(f"--pretext={config.pretext}: {error}") from None
+    except errors.ERRORS as error:  # an image that changed after it was checked
+        raise ConfigError(f"{source.name}: {errors.reason(error)}; files that have changed are checked anew") from None
+
+
+def backbone(config):
+    """The backbone of a run, with fresh weights: what its flags describe, or what its task builds of them."""
+    task = config_lib.task_module(config.pretext)
+    if hasattr(task, "backbone"):
+        return task.backbone(config, config.options(task.Options), inputs(config))
+    return encoders.of_config(config, zero_init_residual=config.method == "moco_v3")
 
 
 @contextlib.contextmanager

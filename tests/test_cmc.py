@@ -18,7 +18,7 @@ from moco_tf.methods.cmc import CMC
 from moco_tf.pretext import cmc as task
 
 T = 0.2
-GOLDEN = json.loads((Path(__file__).parent / "goldens/color_spaces.json").read_text())
+GOLDEN = json.loads((Path(__file__).with_name("color_spaces.json")).read_text())
 
 
 @pytest.mark.parametrize("space", color_spaces.SPACES)

@@ -11,7 +11,7 @@ from test_views_on import write
 
 from moco_tf import config as config_lib
 from moco_tf import pretext
-from moco_tf.evaluate import knn
+from moco_tf.evaluate import finetune, knn
 from moco_tf.serving import export
 from moco_tf.train import main
 
@@ -53,6 +53,8 @@ def test_a_run_goes_on_bit_for_bit_and_its_encoder_is_judged_and_served(task, im
     assert_same_run(whole, tmp_path / "parts")
     data = [f"--dataset={images}", "--train_split=train", "--eval_split=train", f"--output={tmp_path / 'knn'}"]
     assert knn.main([f"--encoder={whole}", "--k=3", *data]) == 0
+    tuned = [f"--output={tmp_path / 'tuned'}", "--labels=100", "--epochs=1", *data[:3]]
+    assert finetune.main([f"--encoder={whole}", *tuned]) == 0
     assert 0 <= json.loads((tmp_path / "knn/summary.json").read_text())["top1"] <= 100
     assert export.main(["encoder", f"--run_dir={whole}", f"--output={tmp_path / 'served'}"]) == 0
     (folder,) = (tmp_path / "served").rglob("saved_model.pb")

@@ -50,16 +50,16 @@ class ColorSpace(keras.layers.Layer):
     """
 
     def __init__(self, space, mean, std, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # Keras would round to the compute dtype before
         self.space = space
         self.mean = tuple(mean)
         self.std = tuple(std)
 
     def call(self, images):
         convert, center, half_range = SPACES[self.space]
-        rgb = tf.cast(images, tf.float32) * tf.constant(self.std) + tf.constant(self.mean)  # whatever the precision
+        rgb = tf.cast(images, tf.float32) * tf.constant(self.std) + tf.constant(self.mean)
         scaled = (convert(tf.clip_by_value(rgb, 0.0, 1.0)) - tf.constant(center)) / tf.constant(half_range)
-        return tf.cast(scaled, images.dtype)
+        return tf.cast(scaled, self.compute_dtype)
 
     def get_config(self):
         return super().get_config() | {"space": self.space, "mean": self.mean, "std": self.std}
@@ -87,4 +87,4 @@ def _named(model, name):
 
 
 def _times(values, matrix):
-    return tf.linalg.matvec(tf.constant(matrix, values.dtype), values)
+    return tf.tensordot(values, tf.constant(matrix.T, values.dtype), 1)

@@ -147,7 +147,7 @@ def network(settings, classes):
     """
     import keras
 
-    from moco_tf import build, encoders, run_folder
+    from moco_tf import build, run_folder
     from moco_tf.encoders.batch_norm import BatchNorm
     from moco_tf.methods.ema import copy_weights
 
@@ -156,7 +156,7 @@ def network(settings, classes):
     keras.utils.set_random_seed(settings.seed)
     start = keras.initializers.RandomNormal(stddev=0.01, seed=settings.seed)
     with build.precision("bfloat16" if config.precision == "bfloat16" else "float32"):  # float16 would need its scale
-        trunk = encoders.of_config(config, zero_init_residual=config.method == "moco_v3")
+        trunk = build.backbone(config)
         features = BatchNorm(affine=False, name="norm")(trunk.output)
         logits = keras.layers.Dense(classes, kernel_initializer=start, dtype="float32", name="fc")(features)
     if pretrained:

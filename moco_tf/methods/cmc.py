@@ -26,16 +26,20 @@ from moco_tf.methods.queue import Queue
 from moco_tf.methods.shuffle_bn import groups_here, set_groups, shuffle_key_images
 
 
-def model(config, options, inputs, source):
-    """The `CMC` of a run: each of its two encoders has half of the run's width."""
-    backbone = color_spaces.of_two_colors(
+def backbone(config, options, inputs):
+    """The backbone of a run: each of its two encoders has half of the run's width."""
+    return color_spaces.of_two_colors(
         lambda channels: encoders.of_config(config, channels=channels, width=config.width // 2),
         (None, None, 3),
         options.color_space,
         inputs,
     )
+
+
+def model(config, options, inputs, source):
+    """The `CMC` of a run."""
     return CMC(
-        backbone,
+        backbone(config, options, inputs),
         dim=config.dim,
         head=options.head,
         hidden_dim=config.hidden_dim or None,
@@ -91,6 +95,8 @@ class CMC(Pretrainer):
         seed=0,
         **kwargs,
     ):
+        if head not in ("linear", "mlp"):
+            raise ValueError(f"CMC's head is 'linear' or 'mlp', not {head!r}")
         if frame not in FRAMES or not queue_size > 0 or not temperature > 0 or not 0 <= momentum <= 1:
             raise ValueError(
                 f"CMC needs frame of {', '.join(FRAMES)}, queue_size > 0, temperature > 0 and 0 <= momentum <= 1, not "

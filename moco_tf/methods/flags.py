@@ -116,6 +116,11 @@ class MoCo(ShuffleBN, Head, KeyEncoder, Negatives):
                 f"--loss={self.loss} is of several positives of a query; got --positives_from=keys: take batch, or "
                 "--loss=infonce"
             )
+        if self.mask_siblings and self.positives_from != "keys":
+            raise ConfigError(
+                f"--positives_from={self.positives_from} makes no negatives of a query's own thing, with or without "
+                "--mask_siblings: leave that out"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,7 @@ class MoCo(Pretrainer):
       mask_siblings: the queue keeps an id beside each key; in training, keys of the query's own id are not negatives.
       positives_from: "keys", a query looks for its own views' keys among the queue's; "batch", for all keys of its own
         thing in the batch, among all others of batch and queue; "batch_and_queue", for the queue's as well. What is
-        one thing says `thing_of`.
+        one thing says `thing_of`. In training; evaluation shows InfoNCE with the query's own keys.
       loss: "infonce", "supcon" or "supcon_in": how several positives stand beside one another (`losses.of_groups`).
       thing_of: the entry of a batch, (N,) integers, that says what is one thing: "id", or "label". -1 equals nothing.
       small_views: M, how many of a batch's views, the last ones, are queries only (multi-crop, arXiv:2006.09882).

@@ -23,7 +23,8 @@ class Options(flags.ShuffleBN, flags.Head, flags.KeyEncoder, flags.Negatives, cr
     frame: str = flag(
         "in_batch",
         "in_batch: each modality looks for the other's of its crop among the batch's, gradients to both; learns at "
-        "once. queue: MoCo's frame, keys of a second crop by momentum encoders, a queue a modality; for long runs.",
+        "once. queue: MoCo's frame, keys of a second crop by momentum encoders, a queue a modality; for long runs. "
+        "Queue, momentum and shuffling have an effect there only.",
         choices=flags.FRAMES,
     )
     color_space: str = flag(
@@ -38,15 +39,16 @@ class Options(flags.ShuffleBN, flags.Head, flags.KeyEncoder, flags.Negatives, cr
     )
 
     def check(self):
-        if self.is_vit or self.width % 2:
+        even = 32 if self.arch == "resnext50" else 2
+        if self.is_vit or self.width % even:
             raise ConfigError(
-                f"--pretext=cmc has two ResNets of half of --width, which is even; got --arch={self.arch}, "
+                f"--pretext=cmc has two ResNets of half of --width, a multiple of {even}; got --arch={self.arch}, "
                 f"--width={self.width}"
             )
 
 
 def records(source, options):
-    """The source; says how many of some of its images have no colours."""
+    """The source; says how many of the first images have no colours."""
     import tensorflow as tf
 
     from moco_tf.data.encoded import decode
@@ -91,6 +93,13 @@ def at_once(source, options):
 def on_device(inputs, options):
     """What the training step does of a batch's views, or None."""
     return crops.device_part(kinds(inputs, options), inputs, options)
+
+
+def backbone(config, options, inputs):
+    """The backbone of a run, with fresh weights."""
+    from moco_tf.methods import cmc
+
+    return cmc.backbone(config, options, inputs)
 
 
 def model(config, options, inputs, source):

@@ -23,9 +23,10 @@ class Options(MoCo, crops.Options):
                 "--pretext=patches encodes quarters of a view by a ResNet, and nothing smaller; got "
                 f"--arch={self.arch}, --small_views={self.small_views}"
             )
-        if self.image_size % 2:
+        if odd := [size for size in (*self.growing_sizes, self.image_size) if size % 2]:
             raise ConfigError(
-                f"--pretext=patches halves the sides of a view: --image_size is even; got {self.image_size}"
+                "--pretext=patches halves the sides of a view: --image_size and --growing_sizes are even; got "
+                f"{odd[0]}"
             )
 
 

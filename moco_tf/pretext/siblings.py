@@ -73,7 +73,7 @@ def records(source, options):
 
 
 def views(record, seed, inputs, options):
-    """(query view, P key views) of a thing, float32 (S, S, 3) each, normalised.
+    """(query view, P key views, M small views of the query's picture) of a thing, float32 (S, S, 3) each, normalised.
 
     record: a dict with "files", the thing's pictures in order (F,); seed: int64 (2,); inputs: the encoder's
     `Preprocessing`.

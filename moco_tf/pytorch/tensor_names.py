@@ -404,9 +404,19 @@ def without_head(tensors):
 
 
 def names(encoder):
-    """(PyTorch's name, variable) for each weight of an encoder whose layers bear PyTorch's names."""
+    """(PyTorch's name, variable) for each weight of an encoder whose layers bear PyTorch's names.
+
+    Raises:
+      Mismatch: a layer is none of PyTorch's, or two bear one name: an encoder of two ResNets (CMC's) is none of them.
+    """
+    seen = set()
     for layer in layers_of(encoder):
         if layer.weights and not isinstance(layer, keras.Model):
+            if layer.name in seen:
+                raise Mismatch(
+                    f"two layers are called {layer.name}: PyTorch has no encoder of two networks, as CMC's is"
+                )
+            seen.add(layer.name)
             for variable in layer.weights:
                 if variable.name in OWN_NAMES:
                     yield variable.name, variable

@@ -16,7 +16,7 @@ def of_run(run_dir):
     recipe = {name: getattr(config, name) for name in names if name not in ("run_dir", "resume")}
     shape = ("arch", "patch_size") if config.is_vit else ("arch", "width", "stem")
     about = {
-        "method": config.method,
+        "method": config.learner,
         "architecture": {name: recipe[name] for name in shape},
         "recipe": recipe,
         "data": {"dataset": config.dataset, "split": config.train_split} | _json(run_dir / "data.json"),
@@ -53,8 +53,9 @@ def card(description, signatures):
     if "recipe" in description:
         data = description["data"]
         images = f", {data['images']:,} images" if "images" in data else ""
+        labels = "with" if description["recipe"].get("pretext") == "labels" else "without"
         lines += [
-            f"Trained without labels by `{description['method']}` on `{data['dataset']}` ({data['split']}{images}), "
+            f"Trained {labels} labels by `{description['method']}` on `{data['dataset']}` ({data['split']}{images}), "
             f"{description['steps']:,} training steps; every setting is under `recipe` in {DESCRIPTION}."
         ]
     if "converted_from" in description:
