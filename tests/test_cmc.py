@@ -16,6 +16,7 @@ from moco_tf.data.inputs.image import IMAGENET, Preprocessing
 from moco_tf.encoders import color_spaces, resnet
 from moco_tf.methods.cmc import CMC
 from moco_tf.pretext import cmc as task
+from moco_tf.pytorch import tensor_names
 
 T = 0.2
 GOLDEN = json.loads((Path(__file__).with_name("color_spaces.json")).read_text())
@@ -148,3 +149,8 @@ def test_no_crop_is_made_grey(augment):
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="CMC needs frame of in_batch, queue"):
         cmc(frame="bank")
+
+
+def test_two_networks_have_no_names_in_pytorch():
+    with pytest.raises(tensor_names.Mismatch, match="two layers are called conv1"):
+        list(tensor_names.names(cmc().query_encoder))

@@ -97,7 +97,7 @@ def run_config(architecture, queue_size, values, named, scheme=""):
     defaults = {name: value for name, value in defaults.items() if name not in named}
     wanted = values | defaults | held
     kind = config_lib.kind(wanted["method"])
-    config = kind(**{field.name: wanted[field.name] for field in command.fields(kind)})
+    config = kind(**{field.name: wanted.get(field.name, field.default) for field in command.fields(kind)})
     return dataclasses.replace(config, bn_groups=config.bn_groups or 1) if config.uses("bn_groups") else config
 
 
