@@ -107,7 +107,9 @@ def test_luminance_sees_no_color_and_color_no_luminance():
     assert np.abs(own[:, width:] - other[:, width:]).max() > 0.01
 
 
-@pytest.mark.parametrize("settings", FRAMES, ids=lambda settings: settings["frame"])
+@pytest.mark.parametrize(
+    "settings", [pytest.param(FRAMES[0], marks=pytest.mark.slow), FRAMES[1]], ids=["in_batch", "queue"]
+)
 def test_replicas_checkpoints_and_keras_files_go_on(settings, tmp_path):
     whole, first, second = (cmc(**settings) for _ in range(3))
     whole.fit(batches(whole, 4), verbose=0)

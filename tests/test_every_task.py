@@ -38,7 +38,7 @@ def flags(task, images):
 
 
 # Slow: of these, other tests say the same every day.
-ELSEWHERE = ("crops", "siblings")
+ELSEWHERE = ("crops", "labels", "siblings")
 
 
 @pytest.mark.parametrize(
