@@ -95,7 +95,7 @@ def _check_views(config, spec, model):
             "(docs/pretext.md) to say how; the crops of --views_on=host are whole"
         )
     shapes = [tuple(tf.nest.flatten(view)[0].shape[1:]) for view in spec]
-    if len(set(shapes[: len(shapes) - getattr(model, "small_views", 0)])) > 1:
+    if len(set(shapes[: len(shapes) - model.small_views])) > 1:
         raise ConfigError(
             f"--pretext={config.pretext}: all views of a record are of one shape; got {', '.join(map(str, shapes))}"
         )
@@ -180,11 +180,11 @@ def records(config, source):
 
 
 def backbone(config):
-    """The backbone of a run, with fresh weights: what its flags describe, or what its task builds of them."""
+    """The backbone of a run for images of its size, with fresh weights: as its flags or its task describe it."""
     task = config_lib.task_module(config.pretext)
     if hasattr(task, "backbone"):
         return task.backbone(config, config.options(task.Options), inputs(config))
-    return encoders.of_config(config, zero_init_residual=config.method == "moco_v3")
+    return encoders.of_config(config, zero_init_residual=config.method == "moco_v3", any_size=False)
 
 
 @contextlib.contextmanager

@@ -276,6 +276,11 @@ class Config(Run, Optimization, Network, Data, Task):
         sizes = (*self.growing_sizes, self.image_size)
         return sizes[min(len(sizes) * epoch // self.epochs, len(sizes) - 1)]
 
+    @property
+    def several_sizes(self):
+        """Whether the encoder trains on views of several sizes."""
+        return bool(self.growing_sizes or getattr(self, "small_views", 0))
+
     def uses(self, name):
         """Whether this run has a flag, and its encoder a use for it."""
         return hasattr(self, name) and name not in (OF_RESNETS if self.is_vit else OF_VITS)

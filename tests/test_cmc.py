@@ -44,7 +44,7 @@ def cmc(**settings):
     def half(channels):
         return resnet.resnet10(image_size=None, width=4, stem="cifar", channels=channels)
 
-    backbone = color_spaces.of_two_colors(half, (None, None, 3), "lab", preprocessing)
+    backbone = color_spaces.of_two_colors(half, "lab", preprocessing)
     settings = {"dim": 4, "queue_size": K, "momentum": 0.9, "temperature": T, "bn_groups": 4, "seed": 3} | settings
     model = CMC(backbone, preprocessing=preprocessing, **settings)
     model.compile(moco_tf.SGD(0.05, momentum=0.9, weight_decay=1e-3))

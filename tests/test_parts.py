@@ -11,8 +11,8 @@ from test_train import assert_same_run
 from test_views_on import FLAGS, write
 
 import moco_tf
+from moco_tf import build, encoders, replicas
 from moco_tf import config as config_lib
-from moco_tf import replicas
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.encoders import BatchNorm
@@ -177,6 +177,14 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, more):
     for steps in (4, 9):
         assert main([*flags, f"--run_dir={tmp_path / 'parts'}", f"--max_steps={steps}"]) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_an_encoder_takes_any_size_only_where_its_views_are_of_several():
+    small = ["--arch=resnet10", "--width=4", "--image_size=16"]
+    for more, sides in (([], 16), (["--small_views=1"], None), (["--growing_sizes=8"], None)):
+        config = config_lib.parse([*small, *more])
+        assert encoders.of_config(config).input_shape == (None, sides, sides, 3)
+        assert build.backbone(config).input_shape == (None, 16, 16, 3)  # of a classifier
 
 
 def test_views_grow_in_stages_of_as_many_epochs():

@@ -24,7 +24,6 @@ CROP_ASPECT = (3 / 4, 4 / 3)  # width / height
 class View:
     """One random view: a resized crop, then `steps` in their order, each with its probability."""
 
-    size: int | None = None  # S, its side in pixels; None: the encoder's
     crop_scale: tuple = (0.2, 1.0)  # part of the image's area
     steps: tuple = ("jitter", "grayscale", "blur", "flip")
     jitter: tuple = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation: 1 +- this; hue: +- this, in turns
@@ -34,6 +33,7 @@ class View:
     blur_probability: float = 0.5
     solarize_probability: float = 0.2
     flip_probability: float = 0.5
+    size: int | None = None  # S, its side in pixels; None: the encoder's
 
     def distort(self, image, draws):
         """Everything after the crop: float32 (S, S, 3), values 0..255, to the same. draws: `Draws` of this view.

@@ -65,20 +65,20 @@ class ColorSpace(keras.layers.Layer):
         return super().get_config() | {"space": self.space, "mean": self.mean, "std": self.std}
 
 
-def of_two_colors(make, image_shape, space, preprocessing):
+def of_two_colors(make, space, preprocessing):
     """A backbone of two: luminance goes into one, colour into the other: RGB images, normalised -> features (N, 2D).
 
     Args:
       make: a function of a number of channels, 1 or 2, -> backbone of images with so many -> (N, D).
-      image_shape: (H, W, 3) of the input; None for a free side.
       space: "lab", "ycbcr" or "ydbdr".
       preprocessing: with whose mean and std the images are normalised.
     """
-    inputs = keras.Input(image_shape)
+    of_luminance, of_color = _named(make(1), "luminance"), _named(make(2), "color")
+    inputs = keras.Input((*of_luminance.input_shape[1:3], 3))
     converted = ColorSpace(space, preprocessing.mean, preprocessing.std, name="color_space")(inputs)
     luminance, color = Halves(1, name="luminance_and_color")(converted)
-    features = [_named(make(1), "luminance")(luminance), _named(make(2), "color")(color)]
-    return keras.Model(inputs, keras.layers.Concatenate(name="both")(features))
+    features = keras.layers.Concatenate(name="both")([of_luminance(luminance), of_color(color)])
+    return keras.Model(inputs, features)
 
 
 def _named(model, name):

@@ -26,11 +26,10 @@ from moco_tf.methods.queue import Queue
 from moco_tf.methods.shuffle_bn import groups_here, set_groups, shuffle_key_images
 
 
-def backbone(config, options, inputs):
-    """The backbone of a run: each of its two encoders has half of the run's width."""
+def backbone(config, options, inputs, any_size=None):
+    """The backbone of a run: each of its two encoders has half of the run's width; any_size: as for `of_config`."""
     return color_spaces.of_two_colors(
-        lambda channels: encoders.of_config(config, channels=channels, width=config.width // 2),
-        (None, None, 3),
+        lambda channels: encoders.of_config(config, any_size=any_size, channels=channels, width=config.width // 2),
         options.color_space,
         inputs,
     )

@@ -26,7 +26,7 @@ MEANS = np.array([[(part in pair) / TOGETHER for part in range(PARTS**2)] for pa
 
 def model(config, options, inputs, source):
     """The `CombinedPatches` of a run."""
-    return CombinedPatches(encoders.of_config(config), **settings(config, options, inputs, source))
+    return CombinedPatches(encoders.of_config(config, any_size=True), **settings(config, options, inputs, source))
 
 
 @keras.saving.register_keras_serializable("moco_tf")

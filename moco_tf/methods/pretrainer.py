@@ -57,6 +57,7 @@ class Pretrainer(KerasWays):
     RATES = ("learning_rate",)
     VIEWS = (1, None)  # the fewest and the most views of a record that a step takes; None: any number
     TAKES = None  # how many of a task's views it trains on; None: all
+    small_views = 0  # of a step's views, the last ones: queries only, of another size
     groups_here = 1  # BN groups of this replica's batch
     on_device = None  # what a step makes of a batch's tuple of views before all else; None: they are ready
 

@@ -96,10 +96,10 @@ def on_device(inputs, options):
 
 
 def backbone(config, options, inputs):
-    """The backbone of a run, with fresh weights."""
+    """The backbone of a run, with fresh weights, for images of its size."""
     from moco_tf.methods import cmc
 
-    return cmc.backbone(config, options, inputs)
+    return cmc.backbone(config, options, inputs, any_size=False)
 
 
 def model(config, options, inputs, source):
