@@ -7,11 +7,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from exactness import assert_goes_on, assert_replicas_begin_alike
 from test_several_keys import BATCH, SIZE, K
 
 import moco_tf
-from moco_tf import replicas
-from moco_tf.checkpoint import Checkpoints
 from moco_tf.data.inputs.image import IMAGENET, Preprocessing
 from moco_tf.encoders import color_spaces, resnet
 from moco_tf.methods.cmc import CMC
@@ -111,26 +110,8 @@ def test_luminance_sees_no_color_and_color_no_luminance():
     "settings", [pytest.param(FRAMES[0], marks=pytest.mark.slow), FRAMES[1]], ids=["in_batch", "queue"]
 )
 def test_replicas_checkpoints_and_keras_files_go_on(settings, tmp_path):
-    whole, first, second = (cmc(**settings) for _ in range(3))
-    whole.fit(batches(whole, 4), verbose=0)
-    first.fit(batches(first, 4).take(2), verbose=0)
-    first.save(tmp_path / "first.keras")
-    Checkpoints(tmp_path / "checkpoints", first).save()
-    Checkpoints(tmp_path / "checkpoints", second).restore_last()
-    for model in (second, keras.models.load_model(tmp_path / "first.keras")):
-        model.fit(batches(model, 4).skip(2), verbose=0)
-        for a, b in zip(whole.variables, model.variables, strict=True):
-            if a is not whole.totals:  # `fit` begins them anew
-                np.testing.assert_array_equal(a, b, err_msg=a.path)
-    with replicas.on_one_cpu(2).scope():
-        several = cmc(**settings)
-    one, losses = cmc(**settings), []
-    for model in (one, several):
-        losses.append(model.fit(batches(model, 1), verbose=0).history["loss"][0])
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    for variable in several.variables:
-        copies = [copy.numpy() for copy in getattr(variable.value, "values", [variable.value])]
-        assert all(np.array_equal(copies[0], copy) for copy in copies[1:]), variable.path
+    assert_goes_on(lambda: cmc(**settings), batches, tmp_path)
+    assert_replicas_begin_alike(lambda: cmc(**settings), batches)
 
 
 def test_features_are_both_and_the_embedding_is_of_unit_length():

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from exactness import assert_goes_on
 from keras import layers
 from test_train import assert_same_run
 from test_views_on import FLAGS, write
@@ -13,7 +14,6 @@ from test_views_on import FLAGS, write
 import moco_tf
 from moco_tf import build, encoders, replicas
 from moco_tf import config as config_lib
-from moco_tf.checkpoint import Checkpoints
 from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.encoders import BatchNorm
 from moco_tf.methods import batch_norms
@@ -137,17 +137,7 @@ def test_replicas_do_what_one_device_does_and_hold_the_same_bits(make):
 
 @pytest.mark.parametrize("make", KINDS)
 def test_a_checkpoint_and_a_keras_file_go_on_as_if_nothing_had_happened(make, tmp_path):
-    whole, first, second = make(), make(), make()
-    whole.fit(batches(whole, 4), verbose=0)
-    first.fit(batches(first, 4).take(2), verbose=0)
-    first.save(tmp_path / "first.keras")
-    Checkpoints(tmp_path / "checkpoints", first).save()
-    Checkpoints(tmp_path / "checkpoints", second).restore_last()
-    for model in (second, keras.models.load_model(tmp_path / "first.keras")):
-        model.fit(batches(model, 4).skip(2), verbose=0)
-        for a, b in zip(whole.variables, model.variables, strict=True):
-            if a is not whole.totals:  # `fit` begins them anew
-                np.testing.assert_array_equal(a, b, err_msg=a.path)
+    assert_goes_on(make, batches, tmp_path)
 
 
 @pytest.mark.parametrize("views_on", ["host", "device"])

@@ -6,21 +6,21 @@ from moco_tf.encoders.batch_norm import BatchNorm
 __all__ = ["BatchNorm", "heads", "of_config", "resnet", "vit"]
 
 
-def of_config(config, zero_init_residual=False, any_size=None, channels=3, width=None):
+def of_config(config, zero_init_residual=False, any_size=None, **more):
     """The backbone that a run's flags describe, a functional model with fresh weights.
 
     any_size: whether a ResNet takes images of any size, not of the run's alone; None: where its views are of several.
-    channels: of the images, where they are not RGB; width: where it is not the run's.
+    more: of a ResNet, `resnet.resnet`'s keywords that differ from the run's.
     """
     if config.is_vit:
         return getattr(vit, config.arch)(
             image_size=config.image_size, patch_size=config.patch_size, freeze_patch=config.freeze_patch
         )
     any_size = config.several_sizes if any_size is None else any_size
-    return getattr(resnet, config.arch)(
-        image_size=None if any_size else config.image_size,
-        width=width or config.width,
-        channels=channels,
-        stem=config.stem,
-        zero_init_residual=zero_init_residual,
-    )
+    settings = {
+        "image_size": None if any_size else config.image_size,
+        "width": config.width,
+        "stem": config.stem,
+        "zero_init_residual": zero_init_residual,
+    }
+    return getattr(resnet, config.arch)(**settings | more)

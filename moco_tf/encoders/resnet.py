@@ -14,6 +14,7 @@ from moco_tf.encoders.batch_norm import BatchNorm
 
 # He et al. 2015 (arXiv:1502.01852), over the fan out: torchvision's `kaiming_normal_(mode="fan_out")`.
 KAIMING_NORMAL = {"scale": 2.0, "mode": "fan_out", "distribution": "untruncated_normal"}
+NORMS = {"batch": BatchNorm, "layer": partial(layers.GroupNormalization, groups=1, epsilon=1e-5)}
 
 
 def resnet(
@@ -27,6 +28,7 @@ def resnet(
     base_width=64,
     zero_init_residual=False,
     channels=3,
+    norm="batch",
 ):
     """Builds a functional model: images float32 (N, image_size, image_size, 3) -> features (N, C).
 
@@ -39,6 +41,7 @@ def resnet(
       zero_init_residual: start the gain of each block's last BatchNorm at 0, so that blocks begin as identities
         (MoCo v3; Goyal et al. 2017, arXiv:1706.02677). v1 and v2 do not.
       channels: of the images.
+      norm: "batch" or "layer", of each image by itself, over H, W and C together.
       cardinality, base_width: groups of the 3x3 convolutions and their width at stage width 64 (ResNeXt, wide).
 
     Sources: He et al. 2016 (arXiv:1512.03385), Xie et al. 2017 (arXiv:1611.05431), Zagoruyko and Komodakis 2016
@@ -46,16 +49,19 @@ def resnet(
     """
     if stem not in ("imagenet", "cifar"):
         raise ValueError(f"stem is 'imagenet' or 'cifar', not {stem!r}")
-    last_gain = "zeros" if zero_init_residual else "ones"
+    if norm not in NORMS:
+        raise ValueError(f"norm is 'batch' or 'layer', not {norm!r}")
+    norm = NORMS[norm]
+    last_norm = partial(norm, gamma_initializer="zeros" if zero_init_residual else "ones")
     inputs = keras.Input((image_size, image_size, channels))
     if stem == "imagenet":
         x = _convolution(inputs, width, 7, stride=2, name="conv1")
-        x = _norm_relu(x, "bn1")
+        x = _norm_relu(x, norm, "bn1")
         x = layers.ZeroPadding2D(1, name="pad_maxpool")(x)  # zeros never win: the inputs come out of a ReLU
         x = layers.MaxPooling2D(3, strides=2, name="maxpool")(x)
     else:
         x = _convolution(inputs, width, 3, name="conv1")
-        x = _norm_relu(x, "bn1")
+        x = _norm_relu(x, norm, "bn1")
     for stage, count in enumerate(blocks):
         channels = width * 2**stage
         for index in range(count):
@@ -63,37 +69,37 @@ def resnet(
             name = f"layer{stage + 1}.{index}"
             if bottleneck:
                 inner = channels * base_width // 64 * cardinality
-                x = _bottleneck(x, inner, 4 * channels, stride, cardinality, last_gain, name)
+                x = _bottleneck(x, inner, 4 * channels, stride, cardinality, norm, last_norm, name)
             else:
-                x = _basic(x, channels, stride, last_gain, name)
+                x = _basic(x, channels, stride, norm, last_norm, name)
     return keras.Model(inputs, layers.GlobalAveragePooling2D(name="avgpool")(x))
 
 
-def _basic(x, channels, stride, last_gain, name):
-    shortcut = _shortcut(x, channels, stride, name)
+def _basic(x, channels, stride, norm, last_norm, name):
+    shortcut = _shortcut(x, channels, stride, norm, name)
     x = _convolution(x, channels, 3, stride, name=f"{name}.conv1")
-    x = _norm_relu(x, f"{name}.bn1")
+    x = _norm_relu(x, norm, f"{name}.bn1")
     x = _convolution(x, channels, 3, name=f"{name}.conv2")
-    x = BatchNorm(gamma_initializer=last_gain, name=f"{name}.bn2")(x)
+    x = last_norm(name=f"{name}.bn2")(x)
     return layers.ReLU(name=f"{name}.relu")(layers.Add(name=f"{name}.add")([x, shortcut]))
 
 
-def _bottleneck(x, inner, channels, stride, cardinality, last_gain, name):
-    shortcut = _shortcut(x, channels, stride, name)
+def _bottleneck(x, inner, channels, stride, cardinality, norm, last_norm, name):
+    shortcut = _shortcut(x, channels, stride, norm, name)
     x = _convolution(x, inner, 1, name=f"{name}.conv1")
-    x = _norm_relu(x, f"{name}.bn1")
+    x = _norm_relu(x, norm, f"{name}.bn1")
     x = _convolution(x, inner, 3, stride, cardinality, name=f"{name}.conv2")
-    x = _norm_relu(x, f"{name}.bn2")
+    x = _norm_relu(x, norm, f"{name}.bn2")
     x = _convolution(x, channels, 1, name=f"{name}.conv3")
-    x = BatchNorm(gamma_initializer=last_gain, name=f"{name}.bn3")(x)
+    x = last_norm(name=f"{name}.bn3")(x)
     return layers.ReLU(name=f"{name}.relu")(layers.Add(name=f"{name}.add")([x, shortcut]))
 
 
-def _shortcut(x, channels, stride, name):
+def _shortcut(x, channels, stride, norm, name):
     if stride == 1 and x.shape[-1] == channels:
         return x
     x = _convolution(x, channels, 1, stride, name=f"{name}.downsample.0")
-    return BatchNorm(name=f"{name}.downsample.1")(x)
+    return norm(name=f"{name}.downsample.1")(x)
 
 
 def _convolution(x, channels, kernel, stride=1, groups=1, *, name):
@@ -111,8 +117,8 @@ def _convolution(x, channels, kernel, stride=1, groups=1, *, name):
     )(x)
 
 
-def _norm_relu(x, name):
-    return layers.ReLU(name=f"{name}.relu")(BatchNorm(name=name)(x))
+def _norm_relu(x, norm, name):
+    return layers.ReLU(name=f"{name}.relu")(norm(name=name)(x))
 
 
 @keras.saving.register_keras_serializable("moco_tf")

@@ -1,0 +1,36 @@
+"""What every method is held to: it goes on bit for bit, and replicas do what one device does."""
+
+import keras
+import numpy as np
+import pytest
+
+from moco_tf import replicas
+from moco_tf.checkpoint import Checkpoints
+
+
+def assert_goes_on(make, batches, folder):
+    """Four steps are two, a checkpoint or a `.keras` file, and two more; make() -> model, batches(model, steps)."""
+    whole, first, second = make(), make(), make()
+    whole.fit(batches(whole, 4), verbose=0)
+    first.fit(batches(first, 4).take(2), verbose=0)
+    first.save(folder / "first.keras")
+    Checkpoints(folder / "checkpoints", first).save()
+    Checkpoints(folder / "checkpoints", second).restore_last()
+    for model in (second, keras.models.load_model(folder / "first.keras")):
+        model.fit(batches(model, 4).skip(2), verbose=0)
+        for a, b in zip(whole.variables, model.variables, strict=True):
+            if a is not whole.totals:  # `fit` begins them anew
+                np.testing.assert_array_equal(a, b, err_msg=a.path)
+
+
+def assert_replicas_begin_alike(make, batches):
+    """One step has the loss of one device, and leaves the same bits on both replicas."""
+    with replicas.on_one_cpu(2).scope():
+        several = make()
+    one, losses = make(), []
+    for model in (one, several):
+        losses.append(model.fit(batches(model, 1), verbose=0).history["loss"][0])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    for variable in several.variables:
+        copies = [copy.numpy() for copy in getattr(variable.value, "values", [variable.value])]
+        assert all(np.array_equal(copies[0], copy) for copy in copies[1:]), variable.path
