@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from moco_tf import command, run_folder
+from moco_tf import command, config, run_folder
 
 REPOSITORY = Path(__file__).parent.parent
 COLUMNS = (
@@ -47,7 +47,7 @@ class Study:
 
 
 SIZES = ("128", "512", "1024", "4096")
-RATE = 0.03  # of a batch of 128; the linear rule gives other batches theirs
+RATE = 0.03  # of configs/ablate.flags, for a batch of 128; of a --base with another rate, all follow
 BANK = {"method": "memory_bank", "lr": "0.003"}  # at 0.03 and 0.01 its embeddings collapse
 
 
@@ -191,7 +191,8 @@ def _parse(arguments):
 
 def ablate(settings):
     """Runs what of a study is missing, then writes its files; returns the process's exit status."""
-    study, file = STUDIES[settings.study], Path(settings.output, f"{settings.study}.csv")
+    study = at_rate(STUDIES[settings.study], config.read(REPOSITORY / settings.base).lr)
+    file = Path(settings.output, f"{settings.study}.csv")
     known = recorded(Path(settings.output))
     missing = [(seed, flags) for seed in settings.seeds for flags in _distinct(study)]
     missing = [(seed, flags) for seed, flags in missing if (flags, settings.epochs, seed) not in known]
@@ -230,6 +231,16 @@ def ablate(settings):
         print(f"{file}\n{file.with_suffix('.png')}")
         print(f"{table(study, means)}\nThe paper's figures: {study.source}.\n{verdict(study, means)}")
     return 1 if failures else 0
+
+
+def at_rate(study, rate):
+    """The study, the rates of its points in the proportion to `rate` that they have to RATE."""
+
+    def scaled(flags):
+        return flags | ({"lr": f"{float(flags['lr']) * rate / RATE:g}"} if "lr" in flags else {})
+
+    points = tuple(dataclasses.replace(point, flags=scaled(point.flags)) for point in study.points)
+    return dataclasses.replace(study, points=points)
 
 
 def name(flags):

@@ -38,7 +38,8 @@ def gather(values):
         return values
     values = tf.identity(values)  # on this replica's device: where inputs have none, TensorFlow finds no way to send
     gathered = tf.distribute.get_replica_context().all_gather(values, axis=0)
-    if None not in (size := gathered.shape[0], here := values.shape[0]) and size == here * count():
+    size, here = gathered.shape[0], values.shape[0]
+    if None not in (size, here) and size == here * count():
         return gathered
     size, here = tf.shape(gathered)[0], tf.shape(values)[0]
     text = tf.strings.format(f"a batch of {{}} images is not shared evenly by {count()} replicas", size)

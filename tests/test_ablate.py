@@ -28,6 +28,14 @@ def test_each_point_is_a_sound_run_that_begins_with_the_file_it_varies():
     assert config_lib.parse([base]).epochs == ablate.Settings.epochs
 
 
+def test_rates_keep_their_proportion_to_the_one_of_the_base():
+    study = ablate.STUDIES["mechanism"]
+    assert ablate.at_rate(study, ablate.RATE) == study
+    names = [ablate.name(point.flags) for point in ablate.at_rate(study, 2 * ablate.RATE).points]
+    assert "--method=end_to_end --batch_size=512 --lr=0.24" in names
+    assert "--method=memory_bank --lr=0.006 --queue_size=128" in names
+
+
 def test_every_ordering_is_about_points_of_its_study():
     for study in ablate.STUDIES.values():
         places = {(point.series, point.x) for point in study.points}

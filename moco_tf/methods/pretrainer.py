@@ -153,8 +153,8 @@ class Pretrainer(KerasWays):
         return batch | {"views": compiled(batch["views"])}
 
     def _check_views(self, batch):
-        fewest, most = self.VIEWS
-        if not fewest <= (count := len(batch["views"])) <= (most or count):
+        (fewest, most), count = self.VIEWS, len(batch["views"])
+        if not fewest <= count <= (most or count):
             raise ValueError(
                 f"{type(self).__name__} trains on (query, key) pairs of image batches, as moco_tf.views makes them"
                 f"{', or on more keys' if most is None else ''}; got {count} views of each image"
