@@ -11,6 +11,8 @@ from exactness import assert_goes_on, assert_replicas_begin_alike
 from test_several_keys import BATCH, SIZE, K
 
 import moco_tf
+from moco_tf.command import ConfigError
+from moco_tf.config import parse
 from moco_tf.data.inputs.image import IMAGENET, Preprocessing
 from moco_tf.encoders import color_spaces, resnet
 from moco_tf.methods.cmc import CMC
@@ -53,10 +55,18 @@ def cmc(**settings):
 def batches(model, steps, seed=0):
     views = model.VIEWS[0]
     images = np.random.default_rng(seed).normal(size=(views, steps * BATCH, SIZE, SIZE, 3)).astype("float32")
-    return tf.data.Dataset.from_tensor_slices({"views": tuple(images)}).batch(BATCH, drop_remainder=True)
+    data = {"views": tuple(images), "id": np.arange(steps * BATCH, dtype="int64") % RECORDS}
+    return tf.data.Dataset.from_tensor_slices(data).batch(BATCH, drop_remainder=True)
 
 
-FRAMES = [{"frame": "in_batch"}, {"frame": "queue", "head": "mlp"}]
+RECORDS = K + 2 * BATCH
+FRAMES = [
+    {"frame": "in_batch"},
+    {"frame": "queue", "head": "mlp"},
+    {"frame": "memory_bank", "records": RECORDS},
+    {"frame": "memory_bank", "records": RECORDS, "loss": "nce"},
+]
+NAMES = ["in_batch", "queue", "memory_bank", "memory_bank-nce"]
 
 
 def halves(model, encoder, images):
@@ -64,7 +74,7 @@ def halves(model, encoder, images):
     return [half / np.linalg.norm(half, axis=1, keepdims=True) for half in (projections[:, :4], projections[:, 4:])]
 
 
-@pytest.mark.parametrize("settings", FRAMES, ids=lambda settings: settings["frame"])
+@pytest.mark.parametrize("settings", FRAMES[:2], ids=NAMES[:2])
 def test_each_modality_looks_for_the_other_of_its_image(settings):
     model = cmc(**settings, shuffle_bn=False)
     (batch,) = batches(model, 1)
@@ -106,8 +116,39 @@ def test_luminance_sees_no_color_and_color_no_luminance():
     assert np.abs(own[:, width:] - other[:, width:]).max() > 0.01
 
 
+@pytest.mark.parametrize("settings", FRAMES[2:], ids=NAMES[2:])
+def test_each_modality_looks_for_the_others_key_in_its_bank_which_then_moves(settings):
+    model = cmc(**settings)
+    (batch,) = batches(model, 1)
+    numbers, _, drawn = context = model.prepare(batch)
+    kept = [bank.keys.numpy().astype("float64") for bank in model.banks]
+    queries = [half.astype("float64") for half in halves(model, model.query_encoder, batch["views"][0])]
+    found = model.objective(batch, context)
+    losses = []
+    for one, other in ((0, 1), (1, 0)):
+        noise = kept[other][drawn]
+        log_z = np.log(RECORDS * np.mean(np.exp(queries[one] @ noise.T / T)))
+        for query, number in zip(queries[one], numbers.numpy(), strict=True):
+            weights = np.exp(np.array([query @ key for key in (kept[other][number], *noise)]) / T)
+            if settings.get("loss") == "nce":
+                own = weights / np.exp(log_z)
+                own = own / (own + K / RECORDS)
+                losses.append(-np.log(own[0]) - np.sum(np.log(1 - own[1:])))
+            else:
+                assert not set(drawn.numpy()) & set(numbers.numpy())
+                losses.append(-np.log(weights[0] / weights.sum()))
+    assert np.mean(found.loss) == pytest.approx(2 * np.mean(losses), rel=1e-4)
+    model.finish(batch, context, found)
+    for bank, before, half in zip(model.banks, kept, queries, strict=True):
+        moved = (before[numbers] + half) / 2
+        moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+        np.testing.assert_allclose(bank.keys.numpy()[numbers], moved, rtol=1e-3, atol=1e-5)
+        others = np.setdiff1d(np.arange(RECORDS), numbers)
+        np.testing.assert_array_equal(bank.keys.numpy()[others], before[others].astype("float32"))
+
+
 @pytest.mark.parametrize(
-    "settings", [pytest.param(FRAMES[0], marks=pytest.mark.slow), FRAMES[1]], ids=["in_batch", "queue"]
+    "settings", [pytest.param(FRAMES[0], marks=pytest.mark.slow), FRAMES[1], *FRAMES[2:]], ids=NAMES
 )
 def test_replicas_checkpoints_and_keras_files_go_on(settings, tmp_path):
     assert_goes_on(lambda: cmc(**settings), batches, tmp_path)
@@ -124,7 +165,7 @@ def test_features_are_both_and_the_embedding_is_of_unit_length():
 @pytest.mark.parametrize("augment", ["flip", "v1", "v2", "v3", "cifar"])
 def test_no_crop_is_made_grey(augment):
     inputs = Preprocessing(image_size=8)
-    for frame, number in (("in_batch", 1), ("queue", 2)):
+    for frame, number in (("in_batch", 1), ("queue", 2), ("memory_bank", 1)):
         kinds = task.kinds(inputs, task.Options(augment=augment, frame=frame))
         assert len(kinds) == number and all("grayscale" not in kind.steps and "flip" in kind.steps for kind in kinds)
 
@@ -132,6 +173,10 @@ def test_no_crop_is_made_grey(augment):
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="CMC needs frame of in_batch, queue"):
         cmc(frame="bank")
+    with pytest.raises(ValueError, match="CMC's memory banks need records > 0"):
+        cmc(frame="memory_bank")
+    with pytest.raises(ConfigError, match="--loss=nce is of keys drawn from a memory bank; got --frame=in_batch"):
+        parse(["--pretext=cmc", "--loss=nce"])
 
 
 def test_two_networks_have_no_names_in_pytorch():

@@ -3,13 +3,15 @@
 Tian, Krishnan and Isola 2019, "Contrastive Multiview Coding" (arXiv:1906.05849). Luminance and colour of a crop are
 its two modalities, each with an encoder and a head; each looks for the other's among those of other images.
 
-Two frames:
+Three frames:
 
-  in_batch  among the batch's, gradients to both sides (the paper's loss with the batch in place of a memory bank);
-  queue     MoCo's: keys of a second crop by momentum encoders, a queue for each modality (CMC-MoCo of
-            github.com/HobbitLong/PyContrast).
+  memory_bank  the paper's: among what is kept of other images, a bank for each modality, by NCE or a softmax;
+  in_batch     among the batch's, gradients to both sides;
+  queue        MoCo's: keys of a second crop by momentum encoders, a queue for each modality (CMC-MoCo of
+               github.com/HobbitLong/PyContrast).
 
-Axes: n images of this replica, N of the global batch, C length of a modality's projection, D of its features.
+Axes: n images of this replica, N of the global batch, C length of a modality's projection, D of its features, K
+negatives, R records.
 """
 
 import keras
@@ -17,10 +19,11 @@ import tensorflow as tf
 
 from moco_tf import encoders, replicas
 from moco_tf.encoders import color_spaces, heads
-from moco_tf.methods import backbones
+from moco_tf.methods import backbones, memory_bank
+from moco_tf.methods.bank import Bank
 from moco_tf.methods.ema import cosine_momentum, ema_update, rise_steps
-from moco_tf.methods.flags import FRAMES
-from moco_tf.methods.losses import batch_info_nce, info_nce, together, unit_length
+from moco_tf.methods.flags import FRAMES_OF_CMC
+from moco_tf.methods.losses import batch_info_nce, info_nce, nce, together, unit_length
 from moco_tf.methods.pretrainer import CONTRAST_METRICS, Pretrainer
 from moco_tf.methods.queue import Queue
 from moco_tf.methods.shuffle_bn import groups_here, set_groups, shuffle_key_images
@@ -36,7 +39,9 @@ def backbone(config, options, inputs, any_size=None):
 
 
 def model(config, options, inputs, source):
-    """The `CMC` of a run."""
+    """The `CMC` of a run; refuses memory banks as `memory_bank.model` does."""
+    if options.frame == "memory_bank":
+        memory_bank.check_size(config, source.size)
     return CMC(
         backbone(config, options, inputs),
         dim=config.dim,
@@ -46,6 +51,9 @@ def model(config, options, inputs, source):
         queue_size=options.queue_size,
         momentum=options.momentum,
         momentum_rise_steps=rise_steps(config, options, source),
+        records=source.size,
+        bank_momentum=options.bank_momentum,
+        loss=options.loss,
         temperature=config.temperature,
         shuffle_bn=options.shuffle_bn,
         bn_groups=options.bn_groups,
@@ -64,8 +72,10 @@ class CMC(Pretrainer):
       dim: C.
       head: "linear" or "mlp", for each modality one.
       hidden_dim: width of an MLP head's hidden layer; None: D.
-      frame: "in_batch", a batch is (images,), or "queue", (images of queries, of keys).
+      frame: "in_batch", a batch is (images,); "queue", (images of queries, of keys); or "memory_bank", a batch is
+        {"views": (images,), "id": numbers}, as in `MemoryBank`. Evaluation without a queue is as with "in_batch".
       queue_size, momentum, momentum_rise_steps: of the queue's frame, as in `MoCo`.
+      records, bank_momentum, loss: R and more, of the memory bank's frame, as in `MemoryBank`; queue_size is its K.
       temperature: T; 0.07 in the paper.
       shuffle_bn, bn_groups, preprocessing, seed: as in `MoCo`.
 
@@ -73,6 +83,7 @@ class CMC(Pretrainer):
       query_encoder: a model of normalised images -> {"features" (N, 2D), "projection" (N, 2C)}; in the queue's frame
         key_encoder, too.
       luminance_queue, color_queue: the `Queue` of each modality's keys, in the queue's frame.
+      luminance_bank, color_bank: the `Bank` of each modality's keys, in the memory bank's.
     """
 
     METRICS = CONTRAST_METRICS
@@ -87,6 +98,9 @@ class CMC(Pretrainer):
         queue_size=16384,
         momentum=0.999,
         momentum_rise_steps=None,
+        records=None,
+        bank_momentum=0.5,
+        loss="infonce",
         temperature=0.07,
         shuffle_bn=True,
         bn_groups=None,
@@ -96,10 +110,15 @@ class CMC(Pretrainer):
     ):
         if head not in ("linear", "mlp"):
             raise ValueError(f"CMC's head is 'linear' or 'mlp', not {head!r}")
-        if frame not in FRAMES or not queue_size > 0 or not temperature > 0 or not 0 <= momentum <= 1:
+        if frame not in FRAMES_OF_CMC or not queue_size > 0 or not temperature > 0 or not 0 <= momentum <= 1:
             raise ValueError(
-                f"CMC needs frame of {', '.join(FRAMES)}, queue_size > 0, temperature > 0 and 0 <= momentum <= 1, not "
-                f"frame={frame!r}, queue_size={queue_size}, temperature={temperature}, momentum={momentum}"
+                f"CMC needs frame of {', '.join(FRAMES_OF_CMC)}, queue_size > 0, temperature > 0 and 0 <= momentum "
+                f"<= 1, not frame={frame!r}, queue_size={queue_size}, temperature={temperature}, momentum={momentum}"
+            )
+        if frame == "memory_bank" and not (records and loss in memory_bank.LOSSES and 0 <= bank_momentum <= 1):
+            raise ValueError(
+                f"CMC's memory banks need records > 0, loss of {', '.join(memory_bank.LOSSES)} and 0 <= bank_momentum "
+                f"<= 1, not records={records}, loss={loss!r}, bank_momentum={bank_momentum}"
             )
         image_shape = backbones.image_shape(backbone, preprocessing)
         super().__init__(image_shape, preprocessing, **kwargs)
@@ -110,12 +129,16 @@ class CMC(Pretrainer):
         self.queue_size = queue_size
         self.momentum = momentum
         self.momentum_rise_steps = momentum_rise_steps
+        self.records = records
+        self.bank_momentum = bank_momentum
+        self.loss_kind = loss
         self.temperature = temperature
         self.shuffle_bn = shuffle_bn
         self.bn_groups = bn_groups
         self.groups_here = groups_here(bn_groups)
         self.seed = seed
-        self.VIEWS = (1, 1) if frame == "in_batch" else (2, 2)
+        self.VIEWS = (2, 2) if frame == "queue" else (1, 1)
+        self.supports_jit = not (frame == "memory_bank" and loss == "infonce")  # XLA knows no `index_shuffle`
 
         self.query_encoder = heads.encoder_of_halves(backbone, image_shape, head, dim, hidden_dim)
         set_groups(self.query_encoder, self.groups_here)
@@ -126,11 +149,22 @@ class CMC(Pretrainer):
             # An attribute each: TensorFlow's checkpoints find no layers in a list.
             self.luminance_queue = Queue(queue_size, dim, seed=seed, name="luminance_queue")
             self.color_queue = Queue(queue_size, dim, seed=seed + 1, name="color_queue")
+        elif frame == "memory_bank":
+            self.luminance_bank = Bank(records, dim, seed=seed, name="luminance_bank")
+            self.color_bank = Bank(records, dim, seed=seed + 1, name="color_bank")
+            kept = {"shape": (2,), "initializer": "zeros", "trainable": False, "autocast": False}
+            self.log_z = self.add_weight(name="log_z", dtype=self.luminance_bank.keys.dtype, **kept)
 
     def prepare(self, batch, training=True):
-        """In the queue's frame: moves the momentum encoders, encodes the keys of both modalities, N x C each."""
-        if self.frame == "in_batch":
+        """Keys of both modalities: by momentum encoders, moved first, N x C each; or places in the banks, n, N, K."""
+        if self.frame == "in_batch" or (self.frame == "memory_bank" and not training):
             return ()
+        if self.frame == "memory_bank":
+            numbers = memory_bank.numbers_of(batch, self.records)
+            everyone = replicas.gather(numbers)
+            seed = (self.seed, self.step.value)
+            drawn = memory_bank.draw_negatives(self.luminance_bank, self.loss_kind, self.queue_size, everyone, seed)
+            return numbers, everyone, drawn
         if not training:
             return self._both(self.key_encoder, batch["views"][1], training)
         ema_update(self.query_encoder, self.key_encoder, self._momentum())
@@ -149,6 +183,8 @@ class CMC(Pretrainer):
                 info_nce(queries[place], keys[1 - place], self.queues[1 - place].keys.value, self.temperature)
                 for place in range(2)
             ]
+        elif self.frame == "memory_bank" and training:
+            contrasts = self._from_banks(queries, *context)
         else:
             everything = replicas.gather(tf.concat(queries, axis=1))  # N x 2C
             everything = tf.split(tf.ensure_shape(everything, (None, 2 * self.dim)), 2, axis=1)
@@ -159,10 +195,31 @@ class CMC(Pretrainer):
         return together(contrasts, times=2)
 
     def finish(self, batch, context, terms):
-        """Each modality's keys enter its queue."""
+        """Each modality's keys enter its queue, or those of the batch's records in its bank move towards the new."""
         if self.frame == "queue":
             for queue, keys in zip(self.queues, context, strict=True):
                 queue.enqueue(keys)
+        elif self.frame == "memory_bank":
+            _, everyone, _ = context
+            both = tf.concat(tf.split(tf.stop_gradient(terms.queries), 2), axis=1)  # n x 2C
+            for bank, features in zip(self.banks, tf.split(replicas.gather(both), 2, axis=1), strict=True):
+                bank.update(everyone, features, self.bank_momentum)
+
+    def _from_banks(self, queries, numbers, everyone, drawn):
+        """The contrasts of both directions with the keys of the batch's records and the negatives that are drawn."""
+        contrasts, log_z = [], []
+        for place, bank in enumerate(reversed(self.banks)):  # luminance looks for colour
+            keys, negatives = bank.look_up(numbers), bank.look_up(drawn)
+            if self.loss_kind == "infonce":
+                contrasts.append(info_nce(queries[place], keys, negatives, self.temperature))
+                continue
+            whole = tf.stop_gradient(replicas.gather(queries[place]))
+            of_bank = self.temperature, self.records
+            log_z.append(memory_bank.normalizer(self.log_z.value[place], self.step.value, whole, negatives, *of_bank))
+            contrasts.append(nce(queries[place], keys, negatives, self.temperature, log_z[-1], self.records))
+        if log_z:
+            self.log_z.assign(tf.stack(log_z))
+        return contrasts
 
     def encode(self, images):
         """Both modalities' features, and their embeddings of unit length, joined to one of unit length."""
@@ -179,6 +236,10 @@ class CMC(Pretrainer):
     @property
     def queues(self):
         return (self.luminance_queue, self.color_queue)
+
+    @property
+    def banks(self):
+        return (self.luminance_bank, self.color_bank)
 
     def _both(self, encoder, images, training):
         """Embeddings of luminance and of colour, (n, C) each, of unit length."""
@@ -197,6 +258,9 @@ class CMC(Pretrainer):
             "queue_size": self.queue_size,
             "momentum": self.momentum,
             "momentum_rise_steps": self.momentum_rise_steps,
+            "records": self.records,
+            "bank_momentum": self.bank_momentum,
+            "loss": self.loss_kind,
             "temperature": self.temperature,
             "shuffle_bn": self.shuffle_bn,
             "bn_groups": self.bn_groups,

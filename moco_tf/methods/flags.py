@@ -75,7 +75,8 @@ class ShuffleBN(BNGroups):
     )
 
 
-FRAMES = ("in_batch", "queue")  # of CMC
+FRAMES = ("in_batch", "queue")  # of CPC
+FRAMES_OF_CMC = (*FRAMES, "memory_bank")
 LOSSES = ("infonce", "supcon", "supcon_in")  # of MoCo
 POSITIVES_FROM = ("keys", "batch", "batch_and_queue")
 
@@ -144,14 +145,25 @@ class MoCoV3(KeyEncoder):
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryBank(BNGroups, Head, Negatives):
-    """The memory bank."""
+class Bank:
+    """A memory bank's keys, and the loss that tells a query's own from its negatives."""
 
     bank_momentum: float = flag(0.5, "Share of a record's key that stays when the record is seen. Its paper: 0.5.")
     loss: str = loss_flag("infonce", "nce")
 
     def check(self):
         command.require(self, 0 <= self.bank_momentum <= 1, "bank_momentum", "lies between 0 and 1")
+
+    def bank_bytes(self, size):
+        """What the memory bank of `size` images takes, in each replica."""
+        return size * self.dim * 4
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryBank(BNGroups, Head, Negatives, Bank):
+    """The memory bank."""
+
+    def check(self):
         for name, usual in (("positives", 1), ("small_views", 0)):
             if (given := getattr(self, name, usual)) != usual:
                 raise ConfigError(
@@ -160,10 +172,6 @@ class MemoryBank(BNGroups, Head, Negatives):
                 )
         if self.xla == "on" and self.loss == "infonce":
             raise ConfigError("XLA has no way to draw a memory bank's negatives: --xla is auto or off; got on")
-
-    def bank_bytes(self, size):
-        """What the memory bank of `size` images takes, in each replica."""
-        return size * self.dim * 4
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,7 @@ def model(config, options, inputs, source):
     Raises:
       ConfigError: the data has too few others for a batch, or the bank needs over a third of the machine's memory.
     """
-    _check(config, source.size)
+    check_size(config, source.size)
     return MemoryBank(
         encoders.of_config(config),
         source.size,
@@ -60,7 +60,7 @@ def model(config, options, inputs, source):
     )
 
 
-def _check(config, size):
+def check_size(config, size):
     """Refuses a bank of `size` images: too few others for a batch, or over a third of the machine's memory."""
     if config.loss == "infonce" and config.queue_size > size - config.batch_size:
         raise ConfigError(
@@ -75,6 +75,40 @@ def _check(config, size):
             f"{needed / 1e9:.3g} GB, more than a third of this machine's {there / 1e9:.3g} GB (a checkpoint is read "
             "beside it): choose a smaller --dim, or --method=moco, whose queue does not grow with the data"
         )
+
+
+def numbers_of(batch, records):
+    """The numbers (n,) of a batch's records, their places in a bank of so many."""
+    numbers = batch.get("id")
+    if numbers is None or len(numbers.shape) != 1 or not numbers.dtype.is_integer:
+        beside = batch["views"][1] if numbers is None and len(batch["views"]) > 1 else numbers
+        got = "images alone" if beside is None else f"{beside.dtype.name} {beside.shape} beside the images"
+        raise ValueError(
+            "a memory bank trains on (images, numbers): with each image the number of its record, an integer from "
+            f"0 to {records - 1}, which is its place in the bank; got {got}"
+        )
+    return tf.cast(numbers, tf.int64)
+
+
+def draw_negatives(bank, loss, count, numbers, seed):
+    """The records (count,) whose keys are a step's negatives: with "nce" drawn from all, else not those of the batch.
+
+    numbers: (N,), the records of the global batch; seed: two integers.
+    """
+    if loss == "nce":
+        return bank.draw(count, seed)
+    most = bank.records - (numbers.shape[0] or 1)
+    if count > most:
+        raise ValueError(
+            f"the negatives of a batch are other records' keys: queue_size is at most {most} with "
+            f"{bank.records} records and {numbers.shape[0] or 1} images a batch; got {count}"
+        )
+    return bank.draw_others(count, numbers, seed)
+
+
+def normalizer(log_z, step, queries, noise, temperature, records):
+    """log Z of NCE: estimated in the first step, from the queries (N, C) of all replicas; from then on as it is."""
+    return tf.cond(step == 0, lambda: log_normalizer(queries, noise, temperature, records), lambda: tf.identity(log_z))
 
 
 @keras.saving.register_keras_serializable("moco_tf")
@@ -161,7 +195,7 @@ class MemoryBank(Pretrainer):
             images = batch["views"][1]
             keys = unit_length(self.query_encoder(images, training=False)["projection"])
             return FromBank(keys, self._draw(tf.zeros((0,), tf.int64)), None)
-        numbers = self._numbers(batch)  # n
+        numbers = numbers_of(batch, self.bank.records)  # n
         everyone = replicas.gather(numbers)  # N
         return FromBank(self.bank.look_up(numbers), self._draw(everyone), everyone)
 
@@ -171,7 +205,9 @@ class MemoryBank(Pretrainer):
         if self.loss_kind == "infonce":
             return info_nce(queries, context.keys, context.negatives, self.temperature)
         if training:
-            self._estimate_normalizer(tf.stop_gradient(replicas.gather(queries)), context.negatives)
+            everyone = tf.stop_gradient(replicas.gather(queries))
+            of_bank = self.temperature, self.bank.records
+            self.log_z.assign(normalizer(self.log_z.value, self.step.value, everyone, context.negatives, *of_bank))
         log_z = self.log_z.value
         return nce(queries, context.keys, context.negatives, self.temperature, log_z, self.bank.records)
 
@@ -180,39 +216,10 @@ class MemoryBank(Pretrainer):
         features = replicas.gather(tf.stop_gradient(terms.queries))  # N x C
         self.bank.update(context.numbers, features, self.bank_momentum)
 
-    def _numbers(self, batch):
-        """The numbers (n,) of the batch's records."""
-        numbers = batch.get("id")
-        if numbers is None or len(numbers.shape) != 1 or not numbers.dtype.is_integer:
-            beside = batch["views"][1] if numbers is None and len(batch["views"]) > 1 else numbers
-            got = "images alone" if beside is None else f"{beside.dtype.name} {beside.shape} beside the images"
-            raise ValueError(
-                "a memory bank trains on (images, numbers): with each image the number of its record, an integer from "
-                f"0 to {self.bank.records - 1}, which is its place in the bank; got {got}"
-            )
-        return tf.cast(numbers, tf.int64)
-
     def _draw(self, numbers):
         """The step's negatives (K, C), the same on all replicas; numbers: (N,), the records of the global batch."""
-        count, seed = self.queue_size, (self.seed, self.step.value)
-        if self.loss_kind == "nce":
-            return self.bank.look_up(self.bank.draw(count, seed))
-        most = self.bank.records - (numbers.shape[0] or 1)
-        if count > most:
-            raise ValueError(
-                f"the negatives of a batch are other records' keys: queue_size is at most {most} with "
-                f"{self.bank.records} records and {numbers.shape[0] or 1} images a batch; got {count}"
-            )
-        return self.bank.look_up(self.bank.draw_others(count, numbers, seed))
-
-    def _estimate_normalizer(self, queries, noise):
-        """Sets log Z of NCE in the first step, from the queries (N, C) of all replicas; it stays from then on."""
-        estimate = tf.cond(
-            self.step.value == 0,
-            lambda: log_normalizer(queries, noise, self.temperature, self.bank.records),
-            lambda: tf.identity(self.log_z.value),
-        )
-        self.log_z.assign(estimate)
+        seed = (self.seed, self.step.value)
+        return self.bank.look_up(draw_negatives(self.bank, self.loss_kind, self.queue_size, numbers, seed))
 
     def get_config(self):
         return super().get_config() | {

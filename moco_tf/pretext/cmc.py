@@ -17,21 +17,22 @@ LOOKED_AT = 256  # images among which grey ones are counted
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(flags.ShuffleBN, flags.Head, flags.KeyEncoder, flags.Negatives, crops.Cropping):
+class Options(flags.ShuffleBN, flags.Head, flags.KeyEncoder, flags.Negatives, flags.Bank, crops.Cropping):
     """Frame and colours."""
 
     frame: str = flag(
         "in_batch",
         "in_batch: each modality looks for the other's of its crop among the batch's, gradients to both; learns at "
-        "once. queue: MoCo's frame, keys of a second crop by momentum encoders, a queue a modality; for long runs. "
-        "Queue, momentum and shuffling have an effect there only.",
-        choices=flags.FRAMES,
+        "once. memory_bank: CMC's, among those kept of other images, a bank a modality. queue: MoCo's, keys of a "
+        "second crop by momentum encoders, a queue a modality; both for long runs. Momentum and shuffling have an "
+        "effect with queue alone, --bank_momentum and --loss with memory_bank, K with both.",
+        choices=flags.FRAMES_OF_CMC,
     )
     color_space: str = flag(
         "lab", "Luminance and colour: lab, ycbcr or ydbdr. CMC: lab.", choices=("lab", "ycbcr", "ydbdr")
     )
     head: str = flag("linear", "Projection head of each modality. CMC: linear.", choices=("linear", "mlp"))
-    queue_size: int = flag(16384, "K: keys in each queue, with --frame=queue. CMC: 16384.")
+    queue_size: int = flag(16384, "K: keys in each queue, or drawn from each bank, as negatives. CMC: 16384.")
     augment: str = flag(
         "flip",
         "flip: crops, flipped half of the time, as in CMC. v1, v2, v3, cifar: that recipe's steps, but never grey.",
@@ -45,6 +46,17 @@ class Options(flags.ShuffleBN, flags.Head, flags.KeyEncoder, flags.Negatives, cr
                 f"--pretext=cmc has two ResNets of half of --width, a multiple of {even}; got --arch={self.arch}, "
                 f"--width={self.width}"
             )
+        if self.loss != "infonce" and self.frame != "memory_bank":
+            raise ConfigError(
+                f"--loss={self.loss} is of keys drawn from a memory bank; got --frame={self.frame}: take "
+                "--frame=memory_bank, or --loss=infonce"
+            )
+        if self.xla == "on" and self.frame == "memory_bank" and self.loss == "infonce":
+            raise ConfigError("XLA has no way to draw a memory bank's negatives: --xla is auto or off; got on")
+
+    def bank_bytes(self, size):
+        """What both memory banks of `size` images take, in each replica."""
+        return 2 * super().bank_bytes(size)
 
 
 def records(source, options):
@@ -77,7 +89,12 @@ def kinds(inputs, options):
         recipe = augment.RECIPES[options.augment](inputs.image_size, crop_min=options.crop_min or None)
         steps = tuple(step for step in recipe.query.steps if step != "grayscale")
         view = dataclasses.replace(recipe.query, steps=steps)
-    return (view,) * (1 if options.frame == "in_batch" else 2)
+    return (view,) * number_of_crops(options)
+
+
+def number_of_crops(options):
+    """Of an image, in a step: a second one is for keys by momentum encoders."""
+    return 2 if options.frame == "queue" else 1
 
 
 def views(record, seed, inputs, options):
@@ -87,7 +104,7 @@ def views(record, seed, inputs, options):
 
 def at_once(source, options):
     """What `views` does, for all records of a batch, or None."""
-    return crops.pictures_of(source, 1 if options.frame == "in_batch" else 2, options)
+    return crops.pictures_of(source, number_of_crops(options), options)
 
 
 def on_device(inputs, options):
