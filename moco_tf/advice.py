@@ -38,6 +38,7 @@ def before_training(config, size, bfloat16=False):
         and config.precision == "float32"
         and (config.is_vit or config.width >= 64)
         and config.image_size >= 64
+        and not hasattr(config, "max_words")
     ):
         yield (
             "This machine computes in bfloat16: --precision=bfloat16 makes large networks faster (on such a processor "

@@ -117,10 +117,13 @@ def steps_per_epoch(config, size):
 
 
 def inputs(config, size=None):
-    """What the encoder expects: a `Preprocessing`, with the numbers of the recipe of views where the task has one.
+    """What the encoder expects: what the task says, or a `Preprocessing`, with the numbers of its recipe of views.
 
     size: of the views, where it is not the run's own.
     """
+    module = config_lib.task_module(config.pretext)
+    if hasattr(module, "inputs"):
+        return module.inputs(config, config.options(module.Options))
     size = size or config.image_size
     if getattr(config, "augment", None) not in augment.RECIPES:  # a user's own task may mean something else by it
         return dataclasses.replace(IMAGENET, image_size=size)
@@ -169,6 +172,12 @@ def at_once(config, records):
 def records(config, source):
     """What the task makes views of: the images of a source, or what its module's `records` makes of them."""
     module = config_lib.task_module(config.pretext)
+    wanted = getattr(module, "UNIT", "images")
+    if source.unit != wanted:
+        raise ConfigError(
+            f"--pretext={config.pretext} learns from {wanted}; {source.name} holds {source.unit}"
+            + (": --pretext=simcse learns from those" if source.unit == "sentences" else "")
+        )
     if not hasattr(module, "records"):
         return source
     try:

@@ -1,7 +1,6 @@
 """Keras callbacks: the kNN monitor for any `fit`, and what `moco_tf.train` shows and records of a run."""
 
 import collections
-import dataclasses
 import logging
 import math
 import statistics
@@ -56,11 +55,10 @@ class KNNMonitor(keras.callbacks.Callback):
         """kNN top-1 of the model's features, in percent."""
         return self._accuracy(self._encode, self.model.preprocessing)
 
-    def evaluate_pixels(self, size=32):
-        """kNN top-1 of the normalised pixels themselves, in percent; images of at most `size` a side."""
-        size = min(size, self.model.preprocessing.image_size)
-        preprocessing = dataclasses.replace(self.model.preprocessing, image_size=size)
-        return self._accuracy(lambda images: tf.reshape(images, (len(images), -1)), preprocessing)
+    def evaluate_plain(self):
+        """{name: kNN top-1, in percent} of the inputs themselves: of small images' pixels, of words."""
+        name, inputs, encode = self.model.preprocessing.plain()
+        return {name: self._accuracy(encode, inputs)}
 
     def _accuracy(self, encode, preprocessing):
         begun = time.perf_counter()
@@ -74,13 +72,14 @@ class KNNMonitor(keras.callbacks.Callback):
 
     def _views(self, source, preprocessing):
         """The central views of a source, the same in each evaluation: traced once, and kept if they are small."""
-        if preprocessing != self.model.preprocessing:  # of pixels, once
+        if preprocessing != self.model.preprocessing:  # of the inputs themselves, once
             return None
         if self._kept_for != preprocessing:
             self._kept, self._kept_for = {}, preprocessing
         if source not in self._kept:
             views = views_of(source, preprocessing, self.limit, labelled=True)
-            size = min(source.size, self.limit) * 3 * 4 * preprocessing.image_size**2
+            spec = preprocessing.spec
+            size = min(source.size, self.limit) * math.prod(spec.shape[1:]) * spec.dtype.size
             self._kept[source] = views.cache() if size <= self.MOST_KEPT else views
         return self._kept[source]
 
@@ -104,10 +103,12 @@ def knn_monitor(config, train_source, run):
 def _means_nothing(bank, queries):
     """Why the accuracy of a vote of `bank` on `queries` says nothing, or None."""
     if same := bank.shared_with(queries):
-        return f"{same} of the {queries.size} images of {queries.name} are trained on, and each would find itself"
-    for images in (bank, queries):
-        if not images.labelled:
-            return f"the images of {images.name} have no labels"
+        return (
+            f"{same} of the {queries.size} {queries.unit} of {queries.name} are trained on, and each would find itself"
+        )
+    for source in (bank, queries):
+        if not source.labelled:
+            return f"the {source.unit} of {source.name} have no labels"
     if bank.class_names != queries.class_names:
         return f"the classes of {bank.name} are not those of {queries.name}"
     names = bank.class_names
@@ -305,6 +306,12 @@ class Recorder(keras.callbacks.Callback):
         files.write_bytes(self.run.path / f"{name}.png", png.numpy())
         with self.writer.as_default(step=self.model.steps_done):  # as `tf.summary.image`, which would encode it anew
             tf.summary.write(name, [str(width), str(height), png], metadata=create_summary_metadata(name, ""))
+
+    def lines(self, name, lines):
+        """Shows lines of text in TensorBoard, and in a file of the run folder."""
+        files.write_text(self.run.path / f"{name}.txt", "\n".join(lines) + "\n")
+        with self.writer.as_default(step=self.model.steps_done):
+            tf.summary.text(name, lines)
 
     def _write_scalars(self, logs):
         with self.writer.as_default(step=self.model.steps_done):

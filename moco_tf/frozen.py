@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from moco_tf import files
 from moco_tf.command import ConfigError
-from moco_tf.data.inputs.image import IMAGENET, Preprocessing
+from moco_tf.data import inputs
+from moco_tf.data.inputs.image import IMAGENET
 from moco_tf.methods.backbones import image_shape
 from moco_tf.methods.losses import unit_length
 from moco_tf.methods.pretrainer import Pretrainer
@@ -26,13 +27,13 @@ class Encoder:
     """A frozen encoder, wherever it comes from.
 
     Attributes:
-      preprocessing: how images become its input.
-      encode: normalised float32 (N, S, S, 3) -> {"features": float32 (N, D), "embedding": float32 (N, dim), of unit
-        length}; in inference mode.
+      preprocessing: how images, or texts, become its input.
+      encode: that input, normalised float32 (N, S, S, 3) or int32 (N, length) -> {"features": float32 (N, D),
+        "embedding": float32 (N, dim), of unit length}; in inference mode.
       name: for reports.
     """
 
-    preprocessing: Preprocessing
+    preprocessing: inputs.Preprocessing | inputs.Words
     encode: Callable
     name: str
 
@@ -55,9 +56,8 @@ def of_model(model, preprocessing=None):
         of_normalized, name = functools.partial(_encode, model), model.name
     if preprocessing is None:
         preprocessing = dataclasses.replace(IMAGENET, image_size=image_shape(model)[0] or IMAGENET.image_size)
-    size = preprocessing.image_size
 
-    @tf.function(input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32, "images")])
+    @tf.function(input_signature=[preprocessing.spec])
     def encode(images):
         return {name: tf.cast(value, tf.float32) for name, value in of_normalized(images).items()}
 
@@ -96,12 +96,12 @@ def read(path):
             "write it with moco_tf.serving.export"
         )
     signature = loaded.signatures["preprocessed"]
-    shape = signature.structured_input_signature[1]["images"].shape
+    ((name, spec),) = signature.structured_input_signature[1].items()
 
-    def encode(images, _keep=loaded):  # a signature does not keep the variables that it reads
-        return signature(images=tf.cast(images, tf.float32))
+    def encode(values, _keep=loaded):  # a signature does not keep the variables that it reads
+        return signature(**{name: tf.cast(values, spec.dtype)})
 
-    return Encoder(_preprocessing(path, shape[1]), encode, str(path))
+    return Encoder(_preprocessing(path, spec), encode, str(path))
 
 
 def load(path):
@@ -125,17 +125,19 @@ def version_folder(path):
     return max(versions, key=lambda version: int(version.name))
 
 
-def _preprocessing(path, size):
-    """What encoder.json says, for the size that the graph has; ImageNet's where there is none."""
+def _preprocessing(path, spec):
+    """What encoder.json says, which fits the graph's input; ImageNet's, of its size, where there is none."""
     description = path / DESCRIPTION
     if not description.exists():
-        print(f"{path} has no {DESCRIPTION}: using ImageNet's mean, std and crop, at {size} pixels.")
-        return dataclasses.replace(IMAGENET, image_size=size)
+        print(f"{path} has no {DESCRIPTION}: using ImageNet's mean, std and crop, at {spec.shape[1]} pixels.")
+        return dataclasses.replace(IMAGENET, image_size=spec.shape[1])
     try:
-        settings = json.loads(description.read_text())["input"]
-        fields = {field.name: settings[field.name] for field in dataclasses.fields(Preprocessing)}
+        found = inputs.of_settings(json.loads(description.read_text())["input"])
     except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{description} does not say image_size, crop_ratio, mean and std under `input`") from None
-    if fields["image_size"] != size:
-        raise ConfigError(f"{description} says an input of {fields['image_size']} pixels, the graph has {size}")
-    return Preprocessing(**fields)
+        raise ConfigError(
+            f"{description} does not say image_size, crop_ratio, mean and std under `input`, or length and "
+            "hash_buckets"
+        ) from None
+    if not found.spec.is_compatible_with(spec):
+        raise ConfigError(f"{description} says an input of {found.spec.shape}, the graph has {spec.shape}")
+    return found

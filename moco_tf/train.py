@@ -177,7 +177,8 @@ def _introduce(config, strategy, records, steps_per_epoch, model):
     replicas = strategy.num_replicas_in_sync
     on = f" on {replicas} replicas" if replicas > 1 else ""
     trained_on = f"{records.size} {records.unit} ({records.name})"
-    log.info(f"{config.run_dir}: {config.arch}{on}, {trained_on}, {steps_per_epoch} steps an epoch.")
+    what = model.backbone.name if records.unit == "sentences" else config.arch
+    log.info(f"{config.run_dir}: {what}{on}, {trained_on}, {steps_per_epoch} steps an epoch.")
     if config.dataset == "embedded":
         log.info("- These are the embedded images, a part of CIFAR-10; --dataset=DIR takes a folder of your own.")
     if model.jit_compile:
@@ -195,9 +196,13 @@ def _look_before_training(config, records, model, run, recorder, monitor, start)
         callback.set_model(model)  # `fit` has not done so yet
     task = build.task(config, config.size_at(0))
     views = first(records, task, min(8, config.batch_size), config.seed, model.on_device)
-    recorder.picture("views", model.preprocessing.picture(views))
+    if records.unit == "sentences":
+        texts = [record["text"].numpy() for _, record in records.shuffled(config.seed).take(len(views[0]))]
+        recorder.lines("views", model.preprocessing.lines(texts, views))
+    else:
+        recorder.picture("views", model.preprocessing.picture(views))
     if monitor:
-        run.keep_baselines({start: monitor.evaluate(), "raw pixels": monitor.evaluate_pixels()})
+        run.keep_baselines({start: monitor.evaluate()} | monitor.evaluate_plain())
         log.info("kNN top-1 before training: " + _percents(run.baselines()))
 
 

@@ -23,18 +23,28 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """Sixteen things, which are classes, too, of three pictures each."""
-    folder = tmp_path_factory.mktemp("images")
+def data(tmp_path_factory):
+    """Sixteen things, which are classes, too, of three pictures each; and as many labelled sentences."""
+    folder = tmp_path_factory.mktemp("data")
     for thing in range(16):
-        write(folder / "train" / f"thing-{thing:02}", 3)
+        write(folder / "images/train" / f"thing-{thing:02}", 3)
+    (folder / "sentences").mkdir()
+    lines = [f"thing-{thing:02}\tthing {thing} number {number}" for thing in range(16) for number in range(3)]
+    (folder / "sentences/train.txt").write_text("\n".join(lines))
     return folder
 
 
-def flags(task, images):
+def of_text(task):
+    return getattr(config_lib.task_module(task), "UNIT", "images") == "sentences"
+
+
+def flags(task, data):
+    if of_text(task):
+        return [f"--pretext={task}", f"--dataset={data / 'sentences'}", *FLAGS]
     wanted = config_lib.task_module(task).Options.__dataclass_fields__
     own = [flag for flag in FLAGS if task != "labels" or "positives_from" not in flag]
-    return [f"--pretext={task}", f"--dataset={images}", *own, *(["--augment=cifar"] if "augment" in wanted else [])]
+    more = ["--augment=cifar"] if "augment" in wanted else []
+    return [f"--pretext={task}", f"--dataset={data / 'images'}", *own, *more]
 
 
 # Slow: of these, other tests say the same every day.
@@ -44,32 +54,33 @@ ELSEWHERE = ("crops", "labels", "siblings")
 @pytest.mark.parametrize(
     "task", [pytest.param(task, marks=pytest.mark.slow) if task in ELSEWHERE else task for task in TASKS]
 )
-def test_a_run_goes_on_bit_for_bit_and_its_encoder_is_judged_and_served(task, images, tmp_path):
+def test_a_run_goes_on_bit_for_bit_and_its_encoder_is_judged_and_served(task, data, tmp_path):
     whole = tmp_path / "whole"
-    assert main([*flags(task, images), f"--run_dir={whole}"]) == 0
+    assert main([*flags(task, data), f"--run_dir={whole}"]) == 0
     steps = int(rows(whole)[-1]["step"])
     for last in (steps // 2 - 1, steps):
-        assert main([*flags(task, images), f"--run_dir={tmp_path / 'parts'}", f"--max_steps={last}"]) == 0
+        assert main([*flags(task, data), f"--run_dir={tmp_path / 'parts'}", f"--max_steps={last}"]) == 0
     assert_same_run(whole, tmp_path / "parts")
-    data = [f"--dataset={images}", "--train_split=train", "--eval_split=train", f"--output={tmp_path / 'knn'}"]
-    assert knn.main([f"--encoder={whole}", "--k=3", *data]) == 0
-    tuned = [f"--output={tmp_path / 'tuned'}", "--labels=100", "--epochs=1", *data[:3]]
-    assert finetune.main([f"--encoder={whole}", *tuned]) == 0
+    dataset = flags(task, data)[1]
+    judged = [dataset, "--train_split=train", "--eval_split=train", f"--output={tmp_path / 'knn'}"]
+    assert knn.main([f"--encoder={whole}", "--k=3", *judged]) == 0
+    tuned = [f"--output={tmp_path / 'tuned'}", "--labels=100", "--epochs=1", *judged[:3]]
+    assert finetune.main([f"--encoder={whole}", *tuned]) == (2 if of_text(task) else 0)  # that crops images
     assert 0 <= json.loads((tmp_path / "knn/summary.json").read_text())["top1"] <= 100
     assert export.main(["encoder", f"--run_dir={whole}", f"--output={tmp_path / 'served'}"]) == 0
     (folder,) = (tmp_path / "served").rglob("saved_model.pb")
     served = tf.saved_model.load(folder.parent).signatures["serving_default"]
-    pixels = tf.zeros((2, 8, 8, 3), tf.uint8)
-    assert np.isfinite(next(iter(served(pixels).values()))).all()
+    request = tf.constant(["thing 1", ""]) if of_text(task) else tf.zeros((2, 8, 8, 3), tf.uint8)
+    assert np.isfinite(next(iter(served(request).values()))).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_two_replicas_begin_with_the_loss_of_one_and_half_precision_trains(task, images, tmp_path):
+def test_two_replicas_begin_with_the_loss_of_one_and_half_precision_trains(task, data, tmp_path):
     losses = {}
     for name, more in {"one": [], "two": ["--virtual_replicas=2"], "half": ["--precision=bfloat16"]}.items():
         more = [*more, "--bn_groups=2", "--max_steps=1"]
-        assert main([*flags(task, images), *more, f"--run_dir={tmp_path / name}"]) == 0
+        assert main([*flags(task, data), *more, f"--run_dir={tmp_path / name}"]) == 0
         losses[name] = float(rows(tmp_path / name)[-1]["loss"])
     assert losses["one"] == pytest.approx(losses["two"], abs=1e-5)
     assert losses["one"] == pytest.approx(losses["half"], rel=0.1)

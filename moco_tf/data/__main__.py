@@ -33,6 +33,8 @@ def look(config):
     from moco_tf.data.views import first
 
     split = dataset.find(config.dataset, config.data_dir, config.train_split, config.max_bad_fraction)
+    if split.source and split.source.unit == "sentences":
+        return _look_at_sentences(config, split.source)
     file = Path(config.run_dir) / "data.png"
     try:  # before a check that may take long
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +84,26 @@ def look(config):
     if refusal or not good:
         raise ConfigError(refusal or "none of the images can be decoded")
     build.steps_per_epoch(config, split.size)
+    return 0
+
+
+def _look_at_sentences(config, source):
+    """Prints how many sentences and words there are, and what a recipe makes of the first; returns the exit status."""
+    from moco_tf import build
+    from moco_tf.data import folder
+    from moco_tf.data.inputs import text
+    from moco_tf.data.views import first
+
+    records = build.records(config, source)  # refuses what a run would refuse
+    words = sorted(text.split(source.contents).row_lengths().numpy().tolist())
+    print("\n".join(folder.class_counts(source.class_names, source.labels.numpy().tolist())))
+    print(f"{folder.printable(source.name)}: {source.size} sentences")
+    print(f"Words: {words[0]} to {words[-1]}, median {words[len(words) // 2]}")
+    number = min(SHOWN, source.size)
+    shown = [record["text"].numpy() for _, record in source.shuffled(config.seed).take(number)]
+    views = first(records, build.task(config), number, config.seed)
+    print(f"Views of --pretext={config.pretext}:", *build.inputs(config).lines(shown, views), sep="\n  ")
+    build.steps_per_epoch(config, source.size)
     return 0
 
 

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from moco_tf.command import ConfigError
-from moco_tf.data import folder, sources, tfds
+from moco_tf.data import folder, sources, texts, tfds
 from moco_tf.data.check import remarks
 from moco_tf.data.manifest import check_files, too_many_bad
 
@@ -63,6 +63,8 @@ def find(dataset, data_dir, split, max_bad_fraction, begun=False):
     try:
         if dataset == "embedded":
             return Split(dataset, max_bad_fraction, source=sources.embedded(split))
+        if texts.are_at(path):
+            return Split(dataset, max_bad_fraction, source=texts.read(path, split))
         # With --data_dir, a set of TFDS is a folder there as well.
         if path.exists() and not tfds.is_prepared(path):
             return Split(dataset, max_bad_fraction, listing=folder.scan(path, split, begun))

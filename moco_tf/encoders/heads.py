@@ -65,6 +65,21 @@ def encoder_of_halves(backbone, image_shape, head, dim, hidden_dim=None):
     return keras.Model(inputs, {"features": features, "projection": projection})
 
 
+def encoder_of_text(backbone, shape):
+    """SimCSE's: a head of as many units as there are features, with tanh, for training alone.
+
+    Args:
+      backbone: a Keras model of words, int32 (N, *shape) -> features (N, D).
+
+    Returns:
+      A functional model of words -> {"features": (N, D), "projection": (N, D)}.
+    """
+    inputs = keras.Input(shape, dtype="int32")
+    features = backbone(inputs)
+    projection = layers.Dense(features.shape[-1], activation="tanh", name="fc")(features)
+    return keras.Model(inputs, {"features": features, "projection": projection})
+
+
 @keras.saving.register_keras_serializable("moco_tf")
 class Halves(keras.layers.Layer):
     """Two parts of the last axis: (..., D) -> (..., `first`) and (..., D - `first`)."""

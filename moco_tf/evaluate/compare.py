@@ -53,6 +53,7 @@ def judge(settings):
     output = Path(settings.output)
     subject.encoder(settings)  # a run that cannot be judged is refused before the work
     train, test = subject.labelled(settings)
+    subject.check_images(train)
     shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(common.Settings)}
     supervised = Path(settings.supervised or output / "supervised")
     if not settings.supervised:

@@ -70,6 +70,7 @@ def judge(settings):
     from moco_tf.evaluate import subject
 
     train, test = subject.labelled(settings)
+    subject.check_images(train)
     return train_and_judge(settings, train, test)
 
 

@@ -52,6 +52,15 @@ def labelled(settings):
     return sources
 
 
+def check_images(source):
+    """Refuses sentences, for commands that crop or show what they judge."""
+    if source.unit == "sentences":
+        raise ConfigError(
+            f"{source.name} holds sentences, and this command crops or shows images; moco_tf.evaluate.knn, "
+            "linear_probe, features and sts take sentences"
+        )
+
+
 def features(settings, encoder, images, on="features"):
     """Features (N, C) float32 and labels (N,) of the labelled images of a source, at most --limit.
 

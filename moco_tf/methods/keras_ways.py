@@ -28,11 +28,7 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
         self._preprocessing_assumed = preprocessing is None
         preprocessing = getattr(preprocessing, "preprocessing", preprocessing)  # a task's
         self.preprocessing = preprocessing or Preprocessing(image_size=image_shape[0] or 224)
-        if image_shape[0] not in (None, self.preprocessing.image_size):
-            raise ValueError(
-                f"the backbone takes images of {image_shape[0]} pixels, but preprocessing makes them of "
-                f"{self.preprocessing.image_size}: build the one or the other for the same size"
-            )
+        self.preprocessing.check_fits(image_shape)
         self.seconds_waited = 0.0  # by `fit`, for batches that were not ready
 
     def compile(self, optimizer="rmsprop", **kwargs):

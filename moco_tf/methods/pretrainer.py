@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from moco_tf import replicas
-from moco_tf.data.inputs.image import Preprocessing
+from moco_tf.data import inputs
 from moco_tf.encoders import heads
 from moco_tf.methods import batch_norms, keras_internals
 from moco_tf.methods.keras_ways import KerasWays
@@ -123,6 +123,7 @@ class Pretrainer(KerasWays):
             scaled_loss = self.optimizer.scale_loss(loss)  # for float16; else the loss itself
         variables = self.trainable_variables
         gradients = tape.gradient(scaled_loss, variables)
+        gradients = [g if g is None else tf.convert_to_tensor(g) for g in gradients]  # those of looked-up rows are not
         watched = self.watch(variables, gradients)
         self.optimizer.apply(gradients, variables)
         # The loss reads the queue's variable without a copy: `finish` writes to it after loss and gradients exist.
@@ -249,7 +250,7 @@ class Pretrainer(KerasWays):
             config = config | {"momentum_rise_steps": config["momentum_decay_steps"]}
             del config["momentum_decay_steps"]
         backbone = keras.saving.deserialize_keras_object(config["backbone"])
-        preprocessing = Preprocessing(**config["preprocessing"])
+        preprocessing = inputs.of_settings(config["preprocessing"])
         return cls(**config | {"backbone": backbone, "preprocessing": preprocessing})
 
 

@@ -14,7 +14,10 @@ def of_run(run_dir):
     run_dir, config = Path(run_dir), run_folder.recorded(run_dir)
     names = [field.name for field in command.fields(type(config)) if config.uses(field.name)]
     recipe = {name: getattr(config, name) for name in names if name not in ("run_dir", "resume")}
-    shape = ("arch", "patch_size") if config.is_vit else ("arch", "width", "stem")
+    if hasattr(config, "max_words"):  # of text
+        shape = ("depth", "width", "attention_heads")
+    else:
+        shape = ("arch", "patch_size") if config.is_vit else ("arch", "width", "stem")
     about = {
         "method": config.learner,
         "architecture": {name: recipe[name] for name in shape},
@@ -45,17 +48,23 @@ def card(description, signatures):
 
     Args:
       description: a dict with "input", "outputs", "parameters", and what `of_run` gives, as far as it is known.
-      signatures: {name: what its `images` are}.
+      signatures: {name: what its argument is}.
     """
-    size, crop = description["input"]["image_size"], description["input"]["crop_ratio"]
+    what = description["input"]
+    of_images = "image_size" in what
+    noun = "image" if of_images else "text"
     title = description.get("architecture", {}).get("arch", "encoder")
-    lines = [f"# {title}", "", f"An image encoder of {description['parameters']:,} parameters."]
+    lines = [
+        f"# {title}",
+        "",
+        f"{'An' if of_images else 'A'} {noun} encoder of {description['parameters']:,} parameters.",
+    ]
     if "recipe" in description:
         data = description["data"]
-        images = f", {data['images']:,} images" if "images" in data else ""
+        number = f", {data['images']:,} {'images' if of_images else 'sentences'}" if "images" in data else ""
         labels = "with" if description["recipe"].get("pretext") == "labels" else "without"
         lines += [
-            f"Trained {labels} labels by `{description['method']}` on `{data['dataset']}` ({data['split']}{images}), "
+            f"Trained {labels} labels by `{description['method']}` on `{data['dataset']}` ({data['split']}{number}), "
             f"{description['steps']:,} training steps; every setting is under `recipe` in {DESCRIPTION}."
         ]
     if "converted_from" in description:
@@ -63,17 +72,16 @@ def card(description, signatures):
     knn = description.get("metrics", {}).get("knn_top1")
     if knn is not None:
         others = ", ".join(f"{name} {value:.1f} %" for name, value in description.get("baselines", {}).items())
-        lines += [f"kNN accuracy on labelled images: {knn:.1f} %{f' ({others})' if others else ''}."]
+        lines += [f"kNN accuracy on labelled {noun}s: {knn:.1f} %{f' ({others})' if others else ''}."]
     lines += [
         "",
         "## Use",
         "",
-        "| signature | `images` |",
+        "| signature | `images` |" if of_images else "| signature | its argument |",
         "|---|---|",
-        *(f"| `{name}` | {images} |" for name, images in signatures.items()),
+        *(f"| `{name}` | {argument} |" for name, argument in signatures.items()),
         "",
-        f"The first two resize the shorter side to {round(size / crop)} pixels, cut the central {size} x {size} and "
-        "normalise. All return:",
+        _how_input_is_made(what) + " All return:",
         "",
         *(f"- `{name}`: {what}" for name, what in description["outputs"].items()),
         "",
@@ -82,11 +90,25 @@ def card(description, signatures):
         lines += ["`encoded_images` also returns `valid`, bool (N); where it is false, the image could not be decoded "
                   "and its rows are zeros.", ""]  # fmt: skip
     lines += [
-        "`embedding` has unit length: two images are as similar as the product of their embeddings.",
+        f"`embedding` has unit length: two {noun}s are as similar as the product of their embeddings.",
         "",
         "## Limits",
         "",
-        "Nothing is known of it beyond the figures in this folder. What it finds similar follows its training images; "
-        "other images, and bias, were not examined.",
+        "Nothing is known of it beyond the figures in this folder. What it finds similar follows its training "
+        f"{noun}s; other {noun}s, and bias, were not examined.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _how_input_is_made(what):
+    """A sentence on the input's settings."""
+    if "image_size" not in what:
+        return (
+            "`serving_default` makes lower case, splits where there is no letter, mark or digit, and takes the first "
+            f"{what['length']} words, each as a hash of {what['hash_buckets']:,}."
+        )
+    size, crop = what["image_size"], what["crop_ratio"]
+    return (
+        f"The first two resize the shorter side to {round(size / crop)} pixels, cut the central {size} x {size} and "
+        "normalise."
+    )

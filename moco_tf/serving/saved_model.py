@@ -143,7 +143,7 @@ def _write(encoder, parts, path, on_bad_image, about):
         kinds = encoder.preprocessing.signatures()
         about = about | describe(encoder, parts) | {"on_bad_image": on_bad_image}
         model_card.write(folder, about, {name: kind.about for name, kind in kinds.items()})
-        warm_up.write(folder, [(name, {"images": kind.example}) for name, kind in kinds.items()])
+        warm_up.write(folder, [(name, {kind.argument.name: kind.example}) for name, kind in kinds.items()])
 
 
 def describe(encoder, parts):

@@ -1,6 +1,6 @@
 """The signatures of a SavedModel: what a server may be asked, as functions of a request.
 
-Which there are is a matter of the encoder's input: `Preprocessing.signatures` names them for images.
+Which there are is a matter of the encoder's input: its `signatures` names them (`data/inputs/`).
 """
 
 import tensorflow as tf
@@ -9,13 +9,13 @@ import tensorflow as tf
 def of(encoder, on_bad_image="error"):
     """{name: (function, the specification of its argument)}; the first is the server's default."""
     return {
-        name: (_answer(encoder, signature.of_batch, on_bad_image), signature.images)
+        name: (_answer(encoder, signature.of_batch, on_bad_image), signature.argument)
         for name, signature in encoder.preprocessing.signatures().items()
     }
 
 
 def _answer(encoder, of_batch, on_bad_image):
-    """A function of a request's images, of which `of_batch` makes the encoder's input."""
+    """A function of a request's batch, of which `of_batch` makes the encoder's input."""
 
     def answer(images):
         views, valid = of_batch(images)
@@ -33,7 +33,7 @@ def _answer(encoder, of_batch, on_bad_image):
 def _encode(encoder, views):
     """`encoder.encode`, also of no view at all, to which oneDNN's convolutions give a wrong shape: one is added."""
     number = tf.shape(views)[0]
-    missing = tf.zeros([tf.cast(number == 0, tf.int32), *views.shape[1:]])
+    missing = tf.zeros([tf.cast(number == 0, tf.int32), *views.shape[1:]], views.dtype)
     return {name: value[:number] for name, value in encoder.encode(tf.concat([views, missing], axis=0)).items()}
 
 

@@ -1,0 +1,16 @@
+"""What encoders expect: of images, `image.Preprocessing`; of text, `text.Words`.
+
+Both say how a record becomes the encoder's input (`of_record`, `spec`), which signatures a server gets, and what kNN
+has without an encoder (`plain`).
+"""
+
+import dataclasses
+
+from moco_tf.data.inputs.image import Preprocessing
+from moco_tf.data.inputs.text import Words
+
+
+def of_settings(settings):
+    """The inputs of which `dataclasses.asdict` made these settings; raises KeyError where one is missing."""
+    kind = Words if "hash_buckets" in settings else Preprocessing
+    return kind(**{field.name: settings[field.name] for field in dataclasses.fields(kind)})

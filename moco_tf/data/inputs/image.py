@@ -17,13 +17,16 @@ from moco_tf.data.resize import resize, sizes
 
 
 class Signature(typing.NamedTuple):
-    """A way in which a server takes images."""
+    """A way in which a server is asked."""
 
-    # A batch -> the encoder's input float32 (N, S, S, 3), and bool (N,), which images can be decoded; None: all.
+    # A batch -> the encoder's input (N, ...), and bool (N,), which of the batch can be decoded; None: all.
     of_batch: Callable
-    images: tf.TensorSpec  # of its argument
+    argument: tf.TensorSpec
     example: list | np.ndarray  # a batch, which warms a server up
     about: str  # its argument, in words
+
+
+PLAIN_SIZE = 32  # of images whose pixels are features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,24 @@ class Preprocessing:
                 f"crop_ratio is the part of the resized image that is kept: more than 0, at most 1, "
                 f"not {self.crop_ratio}."
             )
+
+    @property
+    def spec(self):
+        """The encoder's input."""
+        return tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.float32, "images")
+
+    def check_fits(self, shape):
+        """Refuses an encoder whose input has another `shape`, (H, W, 3)."""
+        if shape[0] not in (None, self.image_size):
+            raise ValueError(
+                f"the backbone takes images of {shape[0]} pixels, but preprocessing makes them of "
+                f"{self.image_size}: build the one or the other for the same size"
+            )
+
+    def plain(self):
+        """What kNN has without an encoder: a name, the inputs for it, what makes features (N, C) of a batch."""
+        small = dataclasses.replace(self, image_size=min(PLAIN_SIZE, self.image_size))
+        return "raw pixels", small, lambda images: tf.reshape(images, (len(images), -1))
 
     @tf.autograph.experimental.do_not_convert  # tracing takes half as long
     def __call__(self, images):

@@ -1,0 +1,91 @@
+"""What an encoder of text expects: words as numbers, of one length.
+
+A text is lower case and split where there is no letter, mark or digit; each word's number is a hash of it. So there is
+no vocabulary that could be lost or not fit, and every word has a number; the price is that two words may share one.
+"""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from moco_tf.data.inputs.image import Signature
+
+PLAIN_BUCKETS = 4096  # of the bag of words that kNN has without an encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """From texts to an encoder's input: int32 (N, `length`), 0 after the last word; further words are left out."""
+
+    length: int = 32
+    hash_buckets: int = 32_768  # numbers that there are, 0 among them
+
+    def __post_init__(self):
+        if self.length < 1 or self.hash_buckets < 2:
+            raise ValueError(
+                f"length is at least 1 and hash_buckets at least 2, not {self.length} and {self.hash_buckets}."
+            )
+
+    @property
+    def spec(self):
+        """The encoder's input."""
+        return tf.TensorSpec((None, self.length), tf.int32, "words")
+
+    def check_fits(self, shape):
+        """Refuses an encoder whose input has another `shape`, (length,)."""
+        if tuple(shape) not in ((self.length,), (None,)):
+            raise ValueError(f"the backbone takes {shape} words of a text, but its inputs make {self.length}")
+
+    def __call__(self, texts):
+        """string (N,) -> int32 (N, length)."""
+        words = split(texts)
+        numbers = 1 + tf.strings.to_hash_bucket_fast(words.flat_values, self.hash_buckets - 1)
+        numbers = words.with_flat_values(tf.cast(numbers, tf.int32))
+        return numbers.to_tensor(0, shape=(None, self.length))
+
+    def of_record(self, record):
+        """The words of a record with a "text", int32 (length,)."""
+        return self(record["text"][tf.newaxis])[0]
+
+    def signatures(self):
+        """{name: `Signature`}: what a server takes; the first is its default."""
+        return {
+            "serving_default": Signature(
+                lambda texts: (self(texts), None),
+                tf.TensorSpec((None,), tf.string, "texts"),
+                ["a sentence"],
+                "string (N,): texts, UTF-8",
+            ),
+            "preprocessed": Signature(
+                lambda words: (words, None),
+                self.spec,
+                np.zeros((1, self.length), np.int32),
+                f"int32 (N, {self.length}): words as numbers, 0 after the last",
+            ),
+        }
+
+    def lines(self, texts, views):
+        """What the views, a tuple of (N, length) each, of texts (N,) say: a line of words a text."""
+        lines = []
+        for text, *own in zip(texts, *(view.numpy() for view in views), strict=True):
+            words = split(tf.constant([text]))[0].numpy()
+            known = dict(zip(self(tf.constant(words)).numpy()[:, 0], words, strict=True)) if len(words) else {}
+            lines.append(" | ".join(b" ".join(known[n] for n in view if n).decode() for view in own))
+        return lines
+
+    def plain(self):
+        """What kNN has without an encoder: how often each word occurs, its logarithm and one, and no idf."""
+        small = dataclasses.replace(self, hash_buckets=min(PLAIN_BUCKETS, self.hash_buckets))
+
+        def counts(words):
+            number = tf.reduce_sum(tf.one_hot(words - 1, small.hash_buckets - 1), axis=1)  # -1 is nowhere
+            return tf.math.log1p(number)
+
+        return "bag of words", small, counts
+
+
+def split(texts):
+    """The words of texts (N,), a RaggedTensor of strings (N, any number)."""
+    lower = tf.strings.lower(texts, encoding="utf-8")
+    return tf.strings.split(tf.strings.regex_replace(lower, r"[^\p{L}\p{M}\p{N}]+", " "))

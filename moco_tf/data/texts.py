@@ -1,0 +1,74 @@
+"""Sentences as records, {"text": string, "id", "label"}: a file with one a line, or a folder with such a file a split.
+
+A line is a sentence, or, in a file whose first line has a tab, `label<TAB>sentence`.
+"""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from moco_tf.data.sources import Source
+
+log = logging.getLogger("moco_tf")
+ENDING = ".txt"
+
+
+class Texts(Source):
+    """Sentences by number."""
+
+    unit = "sentences"
+
+    @tf.autograph.experimental.do_not_convert
+    def record(self, index):
+        """The record of this number, as graph operations."""
+        index = tf.cast(index, tf.int64)
+        return {"text": self.contents[index], "id": index, "label": self.labels[index]}
+
+
+def are_at(path):
+    """Whether there are sentences at a path: a file that ends in .txt, or a folder that has one and no folders."""
+    path = Path(path)
+    if path.is_dir():
+        entries = list(path.iterdir())
+        return any(entry.suffix == ENDING for entry in entries) and not any(entry.is_dir() for entry in entries)
+    return path.suffix == ENDING and path.is_file()
+
+
+def read(path, split):
+    """The `Texts` of a split of a folder, or of a file, whose splits are all the same.
+
+    Raises:
+      ValueError: there is no such split, or the file holds no sentence, or not what it should.
+    """
+    path = Path(path)
+    file = path / f"{split}{ENDING}" if path.is_dir() else path
+    if not file.exists():
+        has = ", ".join(sorted(entry.stem for entry in path.glob(f"*{ENDING}")))
+        raise ValueError(f"no split {split!r}: {path} has {has}, a text file each")
+    try:
+        lines = file.read_bytes().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"line {line} of {file} is not UTF-8: save the file as UTF-8 text") from None
+    full = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if len(full) < len(lines):
+        log.warning(f"  {len(lines) - len(full)} of {len(lines)} lines of {file} are empty and left out")
+    labelled = bool(full) and "\t" in full[0][1]
+    sentences, names = [], []
+    for number, line in full:
+        label, tab, sentence = line.partition("\t")
+        if bool(tab) != labelled or (labelled and not sentence.strip()):
+            rule = (
+                "label<TAB>sentence, as the first one is" if labelled else "a sentence without a tab, as the first is"
+            )
+            raise ValueError(f"line {number} of {file} is not {rule}; got {line[:60]!r}")
+        sentences.append(sentence if labelled else line)
+        names.append(label)
+    if not sentences:
+        raise ValueError(f"{file} holds no sentence: a line is one, or label<TAB>sentence")
+    classes = sorted(set(names)) if labelled else []
+    labels = [classes.index(name) for name in names] if labelled else np.full(len(sentences), -1)
+    with tf.device("CPU:0"):
+        return Texts(str(file), tf.constant(sentences), tf.constant(labels, tf.int64), tuple(classes))

@@ -1,0 +1,164 @@
+"""`python -m moco_tf.evaluate.sts --encoder=RUN --pairs=FILE.tsv`: do sentences that mean the same come out alike?
+
+Semantic textual similarity: Spearman's correlation, times 100, of the cosine of two sentences' features with the score
+that people gave, over all pairs of the file; a line is `score<TAB>sentence<TAB>sentence`. Beside it what needs no
+encoder: the cosine of tf-idf vectors, and the words that both have over all that either has. Writes summary.json and
+pairs.csv, each pair with its cosines. The extra `eval` has scikit-learn, which it needs.
+"""
+
+import csv
+import dataclasses
+import io
+import logging
+import math
+import sys
+from pathlib import Path
+
+from moco_tf import command, files, run_folder
+from moco_tf.command import ConfigError, flag
+from moco_tf.evaluate import settings as common
+
+log = logging.getLogger("moco_tf")
+BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    encoder: str = flag("", "What to judge: a run folder, or an exported SavedModel, of sentences.", path=True)
+    pairs: str = flag("", "Text file of pairs, score<TAB>sentence<TAB>sentence each.", path=True)
+    output: str = flag("", "Folder for the results. '': sts in the run, or <DIR>-sts beside a SavedModel.", path=True)
+
+    def __post_init__(self):
+        command.check_values(self)
+        for name, what in (("encoder", "a run folder or a SavedModel"), ("pairs", "a text file of scored pairs")):
+            if not getattr(self, name):
+                raise ConfigError(f"--{name}=PATH names {what}")
+
+    def resolved(self):
+        """These settings with the output filled in."""
+        path = Path(self.encoder)
+        beside = path.with_name(f"{path.absolute().name}-sts")
+        own = path / "sts" if run_folder.recorded(path) else beside
+        return dataclasses.replace(self, output=self.output or str(own))
+
+
+def main(arguments):
+    """Runs the command; returns the process's exit status."""
+    return common.run("moco_tf.evaluate.sts", __doc__, Settings, judge, arguments)
+
+
+def judge(settings):
+    """Correlates and writes the results; returns {what: Spearman's correlation times 100}."""
+    try:
+        import scipy.stats
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"correlations need {error.name}: pip install 'moco_tf[eval]'") from None
+    from moco_tf.evaluate import subject
+
+    scores, firsts, seconds = read(Path(settings.pairs))
+    encoder, _ = subject.encoder(settings)
+    if encoder.preprocessing.spec.dtype.is_floating:
+        raise ConfigError(f"--encoder={settings.encoder} is of images; pairs of sentences need one of text")
+    one, other = (encode(encoder, texts) for texts in (firsts, seconds))
+    cosines = {
+        "encoder": cosine(one, other),
+        "encoder, less the mean": cosine(*_less_their_mean(one, other)),
+        "tf-idf": tf_idf(firsts, seconds),
+        "words in common": overlap(firsts, seconds),
+    }
+    found = {name: round(100 * float(scipy.stats.spearmanr(scores, of).statistic), 2) for name, of in cosines.items()}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["score", *cosines, "first", "second"])
+    columns = [[f"{value:.6g}" for value in of] for of in cosines.values()]
+    writer.writerows(zip(scores, *columns, firsts, seconds, strict=True))
+    files.write_text(Path(settings.output) / "pairs.csv", text.getvalue())
+    facts = {"pairs": len(scores), "file": settings.pairs, "encoder": settings.encoder}
+    files.write_json(Path(settings.output) / "summary.json", {"spearman": found} | facts)
+    log.info(
+        f"Spearman x 100 on {len(scores)} pairs: {', '.join(f'{n} {v:.1f}' for n, v in found.items())}. "
+        f"{settings.output}"
+    )
+    return found
+
+
+def read(path):
+    """(scores, first sentences, second sentences) of a file of pairs.
+
+    Raises:
+      ConfigError: it is not there, or a line is something else.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"--pairs={path} cannot be read: {reason}") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        score, *sentences = line.split("\t")
+        try:
+            score = float(score)
+        except ValueError:
+            score = math.nan
+        if not math.isfinite(score) or len(sentences) != 2 or not all(sentence.strip() for sentence in sentences):
+            raise ConfigError(f"line {number} of {path} is not score<TAB>sentence<TAB>sentence; got {line[:60]!r}")
+        rows.append((score, *sentences))
+    if len({score for score, *_ in rows}) < 2:
+        raise ConfigError(f"{path} has pairs of at least two different scores, or there is nothing to order")
+    return tuple(map(list, zip(*rows, strict=True)))
+
+
+def encode(encoder, texts):
+    """Features (N, C) of texts, NumPy."""
+    import numpy as np
+    import tensorflow as tf
+
+    batches = [texts[first : first + BATCH] for first in range(0, len(texts), BATCH)]
+    return np.concatenate(
+        [encoder.encode(encoder.preprocessing(tf.constant(batch)))["features"].numpy() for batch in batches]
+    )
+
+
+def cosine(one, other):
+    """(N,) of rows (N, C); 0 where one of them is 0."""
+    import numpy as np
+
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return np.einsum("nc,nc->n", one, other) / np.where(lengths, lengths, 1)
+
+
+def _less_their_mean(one, other):
+    mean = (one.mean(axis=0) + other.mean(axis=0)) / 2
+    return one - mean, other - mean
+
+
+def tf_idf(firsts, seconds):
+    """Cosines (N,) of tf-idf vectors, whose idf is of these sentences."""
+    import numpy as np
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(analyzer=words).fit([*firsts, *seconds])
+    one, other = vectorizer.transform(firsts), vectorizer.transform(seconds)  # of unit length
+    return np.asarray(one.multiply(other).sum(axis=1))[:, 0]
+
+
+def overlap(firsts, seconds):
+    """(N,): the words that both have, over all that either has (Jaccard)."""
+    sets = [(set(words(first)), set(words(second))) for first, second in zip(firsts, seconds, strict=True)]
+    return [len(one & other) / max(1, len(one | other)) for one, other in sets]
+
+
+def words(text):
+    """The words of a text as an encoder has them."""
+    import tensorflow as tf
+
+    from moco_tf.data.inputs import text as inputs
+
+    return inputs.split(tf.constant([text]))[0].numpy().tolist()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

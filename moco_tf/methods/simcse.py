@@ -1,0 +1,178 @@
+"""SimCSE: a sentence passes an encoder twice, and dropout makes the two views (Gao et al. 2021, arXiv:2104.08821).
+
+Each first pass looks for its second among those of the batch. A head follows in training only; what is kept is what
+the encoder gives. Two frames:
+
+  in_batch  SimCSE's: gradients to both passes, the negatives are the other sentences of the batch;
+  queue     MoCo's: keys by a momentum encoder, without dropout, and a short queue beside the batch's (as MoCoSE, Cao
+            et al. 2022, and ESimCSE, Wu et al. 2021, arXiv:2109.04380, found it best).
+
+Axes: n sentences of this replica, N of the global batch, L words, D features.
+"""
+
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from moco_tf import replicas
+from moco_tf.data.inputs.text import Words
+from moco_tf.encoders import heads, text
+from moco_tf.methods import backbones, keras_internals
+from moco_tf.methods.dictionary import look_up
+from moco_tf.methods.ema import cosine_momentum, ema_update, rise_steps
+from moco_tf.methods.flags import FRAMES
+from moco_tf.methods.losses import batch_info_nce, unit_length
+from moco_tf.methods.pretrainer import CONTRAST_METRICS, Pretrainer
+from moco_tf.methods.queue import Queue
+
+
+def backbone(config, options, inputs):
+    """The backbone of a run."""
+    return text.transformer(inputs, config.width, options.depth, options.attention_heads, options.dropout)
+
+
+def model(config, options, inputs, source):
+    """The `SimCSE` of a run."""
+    return SimCSE(
+        backbone(config, options, inputs),
+        frame=options.frame,
+        queue_size=options.queue_size,
+        momentum=options.momentum,
+        momentum_rise_steps=rise_steps(config, options, source),
+        temperature=config.temperature,
+        preprocessing=inputs,
+        seed=config.seed,
+    )
+
+
+@keras.saving.register_keras_serializable("moco_tf")
+class SimCSE(Pretrainer):
+    """Learns an encoder of sentences: a batch is two of words, int32 (N, L), of the same sentences.
+
+    Args:
+      backbone: a Keras model of words (N, L) -> (N, D). Its dropout makes the views. With `text.Dropout` it is a
+        function of seed and step, so that a run goes on bit for bit; with Keras' own it is not.
+      frame: "in_batch" or "queue".
+      queue_size, momentum, momentum_rise_steps: of the queue's frame, as in `MoCo`; ESimCSE has 160 (2.5 batches) and
+        0.995.
+      temperature: T; 0.05 in the paper.
+      preprocessing: how `predict` makes words of texts, a `Words`; None: `Words` of the backbone's length.
+      seed: of dropout and of the queue's first keys.
+
+    Attributes:
+      query_encoder: a model of words -> {"features", "projection"}; the latter is for training. In the queue's frame
+        key_encoder, too.
+    """
+
+    METRICS = CONTRAST_METRICS
+    VIEWS = (2, 2)
+
+    def __init__(
+        self,
+        backbone,
+        frame="in_batch",
+        queue_size=160,
+        momentum=0.995,
+        momentum_rise_steps=None,
+        temperature=0.05,
+        preprocessing=None,
+        seed=0,
+        **kwargs,
+    ):
+        if frame not in FRAMES or not queue_size > 0 or not temperature > 0 or not 0 <= momentum <= 1:
+            raise ValueError(
+                f"SimCSE needs frame of {', '.join(FRAMES)}, queue_size > 0, temperature > 0 and 0 <= momentum <= 1, "
+                f"not frame={frame!r}, queue_size={queue_size}, temperature={temperature}, momentum={momentum}"
+            )
+        shape = backbone.input_shape[1:]
+        super().__init__(shape, preprocessing or Words(length=shape[0]), **kwargs)
+        self.frame = frame
+        self.queue_size = queue_size
+        self.momentum = momentum
+        self.momentum_rise_steps = momentum_rise_steps
+        self.temperature = temperature
+        self.seed = seed
+        self.query_encoder = heads.encoder_of_text(backbone, shape)
+        self.second_pass = False
+        self._tell_dropout()
+        if frame == "queue":
+            self.key_encoder = heads.encoder_of_text(backbones.clone(backbone), shape)
+            backbones.start_key_encoder(self.query_encoder, self.key_encoder)
+            self.queue = Queue(queue_size, backbone.output_shape[-1], seed=seed, name="queue")
+
+    def _tell_dropout(self):
+        """Lets dropout draw from (seed and pass, step); warns where two passes give the same."""
+        layers = keras_internals.layers_of(self.query_encoder)
+        place = lambda: tf.stack([tf.constant(2 * self.seed + self.second_pass, tf.int64), self.step.value])  # noqa: E731
+        own = text.draws_from(layers, place)
+        if own or not tf.executing_eagerly():
+            return
+        words = 1 + tf.zeros((1, self.preprocessing.length), tf.int32)
+        one, other = (self.query_encoder(words, training=True)["features"].numpy() for _ in range(2))
+        if np.array_equal(one, other):
+            warnings.warn(
+                "Two passes of one sentence give the same features, bit for bit: without dropout, or with a fixed "
+                "seed of it, there is nothing to learn from a sentence unless its two copies differ.",
+                stacklevel=3,
+            )
+
+    def prepare(self, batch, training=True):
+        """In the queue's frame: moves the momentum encoder; keys (N, D) of the second copies, without dropout."""
+        if self.frame == "in_batch":
+            return ()
+        if training:
+            ema_update(self.query_encoder, self.key_encoder, self._momentum())
+        return replicas.gather(unit_length(self.key_encoder(batch["views"][1], training=False)["projection"]))
+
+    def objective(self, batch, context, training=True):
+        """Each sentence's first pass looks for its key among those of the batch, and in the queue."""
+        queries = self._pass(batch["views"][0], training)  # n x D
+        if self.frame == "in_batch":
+            keys = replicas.gather(self._pass(batch["views"][1], training, second=True))  # N x D
+            keys = tf.ensure_shape(keys, (None, queries.shape[-1]))
+        else:
+            keys = tf.concat([context, look_up(self.queue.keys.value, tf.range(self.queue_size))], axis=0)
+        rows = replicas.own(tf.range(tf.shape(queries)[0] * replicas.count()))
+        return batch_info_nce(queries, keys, rows, self.temperature)
+
+    def finish(self, batch, context, terms):
+        """In the queue's frame the keys enter the queue."""
+        if self.frame == "queue":
+            self.queue.enqueue(context)
+
+    def encode(self, words):
+        """The features; as they are, and of unit length. The head is left out."""
+        features = self.query_encoder(words, training=False)["features"]
+        return {"features": features, "embedding": unit_length(features)}
+
+    def predict(self, x, *args, **kwargs):
+        """Features (N, D), a NumPy array, of texts: a list, an array or a dataset of batches of strings."""
+        if not isinstance(x, tf.data.Dataset):
+            x = tf.data.Dataset.from_tensor_slices(tf.constant(x, tf.string)).batch(kwargs.pop("batch_size", 256))
+        return keras.Model.predict(self, x, *args, **kwargs)
+
+    def rates(self):
+        return super().rates() | ({"momentum": self._momentum()} if self.frame == "queue" else {})
+
+    def columns(self):
+        return (*super().columns(), *(("momentum",) if self.frame == "queue" else ()))
+
+    def _pass(self, words, training, second=False):
+        """Projections (n, D) of unit length; either pass has dropout masks of its own."""
+        self.second_pass = second  # as the step is traced
+        return unit_length(self.query_encoder(words, training=training)["projection"])
+
+    def _momentum(self):
+        return cosine_momentum(self.momentum, self.step.value, self.momentum_rise_steps)
+
+    def get_config(self):
+        return super().get_config() | {
+            "frame": self.frame,
+            "queue_size": self.queue_size,
+            "momentum": self.momentum,
+            "momentum_rise_steps": self.momentum_rise_steps,
+            "temperature": self.temperature,
+            "seed": self.seed,
+        }
