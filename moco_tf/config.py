@@ -430,6 +430,11 @@ def parse(arguments):
     program = "moco_tf.train"
     chosen = command.look_ahead(Task, program, arguments)
     settings = kind(chosen["method"], chosen["pretext"])
+    if settings.learner != chosen["method"] and chosen["method"] != "moco":
+        raise ConfigError(
+            f"--pretext={chosen['pretext']} has a model of its own, in which no --method has a part; got "
+            f"--method={chosen['method']}: leave it out"
+        )
     groups = {group.__doc__: group for group in (Task, Data, Network, Optimization, Run)}
     groups |= _own_options(chosen["method"], chosen["pretext"])
     flag_values = flags.FlagValues()
@@ -443,8 +448,6 @@ def parse(arguments):
         for field in others
         if flag_values[field.name].present and flag_values[field.name].value != field.default
     )
-    if settings.learner != chosen["method"] and chosen["method"] != "moco":
-        unused = (f"--method={chosen['method']}", *unused)
     config = settings(**command.values(flag_values, settings), unused=unused)
     return dataclasses.replace(config, run_dir=config.run_dir or f"runs/{_flag_file_name(arguments)}")
 

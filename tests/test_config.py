@@ -26,6 +26,10 @@ CONFIGS = Path(__file__).parent.parent / "configs"
         (["--batch_size=many"], "--batch_size"),
         (["--batch_size=0"], "--batch_size is more than 0; got 0"),
         (["--temperature=-1"], "--temperature is more than 0; got -1"),
+        (
+            ["--method=moco_v3", "--pretext=cpc"],
+            "--pretext=cpc has a model of its own, in which no --method has a part",
+        ),
         (["--method=memory_bank", "--bank_momentum=-1"], "--bank_momentum lies between 0 and 1; got -1"),
         (["--loss=nce"], "--loss=nce: value should be one of <infonce|supcon|supcon_in>"),
         (["--method=memory_bank", "--loss=nt_xent"], "--loss=nt_xent: value should be one of <infonce|nce>"),
