@@ -38,7 +38,7 @@ def before_training(config, size, bfloat16=False):
         and config.precision == "float32"
         and (config.is_vit or config.width >= 64)
         and config.image_size >= 64
-        and not hasattr(config, "max_words")
+        and config.uses("image_size")
     ):
         yield (
             "This machine computes in bfloat16: --precision=bfloat16 makes large networks faster (on such a processor "
@@ -129,7 +129,7 @@ def after_step(config, step, first, last, usual):
 
 def after_epoch(config, logs, best_knn):
     """Sentences on the figures of an epoch; `best_knn` is the highest kNN top-1 so far, or None."""
-    spread = 1 / math.sqrt(config.dim)
+    spread = 1 / math.sqrt(config.dim if config.uses("dim") else config.width)  # of rows of unit length
     if logs.get("feature_std", spread) < 0.1 * spread:
         remedy = "A lower --lr, or a --momentum nearer to 1," if config.uses("momentum") else "A lower --lr"
         yield (

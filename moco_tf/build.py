@@ -172,7 +172,7 @@ def at_once(config, records):
 def records(config, source):
     """What the task makes views of: the images of a source, or what its module's `records` makes of them."""
     module = config_lib.task_module(config.pretext)
-    wanted = getattr(module, "UNIT", "images")
+    wanted = inputs(config).unit
     if source.unit != wanted:
         raise ConfigError(
             f"--pretext={config.pretext} learns from {wanted}; {source.name} holds {source.unit}"

@@ -71,8 +71,9 @@ class Data:
 
     dataset: str = flag(
         "embedded",
-        "'embedded' (12,000 real 32-pixel images inside this package), a folder of images, or a prepared data set of "
-        "TFDS by name, such as imagenet2012. `python -m moco_tf.data` shows what is in it.",
+        "'embedded' (12,000 real 32-pixel images inside this package), a folder of images, a prepared data set of "
+        "TFDS by name, such as imagenet2012, or sentences in .txt files (docs/data.md). `python -m moco_tf.data` "
+        "shows what is in it.",
         path=True,
     )
     data_dir: str = flag(
@@ -284,7 +285,8 @@ class Config(Run, Optimization, Network, Data, Task):
 
     def uses(self, name):
         """Whether this run has a flag, and its encoder a use for it."""
-        return hasattr(self, name) and name not in (OF_RESNETS if self.is_vit else OF_VITS)
+        of_others = OF_RESNETS if self.is_vit else OF_VITS
+        return hasattr(self, name) and name not in getattr(task_module(self.pretext), "UNUSED", of_others)
 
     @property
     def base_rate(self):

@@ -128,6 +128,8 @@ def version_folder(path):
 def _preprocessing(path, spec):
     """What encoder.json says, which fits the graph's input; ImageNet's, of its size, where there is none."""
     description = path / DESCRIPTION
+    if not description.exists() and spec.shape.rank != 4:
+        raise ConfigError(f"{path} has no {DESCRIPTION}, which says how its input, {spec.shape}, is made")
     if not description.exists():
         print(f"{path} has no {DESCRIPTION}: using ImageNet's mean, std and crop, at {spec.shape[1]} pixels.")
         return dataclasses.replace(IMAGENET, image_size=spec.shape[1])

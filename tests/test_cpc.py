@@ -10,7 +10,7 @@ import moco_tf
 from moco_tf.command import ConfigError
 from moco_tf.config import parse
 from moco_tf.data.inputs.image import Preprocessing
-from moco_tf.encoders import patches, resnet
+from moco_tf.encoders import patch_grid, resnet
 from moco_tf.methods.cpc import CPC
 from moco_tf.pretext import cpc as task
 
@@ -23,7 +23,7 @@ def cpc(**settings):
     def encoder(side):
         return resnet.resnet10(image_size=side, width=2, stem="cifar", channels=1, norm="layer")
 
-    backbone = patches.of_patches(encoder, SIZE, GRID)
+    backbone = patch_grid.of_patches(encoder, SIZE, GRID)
     settings = {"dim": 5, "hidden_dim": 6, "ahead": (2, 3), "queue_size": 200, "momentum": 0.9} | settings
     model = CPC(backbone, preprocessing=Preprocessing(image_size=SIZE), seed=3, **settings)
     model.compile(moco_tf.SGD(0.05, momentum=0.9, weight_decay=1e-3))
@@ -49,16 +49,16 @@ def float64():
 
 def test_patches_overlap_by_half_and_stand_side_by_side():
     images = np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3))
-    assert patches.sides(SIZE, GRID) == (SIDE, 2)
-    found = patches.cut(tf.constant(images), GRID)
+    assert patch_grid.sides(SIZE, GRID) == (SIDE, 2)
+    found = patch_grid.cut(tf.constant(images), GRID)
     for row in range(GRID):
         for column in range(GRID):
             expected = images[:, 2 * row : 2 * row + SIDE, 2 * column : 2 * column + SIDE]
             np.testing.assert_array_equal(found[:, row, column], expected)
-    shown = patches.side_by_side(found)
+    shown = patch_grid.side_by_side(found)
     np.testing.assert_array_equal(shown[:, SIDE : 2 * SIDE, 3 * SIDE :], found[:, 1, 3])
-    np.testing.assert_array_equal(patches.apart(shown, GRID), tf.reshape(found, (-1, SIDE, SIDE, 3)))
-    np.testing.assert_array_equal(patches.side_by_side(found[0]), shown[0])
+    np.testing.assert_array_equal(patch_grid.apart(shown, GRID), tf.reshape(found, (-1, SIDE, SIDE, 3)))
+    np.testing.assert_array_equal(patch_grid.side_by_side(found[0]), shown[0])
 
 
 def test_features_are_the_mean_over_the_patches_each_encoded_by_itself():
@@ -66,8 +66,8 @@ def test_features_are_the_mean_over_the_patches_each_encoded_by_itself():
     images = tf.random.stateless_normal((3, SIZE, SIZE, 3), (0, 0))
     encoder = model.query_encoder.layers[1].get_layer("patch_encoder")
     each = [
-        encoder(patches.luminance(p))
-        for p in tf.unstack(tf.reshape(patches.cut(images, GRID), (3, -1, 4, 4, 3)), axis=1)
+        encoder(patch_grid.luminance(p))
+        for p in tf.unstack(tf.reshape(patch_grid.cut(images, GRID), (3, -1, 4, 4, 3)), axis=1)
     ]
     np.testing.assert_allclose(model.encode(images)["features"], np.mean(each, axis=0), rtol=1e-4, atol=1e-6)
 
@@ -92,7 +92,7 @@ def test_a_row_predicts_from_itself_and_the_rows_above_alone(row):
     np.testing.assert_array_equal(before[:, : row + 1], after[:, : row + 1])
     assert np.abs(before[:, row] - of_own[:, row]).max() > 1e-3
     image = tf.reshape(tf.range(SIZE * SIZE), (SIZE, SIZE, 1))
-    rows = [set(each.numpy().ravel()) for each in patches.cut(image, GRID)]
+    rows = [set(each.numpy().ravel()) for each in patch_grid.cut(image, GRID)]
     assert all(rows[row].isdisjoint(rows[other]) for other in range(row + 2, GRID))
     assert row + 1 == GRID or rows[row] & rows[row + 1]
 
@@ -100,7 +100,7 @@ def test_a_row_predicts_from_itself_and_the_rows_above_alone(row):
 def naive_loss(model, batch, keys):
     """Of the first frame, or of the queue's with its keys: summed over rows ahead and directions."""
     encoder, total = model.query_encoder.layers[1].get_layer("patch_encoder"), 0.0
-    vectors = encoder(patches.luminance(patches.apart(batch["views"][0], GRID))).numpy()
+    vectors = encoder(patch_grid.luminance(patch_grid.apart(batch["views"][0], GRID))).numpy()
     head = model.query_encoder.get_layer("fc")
     queue = model.frame == "queue"
     candidates = np.concatenate([keys, model.queue.keys.numpy()]) if queue else head(vectors).numpy()
@@ -196,7 +196,10 @@ def test_a_view_shows_the_patches_of_a_crop_as_a_grid():
     ("flag", "line"),
     [
         ("--image_size=33", "--image_size is a multiple of 8; got 33: take 32"),
-        ("--ahead=1,2", "--ahead counts rows from 2, which no longer overlap, to 6 in a grid of 7; got 1,2"),
+        (
+            "--ahead=1,2",
+            "--ahead counts rows from 2, which no longer overlap, to 6 in a grid of 7, each once; got 1,2",
+        ),
         ("--grid=2", "--grid is at least 3; got 2"),
         ("--directions=2", "--directions is 1 or 4; got 2"),
         ("--arch=vit_small", "patches of one size by a ResNet; got --arch=vit_small"),

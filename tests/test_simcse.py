@@ -89,14 +89,14 @@ def test_dropout_is_a_function_of_seed_pass_and_step_and_its_masks_differ():
 
 def test_dropout_zeroes_its_share_and_keeps_the_mean():
     layer = text.Dropout(0.3, 0)
-    layer.draw_from = lambda: tf.constant([1, 2], tf.int64)
-    found = layer(tf.ones((200, 50)), training=True).numpy()
+    with text.drawing_from([layer], lambda: tf.constant([1, 2], tf.int64)):
+        found = layer(tf.ones((200, 50)), training=True).numpy()
     assert np.mean(found == 0) == pytest.approx(0.3, abs=0.02)
     assert set(np.unique(found)) == {0.0, np.float32(1 / (1 - 0.3))}
     assert len({row.tobytes() for row in found}) == 200
     np.testing.assert_array_equal(layer(tf.ones((2, 5))), tf.ones((2, 5)))
-    with pytest.raises(ValueError, match="told what to draw from"):
-        text.Dropout(0.3, 0)(tf.ones((2, 5)), training=True)
+    with pytest.raises(ValueError, match="this Dropout draws from what it is told"):
+        layer(tf.ones((2, 5)), training=True)
 
 
 def test_equal_dropout_masks_are_caught():
@@ -108,6 +108,16 @@ def test_equal_dropout_masks_are_caught():
     with pytest.warns(UserWarning, match="Two passes of one sentence give the same features"):
         SimCSE(backbone(lambda x: x))
     SimCSE(backbone(keras.layers.Dropout(0.5)))  # Keras' own draws anew
+
+
+def test_a_tuple_of_words_is_a_pair_and_texts_are_predicted():
+    model = simcse()
+    words = np.arange(1, 1 + BATCH * LENGTH).reshape(BATCH, LENGTH).astype("int32") % BUCKETS
+    data = tf.data.Dataset.from_tensor_slices((words, words)).batch(BATCH)
+    assert np.isfinite(model.fit(data, verbose=0).history["loss"][0])
+    assert model.predict(["a cat", "the dog"]).shape == (2, 8) and model.predict([]).shape == (0, 8)
+    with pytest.raises(ValueError, match="predict takes a list of texts"):
+        model.predict("hello")
 
 
 def unit(x):
@@ -227,8 +237,9 @@ def test_correlations_are_those_of_the_formulas(tmp_path):
     np.testing.assert_allclose(
         sts.cosine(one, other), [a @ b / np.sqrt(a @ a) / np.sqrt(b @ b) for a, b in zip(one, other, strict=True)]
     )
-    assert sts.overlap(["a b c"], ["B, c d e!"]) == [2 / 5]
-    firsts, seconds = ["a b", "a c"], ["a d", "e"]
+    assert sts.words(["B, c d e!", ""]) == [[b"b", b"c", b"d", b"e"], []]
+    assert sts.overlap([["a", "b", "c"]], [["b", "c", "d", "e"]]) == [2 / 5]
+    firsts, seconds = [["a", "b"], ["a", "c"]], [["a", "d"], ["e"]]
     documents = [{"a", "b"}, {"a", "c"}, {"a", "d"}, {"e"}]
     idf = {w: np.log((1 + 4) / (1 + sum(w in d for d in documents))) + 1 for w in "abcde"}
     norms = [np.sqrt(sum(idf[w] ** 2 for w in d)) for d in documents]
@@ -250,9 +261,15 @@ def test_what_holds_no_sentences_is_refused_in_a_line(tmp_path, capsys):
     file.write_text("animal\ta cat\na dog\n")
     assert "line 2" in refused(file) and "label<TAB>sentence, as the first one is" in refused(file)
     assert "no split 'test'" in refused(tmp_path, "test") and "has few" in refused(tmp_path, "test")
-    file.write_text("a cat\n\na dog\n")
+    file.write_text("score\ta cat\ta dog\n")
+    assert "line 1" in refused(file)
+    file.write_text("a cat\u2028here\n\n...\na dog\n")
     source = texts.read(file, "train")
-    assert source.size == 2 and not source.labelled and texts.are_at(file) and texts.are_at(tmp_path)
+    assert source.size == 2 and not source.labelled and source.contents[0].numpy() == "a cat\u2028here".encode()
+    (tmp_path / ".git").mkdir()
+    assert texts.are_at(file) and texts.are_at(tmp_path)
+    (tmp_path / "photo.PNG").touch()
+    assert not texts.are_at(tmp_path)  # a folder of images with a text beside them
     assert main(["--pretext=simcse", f"--dataset={file}", "--batch_size=4", f"--run_dir={tmp_path / 'run'}"]) == 2
     assert "2 images are fewer than --batch_size=4" in capsys.readouterr().err.replace("sentences", "images")
     assert main([f"--dataset={file}", f"--run_dir={tmp_path / 'run'}"]) == 2
@@ -264,7 +281,7 @@ def test_what_holds_no_sentences_is_refused_in_a_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flag", "line"),
     [
-        ("--dropout=0", "got 0 for both: each would find itself"),
+        ("--dropout=0", "got 0, with which each would find itself"),
         ("--attention_heads=5", "it is a multiple of --attention_heads; got 5"),
         ("--dropout=1", "--dropout is a share"),
         ("--hash_buckets=1", "--hash_buckets is more than 1"),

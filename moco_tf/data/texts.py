@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data.folder import SUFFIXES
 from moco_tf.data.sources import Source
 
 log = logging.getLogger("moco_tf")
@@ -28,12 +29,16 @@ class Texts(Source):
 
 
 def are_at(path):
-    """Whether there are sentences at a path: a file that ends in .txt, or a folder that has one and no folders."""
+    """Whether there are sentences at a path: a file that ends in .txt, or a folder of such, without folders or images.
+
+    What is hidden does not count.
+    """
     path = Path(path)
-    if path.is_dir():
-        entries = list(path.iterdir())
-        return any(entry.suffix == ENDING for entry in entries) and not any(entry.is_dir() for entry in entries)
-    return path.suffix == ENDING and path.is_file()
+    if not path.is_dir():
+        return path.suffix == ENDING and path.is_file()
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    others = any(entry.suffix.lower() in SUFFIXES or entry.is_dir() for entry in entries)
+    return not others and any(entry.suffix == ENDING for entry in entries)
 
 
 def read(path, split):
@@ -48,27 +53,30 @@ def read(path, split):
         has = ", ".join(sorted(entry.stem for entry in path.glob(f"*{ENDING}")))
         raise ValueError(f"no split {split!r}: {path} has {has}, a text file each")
     try:
-        lines = file.read_bytes().decode("utf-8-sig").splitlines()
+        lines = file.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ValueError(f"line {line} of {file} is not UTF-8: save the file as UTF-8 text") from None
-    full = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if len(full) < len(lines):
-        log.warning(f"  {len(lines) - len(full)} of {len(lines)} lines of {file} are empty and left out")
+    numbered = [(number, line.strip(" \r")) for number, line in enumerate(lines, 1)]
+    full = [(number, line) for number, line in numbered if any(letter.isalnum() for letter in line)]
     labelled = bool(full) and "\t" in full[0][1]
     sentences, names = [], []
     for number, line in full:
-        label, tab, sentence = line.partition("\t")
-        if bool(tab) != labelled or (labelled and not sentence.strip()):
+        label, *others = line.split("\t")
+        if len(others) != labelled or (labelled and not label.strip()):
             rule = (
                 "label<TAB>sentence, as the first one is" if labelled else "a sentence without a tab, as the first is"
             )
             raise ValueError(f"line {number} of {file} is not {rule}; got {line[:60]!r}")
-        sentences.append(sentence if labelled else line)
-        names.append(label)
+        sentence = others[0] if labelled else line
+        if any(letter.isalnum() for letter in sentence):  # else it would have no word, and its features no direction
+            sentences.append(sentence)
+            names.append(label)
     if not sentences:
         raise ValueError(f"{file} holds no sentence: a line is one, or label<TAB>sentence")
-    classes = sorted(set(names)) if labelled else []
-    labels = [classes.index(name) for name in names] if labelled else np.full(len(sentences), -1)
+    if left_out := len(lines) - len(sentences):
+        log.warning(f"  {left_out} of {len(lines)} lines of {file} have no word and are left out")
+    classes = {name: place for place, name in enumerate(sorted(set(names)))} if labelled else {}
+    labels = [classes[name] for name in names] if labelled else np.full(len(sentences), -1)
     with tf.device("CPU:0"):
         return Texts(str(file), tf.constant(sentences), tf.constant(labels, tf.int64), tuple(classes))

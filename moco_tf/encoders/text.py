@@ -3,6 +3,8 @@
 Axes: N batch, L words, D width.
 """
 
+import contextlib
+
 import keras
 import tensorflow as tf
 from keras import layers
@@ -101,7 +103,7 @@ class MeanOverWords(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class Dropout(keras.layers.Layer):
-    """Zeroes a share `rate` of what it gets and scales the rest up, in training; which is a function of two integers.
+    """Zeroes a share `rate` of what it gets and scales the rest up, in training; which, is a function of a seed.
 
     The mask of the global batch is drawn, of which each replica has its rows, so that several do what one does.
 
@@ -109,7 +111,7 @@ class Dropout(keras.layers.Layer):
       number: tells the Dropouts of a network apart.
 
     Attributes:
-      draw_from: a function without arguments, int64 (2,); the model that trains sets it (`draws_from`).
+      draw_from: a function without arguments, int64 (2,), while a model trains (`drawing_from`); else None.
     """
 
     def __init__(self, rate, number, **kwargs):
@@ -124,7 +126,10 @@ class Dropout(keras.layers.Layer):
         if not training or not self.rate:
             return x
         if self.draw_from is None:
-            raise ValueError("this network's dropout is told what to draw from: text.draws_from(network, function)")
+            raise ValueError(
+                "this Dropout draws from what it is told, within moco_tf.encoders.text.drawing_from(layers, seed), as "
+                "SimCSE does; elsewhere call the network with training=False"
+            )
         seed = tf.random.experimental.stateless_fold_in(self.draw_from(), self.number)
         shape = tf.concat([tf.shape(x)[:1] * replicas.count(), tf.shape(x)[1:]], axis=0)
         drawn = replicas.own(tf.random.stateless_uniform(shape, seed, alg="philox"))
@@ -134,9 +139,14 @@ class Dropout(keras.layers.Layer):
         return super().get_config() | {"rate": self.rate, "number": self.number}
 
 
-def draws_from(layers_of_network, function):
-    """Tells all `Dropout`s among some layers to draw from what a function gives; whether there are any."""
-    found = [layer for layer in layers_of_network if isinstance(layer, Dropout)]
-    for layer in found:
-        layer.draw_from = function
-    return any(layer.rate for layer in found)
+@contextlib.contextmanager
+def drawing_from(layers_of_network, seed):
+    """Meanwhile all `Dropout`s among some layers draw from what a function `seed` gives, int64 (2,)."""
+    dropouts = [layer for layer in layers_of_network if isinstance(layer, Dropout)]
+    for layer in dropouts:
+        layer.draw_from = seed
+    try:
+        yield
+    finally:
+        for layer in dropouts:
+            layer.draw_from = None

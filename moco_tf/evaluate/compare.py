@@ -51,9 +51,9 @@ def judge(settings):
     from moco_tf.evaluate import nearest_neighbors, plots, scores, subject
 
     output = Path(settings.output)
-    subject.encoder(settings)  # a run that cannot be judged is refused before the work
+    encoder, _ = subject.encoder(settings)  # a run that cannot be judged is refused before the work
     train, test = subject.labelled(settings)
-    subject.check_images(train)
+    subject.check_images(encoder.preprocessing, train)
     shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(common.Settings)}
     supervised = Path(settings.supervised or output / "supervised")
     if not settings.supervised:

@@ -67,10 +67,11 @@ def main(arguments):
 
 def judge(settings):
     """Trains as the settings say and writes the results; returns `Scores`."""
+    from moco_tf import build, run_folder
     from moco_tf.evaluate import subject
 
     train, test = subject.labelled(settings)
-    subject.check_images(train)
+    subject.check_images(build.inputs(run_folder.recorded(settings.encoder)), train)
     return train_and_judge(settings, train, test)
 
 

@@ -61,7 +61,7 @@ def look(settings):
     output = Path(settings.output)
     encoder, _ = subject.encoder(settings)
     source = subject.source(settings, settings.eval_split)
-    subject.check_images(source)
+    subject.check_images(encoder.preprocessing, source)
     features, labels, pictures = _encoded(settings, encoder, source)
     if len(features) < 3:
         raise ConfigError(f"a map needs at least 3 images; {source.name} has {len(features)}")

@@ -50,6 +50,7 @@ def main(arguments):
 def judge(settings):
     """Correlates and writes the results; returns {what: Spearman's correlation times 100}."""
     try:
+        import numpy as np
         import scipy.stats
         import sklearn  # noqa: F401
     except ImportError as error:
@@ -58,15 +59,20 @@ def judge(settings):
 
     scores, firsts, seconds = read(Path(settings.pairs))
     encoder, _ = subject.encoder(settings)
-    if encoder.preprocessing.spec.dtype.is_floating:
+    if encoder.preprocessing.unit != "sentences":
         raise ConfigError(f"--encoder={settings.encoder} is of images; pairs of sentences need one of text")
     one, other = (encode(encoder, texts) for texts in (firsts, seconds))
     cosines = {
         "encoder": cosine(one, other),
         "encoder, less the mean": cosine(*_less_their_mean(one, other)),
-        "tf-idf": tf_idf(firsts, seconds),
-        "words in common": overlap(firsts, seconds),
+        "tf-idf": tf_idf(words(firsts), words(seconds)),
+        "words in common": overlap(words(firsts), words(seconds)),
     }
+    if not np.isfinite(cosines["encoder"]).all() or np.ptp(cosines["encoder"]) == 0:
+        raise ConfigError(
+            f"--encoder={settings.encoder} gives all pairs one cosine, or numbers that are not finite: its training "
+            "has collapsed or diverged; try a lower --lr"
+        )
     found = {name: round(100 * float(scipy.stats.spearmanr(scores, of).statistic), 2) for name, of in cosines.items()}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -90,7 +96,7 @@ def read(path):
       ConfigError: it is not there, or a line is something else.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"--pairs={path} cannot be read: {reason}") from None
@@ -136,28 +142,28 @@ def _less_their_mean(one, other):
 
 
 def tf_idf(firsts, seconds):
-    """Cosines (N,) of tf-idf vectors, whose idf is of these sentences."""
+    """Cosines (N,) of tf-idf vectors of lists of words, whose idf is of these sentences."""
     import numpy as np
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(analyzer=words).fit([*firsts, *seconds])
+    vectorizer = TfidfVectorizer(analyzer=list).fit([*firsts, *seconds])
     one, other = vectorizer.transform(firsts), vectorizer.transform(seconds)  # of unit length
     return np.asarray(one.multiply(other).sum(axis=1))[:, 0]
 
 
 def overlap(firsts, seconds):
-    """(N,): the words that both have, over all that either has (Jaccard)."""
-    sets = [(set(words(first)), set(words(second))) for first, second in zip(firsts, seconds, strict=True)]
+    """(N,): of lists of words, the words that both have, over all that either has (Jaccard)."""
+    sets = [(set(first), set(second)) for first, second in zip(firsts, seconds, strict=True)]
     return [len(one & other) / max(1, len(one | other)) for one, other in sets]
 
 
-def words(text):
-    """The words of a text as an encoder has them."""
+def words(texts):
+    """The words of each text, as an encoder has them: lists of strings."""
     import tensorflow as tf
 
     from moco_tf.data.inputs import text as inputs
 
-    return inputs.split(tf.constant([text]))[0].numpy().tolist()
+    return inputs.split(tf.constant(texts)).to_list()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from moco_tf.command import ConfigError
 from moco_tf.data import dataset
 from moco_tf.evaluate.extract import extract
 
+LABELS = {"images": "a folder has a sub-folder for each class", "sentences": "a line is label<TAB>sentence"}
 SHOWN = 10  # classes that a line names
 
 log = logging.getLogger("moco_tf")
@@ -39,8 +40,8 @@ def labelled(settings):
     for images in sources:
         if not images.labelled:
             raise ConfigError(
-                f"--dataset={settings.dataset}: judging needs labels, and the images of {images.name} have none: "
-                "a folder has a sub-folder for each class"
+                f"--dataset={settings.dataset}: judging needs labels, and the {images.unit} of {images.name} have "
+                f"none: {LABELS[images.unit]}"
             )
     names = sources[0].class_names
     if len(names) < 2:
@@ -52,8 +53,15 @@ def labelled(settings):
     return sources
 
 
-def check_images(source):
-    """Refuses sentences, for commands that crop or show what they judge."""
+def check_unit(preprocessing, source):
+    """Refuses an encoder of images on sentences, and one of sentences on images."""
+    if preprocessing.unit != source.unit:
+        raise ConfigError(f"{source.name} holds {source.unit}, and --encoder is of {preprocessing.unit}")
+
+
+def check_images(preprocessing, source):
+    """Refuses sentences as well, for commands that crop or show what they judge."""
+    check_unit(preprocessing, source)
     if source.unit == "sentences":
         raise ConfigError(
             f"{source.name} holds sentences, and this command crops or shows images; moco_tf.evaluate.knn, "
@@ -69,6 +77,7 @@ def features(settings, encoder, images, on="features"):
     Raises:
       ConfigError: none is labelled, or a feature is not finite.
     """
+    check_unit(encoder.preprocessing, images)
     encode = lambda views: encoder.encode(views)[on]  # noqa: E731
     vectors, labels = extract(encode, images, encoder.preprocessing, settings.limit, labelled=True)
     if not len(labels):

@@ -10,6 +10,8 @@ Three frames:
   queue        MoCo's: keys of a second crop by momentum encoders, a queue for each modality (CMC-MoCo of
                github.com/HobbitLong/PyContrast).
 
+With a memory bank the batch shares its negatives, as in `memory_bank.py`; the paper draws them for each image.
+
 Axes: n images of this replica, N of the global batch, C length of a modality's projection, D of its features, K
 negatives, R records.
 """

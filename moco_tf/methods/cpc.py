@@ -19,7 +19,7 @@ import keras
 import tensorflow as tf
 
 from moco_tf import encoders, replicas
-from moco_tf.encoders import heads, patches
+from moco_tf.encoders import heads, patch_grid
 from moco_tf.methods import backbones
 from moco_tf.methods.dictionary import look_up
 from moco_tf.methods.ema import cosine_momentum, ema_update, rise_steps
@@ -34,7 +34,7 @@ NEAREST = 2  # rows ahead: the next row overlaps the one that predicts
 
 def backbone(config, options, inputs):
     """The backbone of a run."""
-    return patches.of_patches(
+    return patch_grid.of_patches(
         lambda side: encoders.of_config(config, image_size=side, channels=1, norm="layer"),
         inputs.image_size,
         options.grid,
@@ -63,16 +63,18 @@ class Terms(NamedTuple):
     """The terms of the loss, a value an image."""
 
     loss: tf.Tensor  # n: summed over rows ahead and directions, of each the mean over the positions
-    top1: tf.Tensor  # n, share of predictions that are nearest to their own patch; chance: 1 / (N G G)
-    features: tf.Tensor  # n x D, of unit length
+    top1: tf.Tensor  # n, share of predictions that are nearest to their own patch; chance: 1 / (N G G), or + K
+    embeddings: tf.Tensor  # n x C, of unit length
 
 
 @keras.saving.register_keras_serializable("moco_tf")
 class CPC(Pretrainer):
     """Learns an encoder of patches by predicting those further down; an image's features are the mean over its grid.
 
+    A batch is (pictures,), each of the patches of an image side by side, (N, G P, G P, 3); `predict` takes images.
+
     Args:
-      backbone: as `patches.of_patches` builds it.
+      backbone: as `patch_grid.of_patches` builds it.
       dim: C; 64 in CPC v2.
       hidden_dim: width of the context network; None: 256, as in CPC v2.
       ahead: how many rows further down the predicted patches are, 2 or more; CPC v2: (3,).
@@ -84,12 +86,12 @@ class CPC(Pretrainer):
     Attributes:
       query_encoder: a model of normalised images (N, S, S, 3) -> {"features", "projection"}; in the queue's frame
         key_encoder, too.
-      predictor: a model of grids of patches' features -> predictions, see `patches.predictor`.
+      predictor: a model of grids of patches' features -> predictions, see `patch_grid.predictor`.
     """
 
     METRICS: ClassVar[dict] = {
         "prediction_top1": lambda terms: terms.top1,
-        "feature_std": Spread(lambda terms: terms.features),
+        "feature_std": Spread(lambda terms: terms.embeddings),
     }
     VIEWS = (1, 1)
 
@@ -111,12 +113,14 @@ class CPC(Pretrainer):
     ):
         image_shape = backbones.image_shape(backbone, preprocessing)
         self.grid = backbone.get_layer("patches").grid
-        if frame not in FRAMES or directions not in (1, 4) or not temperature > 0 or not 0 <= momentum <= 1:
+        positive = temperature > 0 and queue_size > 0
+        if frame not in FRAMES or directions not in (1, 4) or not positive or not 0 <= momentum <= 1:
             raise ValueError(
-                f"CPC needs frame of {', '.join(FRAMES)}, directions 1 or 4, temperature > 0 and 0 <= momentum <= 1, "
-                f"not frame={frame!r}, directions={directions}, temperature={temperature}, momentum={momentum}"
+                f"CPC needs frame of {', '.join(FRAMES)}, directions 1 or 4, queue_size > 0, temperature > 0 and 0 <= "
+                f"momentum <= 1, not frame={frame!r}, directions={directions}, queue_size={queue_size}, "
+                f"temperature={temperature}, momentum={momentum}"
             )
-        if not ahead or not all(NEAREST <= rows < self.grid for rows in ahead):
+        if not ahead or len(set(ahead)) < len(ahead) or not all(NEAREST <= rows < self.grid for rows in ahead):
             raise ValueError(
                 f"CPC predicts from {NEAREST} to {self.grid - 1} rows ahead in a grid of {self.grid}; got {ahead}"
             )
@@ -135,8 +139,8 @@ class CPC(Pretrainer):
         self.query_encoder = heads.encoder(backbone, image_shape, "linear", dim)
         width = self.query_encoder.output["features"].shape[-1]
         predicted = dim if frame == "in_batch" else width  # features, which then go through the head, as a key's do
-        self.predictor = patches.predictor(
-            self.grid, width, predicted, len(ahead), directions, hidden_dim or patches.CONTEXT_WIDTH
+        self.predictor = patch_grid.predictor(
+            self.grid, width, predicted, len(ahead), directions, hidden_dim or patch_grid.CONTEXT_WIDTH
         )
         if frame == "queue":
             self.key_encoder = heads.encoder(backbones.clone(backbone), image_shape, "linear", dim)
@@ -180,8 +184,8 @@ class CPC(Pretrainer):
                 found = tf.argmax(logits, axis=1, output_type=tf.int32) == wanted
                 losses.append(tf.reduce_mean(tf.reshape(loss, (count, -1)), axis=1))
                 right.append(tf.reduce_mean(tf.reshape(tf.cast(found, loss.dtype), (count, -1)), axis=1))
-        features = unit_length(tf.reduce_mean(vectors, axis=(1, 2)))
-        return Terms(tf.reduce_sum(tf.stack(losses), axis=0), tf.reduce_mean(tf.stack(right), axis=0), features)
+        embeddings = unit_length(self._targets(self.query_encoder, tf.reduce_mean(vectors, axis=(1, 2))))
+        return Terms(tf.reduce_sum(tf.stack(losses), axis=0), tf.reduce_mean(tf.stack(right), axis=0), embeddings)
 
     def finish(self, batch, context, terms):
         """In the queue's frame the patches' keys enter the queue."""
@@ -197,7 +201,7 @@ class CPC(Pretrainer):
     def _vectors(self, encoder, batch, training):
         """The features of a batch's patches, (n G G, D)."""
         (pictures,) = batch["views"]
-        grey = patches.luminance(patches.apart(pictures, self.grid))  # n G G x P x P x 1
+        grey = patch_grid.luminance(patch_grid.apart(pictures, self.grid))  # n G G x P x P x 1
         return heads.trunk(encoder).get_layer("patch_encoder")(grey, training=training)
 
     def _targets(self, encoder, vectors):

@@ -75,7 +75,7 @@ class ShuffleBN(BNGroups):
     )
 
 
-FRAMES = ("in_batch", "queue")  # of CPC
+FRAMES = ("in_batch", "queue")  # of CPC and SimCSE
 FRAMES_OF_CMC = (*FRAMES, "memory_bank")
 LOSSES = ("infonce", "supcon", "supcon_in")  # of MoCo
 POSITIVES_FROM = ("keys", "batch", "batch_and_queue")

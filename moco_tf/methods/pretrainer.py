@@ -157,8 +157,7 @@ class Pretrainer(KerasWays):
         (fewest, most), count = self.VIEWS, len(batch["views"])
         if not fewest <= count <= (most or count):
             raise ValueError(
-                f"{type(self).__name__} trains on (query, key) pairs of image batches, as moco_tf.views makes them"
-                f"{', or on more keys' if most is None else ''}; got {count} views of each image"
+                f"{type(self).__name__} trains on {_number_of_views(fewest, most)}; got {count} views of each record"
             )
 
     def _reduce_over_replicas(self, terms, statistics=()):
@@ -254,6 +253,14 @@ class Pretrainer(KerasWays):
         return cls(**config | {"backbone": backbone, "preprocessing": preprocessing})
 
 
+def _number_of_views(fewest, most):
+    if (fewest, most) == (2, None):
+        return "(query, key) pairs of image batches, as moco_tf.views makes them, or on more keys"
+    if (fewest, most) == (2, 2):
+        return "(query, key) pairs of batches, as moco_tf.views makes them of images"
+    return f"{fewest} view{'s' if fewest > 1 else ''} of each record" + ("" if most == fewest else " or more")
+
+
 def as_batch(data):
     """{"views": (n, H, W, 3) each, ...} of a batch: such a dict, or a tuple (query, key) or (images, ids)."""
     if isinstance(data, dict):
@@ -272,4 +279,5 @@ def as_batch(data):
         )
     if other is None:
         return {"views": (images,)}
-    return {"views": (images, other)} if len(other.shape) == 4 else {"views": (images,), "id": other}
+    several = len(other.shape) == len(images.shape)
+    return {"views": (images, other)} if several else {"views": (images,), "id": other}

@@ -7,6 +7,10 @@ the encoder gives. Two frames:
   queue     MoCo's: keys by a momentum encoder, without dropout, and a short queue beside the batch's (as MoCoSE, Cao
             et al. 2022, and ESimCSE, Wu et al. 2021, arXiv:2109.04380, found it best).
 
+Departs from them: features are the mean over the words, where they have the [CLS] token's; with a queue all keys are
+the momentum encoder's, where ESimCSE has the query encoder's for the batch's own, and MoCoSE a predictor and shared
+embeddings; attention's weights have no dropout.
+
 Axes: n sentences of this replica, N of the global batch, L words, D features.
 """
 
@@ -52,13 +56,15 @@ class SimCSE(Pretrainer):
     """Learns an encoder of sentences: a batch is two of words, int32 (N, L), of the same sentences.
 
     Args:
-      backbone: a Keras model of words (N, L) -> (N, D). Its dropout makes the views. With `text.Dropout` it is a
-        function of seed and step, so that a run goes on bit for bit; with Keras' own it is not.
+      backbone: a Keras model of words, int32 (N, L), L fixed -> (N, D). Its dropout makes the views. With
+        `text.Dropout` it is a function of seed and step, so that a run goes on bit for bit; with Keras' own it is not.
       frame: "in_batch" or "queue".
       queue_size, momentum, momentum_rise_steps: of the queue's frame, as in `MoCo`; ESimCSE has 160 (2.5 batches) and
         0.995.
       temperature: T; 0.05 in the paper.
-      preprocessing: how `predict` makes words of texts, a `Words`; None: `Words` of the backbone's length.
+      preprocessing: how `predict`, kNN and export make the backbone's numbers of texts, a `Words`; None: `Words` of
+        the backbone's length. A backbone with a vocabulary of its own is trained on batches of its numbers, and keeps
+        its own way from texts to them.
       seed: of dropout and of the queue's first keys.
 
     Attributes:
@@ -95,22 +101,18 @@ class SimCSE(Pretrainer):
         self.temperature = temperature
         self.seed = seed
         self.query_encoder = heads.encoder_of_text(backbone, shape)
-        self.second_pass = False
-        self._tell_dropout()
+        self._check_dropout()
         if frame == "queue":
             self.key_encoder = heads.encoder_of_text(backbones.clone(backbone), shape)
             backbones.start_key_encoder(self.query_encoder, self.key_encoder)
             self.queue = Queue(queue_size, backbone.output_shape[-1], seed=seed, name="queue")
 
-    def _tell_dropout(self):
-        """Lets dropout draw from (seed and pass, step); warns where two passes give the same."""
-        layers = keras_internals.layers_of(self.query_encoder)
-        place = lambda: tf.stack([tf.constant(2 * self.seed + self.second_pass, tf.int64), self.step.value])  # noqa: E731
-        own = text.draws_from(layers, place)
-        if own or not tf.executing_eagerly():
+    def _check_dropout(self):
+        """Warns where two passes give the same."""
+        if not tf.executing_eagerly() or replicas.count() > 1:
             return
         words = 1 + tf.zeros((1, self.preprocessing.length), tf.int32)
-        one, other = (self.query_encoder(words, training=True)["features"].numpy() for _ in range(2))
+        one, other = (self._pass(words, training=True, second=second).numpy() for second in (False, True))
         if np.array_equal(one, other):
             warnings.warn(
                 "Two passes of one sentence give the same features, bit for bit: without dropout, or with a fixed "
@@ -148,9 +150,19 @@ class SimCSE(Pretrainer):
         return {"features": features, "embedding": unit_length(features)}
 
     def predict(self, x, *args, **kwargs):
-        """Features (N, D), a NumPy array, of texts: a list, an array or a dataset of batches of strings."""
+        """Features (N, D), a NumPy array, of texts: a list, an array or a dataset of batches of strings.
+
+        Raises:
+          ValueError: it is something else.
+        """
         if not isinstance(x, tf.data.Dataset):
-            x = tf.data.Dataset.from_tensor_slices(tf.constant(x, tf.string)).batch(kwargs.pop("batch_size", 256))
+            texts = np.asarray(x)
+            if texts.ndim != 1 or (texts.size and texts.dtype.kind not in "OSU"):
+                raise ValueError(f"predict takes a list of texts, or an array of them, (N,); got {x!r:.60}")
+            if not texts.size:
+                return np.zeros((0, self.query_encoder.output["features"].shape[-1]), self.totals.dtype)
+            texts = tf.constant(texts.tolist(), tf.string)
+            x = tf.data.Dataset.from_tensor_slices(texts).batch(kwargs.pop("batch_size", 256))
         return keras.Model.predict(self, x, *args, **kwargs)
 
     def rates(self):
@@ -161,8 +173,9 @@ class SimCSE(Pretrainer):
 
     def _pass(self, words, training, second=False):
         """Projections (n, D) of unit length; either pass has dropout masks of its own."""
-        self.second_pass = second  # as the step is traced
-        return unit_length(self.query_encoder(words, training=training)["projection"])
+        seed = lambda: tf.stack([tf.constant(2 * self.seed + second, tf.int64), self.step.value])  # noqa: E731
+        with text.drawing_from(keras_internals.layers_of(self.query_encoder), seed):
+            return unit_length(self.query_encoder(words, training=training)["projection"])
 
     def _momentum(self):
         return cosine_momentum(self.momentum, self.step.value, self.momentum_rise_steps)

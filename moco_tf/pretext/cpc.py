@@ -36,6 +36,8 @@ class Options(flags.KeyEncoder, flags.Negatives):
         choices=flags.FRAMES,
     )
     queue_size: int = flag(16384, "K: patches' keys in the queue, with --frame=queue.")
+    dim: int = flag(64, "C: length of what is predicted, and of a patch's target. CPC v2: 64.")
+    temperature: float = flag(0.07, "T, with --frame=queue; the batch's frame has none.")
 
     @property
     def rows_ahead(self):
@@ -46,10 +48,10 @@ class Options(flags.KeyEncoder, flags.Negatives):
         command.require(self, self.grid >= 3, "grid", "is at least 3")
         command.require(self, 0 <= self.crop_min <= 1, "crop_min", "lies between 0 and 1")
         command.require(self, self.directions in (1, 4), "directions", "is 1 or 4")
-        if not all(2 <= rows < self.grid for rows in self.ahead):
+        if not all(2 <= rows < self.grid for rows in self.ahead) or len(set(self.ahead)) < len(self.ahead):
             raise ConfigError(
-                f"--ahead counts rows from 2, which no longer overlap, to {self.grid - 1} in a grid of {self.grid}; "
-                f"got {','.join(map(str, self.ahead))}"
+                f"--ahead counts rows from 2, which no longer overlap, to {self.grid - 1} in a grid of {self.grid}, "
+                f"each once; got {','.join(map(str, self.ahead))}"
             )
         if self.image_size % (self.grid + 1):
             raise ConfigError(
@@ -69,7 +71,7 @@ def views(record, seed, inputs, options):
     import tensorflow as tf
 
     from moco_tf.data import augment
-    from moco_tf.encoders import patches
+    from moco_tf.encoders import patch_grid
 
     view = augment.View(crop_scale=(options.crop_min or 0.2, 1.0), steps=("flip",))
     crop = augment.random_views(record, seed, (view,), inputs)[0]
@@ -77,7 +79,7 @@ def views(record, seed, inputs, options):
     drawn = tf.random.stateless_uniform(
         (2, options.grid, options.grid), seed + tf.constant([0, 2**62], seed.dtype), alg="philox"
     )
-    return (patches.side_by_side(augmented(patches.cut(crop, options.grid), drawn)),)
+    return (patch_grid.side_by_side(augmented(patch_grid.cut(crop, options.grid), drawn)),)
 
 
 def augmented(patches, drawn):

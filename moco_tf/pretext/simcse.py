@@ -12,7 +12,7 @@ from moco_tf.config import flag
 from moco_tf.methods import flags
 
 MOST_REPEATED = 10  # words of a sentence, in ESimCSE
-UNIT = "sentences"  # what it learns from
+UNUSED = ("arch", "stem", "dim", "hidden_dim", "image_size", "growing_sizes", "patch_size", "freeze_patch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +32,10 @@ class Options(flags.KeyEncoder, flags.Negatives):
     attention_heads: int = flag(4, "Heads of its attention. BERT-base: 12.")
     dropout: float = flag(0.1, "Share of dropout, which makes the two views. SimCSE: 0.1.")
     word_repetition: float = flag(
-        0.0, "Up to this share of the words of the second copy, at most 10, stand there twice. ESimCSE: 0.32."
+        0.0, "Some words of the second copy stand there twice: fewer than this share, and than 10. ESimCSE: 0.32."
     )
     queue_size: int = flag(160, "K: keys in the queue, with --frame=queue. ESimCSE: 160, 2.5 batches; MoCoSE: 512.")
+    temperature: float = flag(0.05, "T of the loss. SimCSE: 0.05.")
     momentum: float = flag(0.995, "m of the key encoder, with --frame=queue. ESimCSE: 0.995.")
 
     def check(self):
@@ -48,10 +49,10 @@ class Options(flags.KeyEncoder, flags.Negatives):
                 f"--width={self.width} is divided among the heads of attention: it is a multiple of "
                 f"--attention_heads; got {self.attention_heads}"
             )
-        if not self.dropout and not self.word_repetition and self.frame == "in_batch":
+        if not self.dropout and self.frame == "in_batch":
             raise ConfigError(
-                "--pretext=simcse tells a sentence's two views apart by --dropout or --word_repetition; got 0 for "
-                "both: each would find itself"
+                "--dropout tells a sentence's two views apart in the batch's frame; got 0, with which each would find "
+                "itself"
             )
 
 
@@ -85,7 +86,7 @@ def at_once(source, options):
 
 
 def repeated(words, seed, share):
-    """Some words (L,) twice: any number of them below min(10, share x words), drawn anew; cut to L."""
+    """Some words (L,) twice: any number below min(10, int(share x words)), as ESimCSE's code draws it; cut to L."""
     import tensorflow as tf
 
     length = tf.shape(words)[0]

@@ -14,7 +14,7 @@ def of_run(run_dir):
     run_dir, config = Path(run_dir), run_folder.recorded(run_dir)
     names = [field.name for field in command.fields(type(config)) if config.uses(field.name)]
     recipe = {name: getattr(config, name) for name in names if name not in ("run_dir", "resume")}
-    if hasattr(config, "max_words"):  # of text
+    if not config.uses("arch"):
         shape = ("depth", "width", "attention_heads")
     else:
         shape = ("arch", "patch_size") if config.is_vit else ("arch", "width", "stem")

@@ -33,6 +33,8 @@ PLAIN_SIZE = 32  # of images whose pixels are features
 class Preprocessing:
     """From 0-255 images to an encoder's input. `mean` and `std` are of red, green and blue in 0..1."""
 
+    unit: typing.ClassVar = "images"  # of what it makes inputs
+
     image_size: int = 224
     crop_ratio: float = 0.875
     mean: tuple = (0.485, 0.456, 0.406)

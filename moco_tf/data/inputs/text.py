@@ -5,6 +5,7 @@ no vocabulary that could be lost or not fit, and every word has a number; the pr
 """
 
 import dataclasses
+import typing
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +18,8 @@ PLAIN_BUCKETS = 4096  # of the bag of words that kNN has without an encoder
 @dataclasses.dataclass(frozen=True)
 class Words:
     """From texts to an encoder's input: int32 (N, `length`), 0 after the last word; further words are left out."""
+
+    unit: typing.ClassVar = "sentences"  # of what it makes inputs
 
     length: int = 32
     hash_buckets: int = 32_768  # numbers that there are, 0 among them
@@ -71,16 +74,16 @@ class Words:
         for text, *own in zip(texts, *(view.numpy() for view in views), strict=True):
             words = split(tf.constant([text]))[0].numpy()
             known = dict(zip(self(tf.constant(words)).numpy()[:, 0], words, strict=True)) if len(words) else {}
-            lines.append(" | ".join(b" ".join(known[n] for n in view if n).decode() for view in own))
+            lines.append(" | ".join(b" ".join(known.get(n, b"?") for n in view if n).decode() for view in own))
         return lines
 
     def plain(self):
-        """What kNN has without an encoder: how often each word occurs, its logarithm and one, and no idf."""
+        """What kNN has without an encoder: log(1 + how often each word occurs), without idf."""
         small = dataclasses.replace(self, hash_buckets=min(PLAIN_BUCKETS, self.hash_buckets))
 
         def counts(words):
-            number = tf.reduce_sum(tf.one_hot(words - 1, small.hash_buckets - 1), axis=1)  # -1 is nowhere
-            return tf.math.log1p(number)
+            number = tf.math.bincount(words, minlength=small.hash_buckets, maxlength=small.hash_buckets, axis=-1)
+            return tf.math.log1p(tf.cast(number[:, 1:], tf.float32))  # 0 is no word
 
         return "bag of words", small, counts
 
