@@ -161,7 +161,9 @@ def test_in_the_queues_frame_keys_are_the_momentum_encoders_and_enter_the_queue(
     assert int(model.queue.pointer) == BATCH * GRID**2
 
 
-@pytest.mark.parametrize("settings", FRAMES, ids=lambda settings: settings["frame"])
+@pytest.mark.parametrize(
+    "settings", [pytest.param(FRAMES[0], marks=pytest.mark.slow), FRAMES[1]], ids=["in_batch", "queue"]
+)
 def test_replicas_checkpoints_and_keras_files_go_on(settings, tmp_path):
     assert_goes_on(lambda: cpc(**settings), batches, tmp_path)
     assert_replicas_begin_alike(lambda: cpc(**settings), batches)

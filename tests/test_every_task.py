@@ -35,7 +35,7 @@ def data(tmp_path_factory):
 
 
 def of_text(task):
-    return getattr(config_lib.task_module(task), "UNIT", "images") == "sentences"
+    return hasattr(config_lib.task_module(task), "inputs")
 
 
 def flags(task, data):

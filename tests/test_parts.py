@@ -157,9 +157,10 @@ def test_small_crops_are_of_their_own_size_and_area(views_on):
 
 @pytest.mark.parametrize(
     "more",
-    [pytest.param(("--small_views=2", "--views_on=host"), marks=pytest.mark.slow), ("--growing_sizes=4,6",)],
+    [("--small_views=2", "--views_on=host"), ("--growing_sizes=4,6",)],
     ids=lambda more: more[0],
 )
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit(tmp_path, more):
     write(tmp_path / "data/train", 24)
     flags = [f"--dataset={tmp_path / 'data'}", *FLAGS, "--epochs=3", *more]

@@ -155,7 +155,7 @@ def test_the_loss_is_that_of_a_loop_and_its_gradient_a_numeric_one(settings, flo
         assert (values[0] - values[1]) / 2 == pytest.approx(slope, rel=1e-4, abs=1e-12), variable.path
 
 
-@pytest.mark.parametrize("settings", FRAMES, ids=NAMES)
+@pytest.mark.parametrize("settings", [pytest.param(FRAMES[0], marks=pytest.mark.slow), FRAMES[1]], ids=NAMES)
 def test_replicas_checkpoints_and_keras_files_go_on(settings, tmp_path):
     assert_goes_on(lambda: simcse(**settings), batches, tmp_path)
     assert_replicas_begin_alike(lambda: simcse(**settings), batches)
@@ -197,7 +197,9 @@ FLAGS = [
 ]
 
 
-@pytest.mark.parametrize("more", [[], ["--frame=queue", "--word_repetition=0.5"]], ids=NAMES)
+@pytest.mark.parametrize(
+    "more", [pytest.param([], marks=pytest.mark.slow), ["--frame=queue", "--word_repetition=0.5"]], ids=NAMES
+)
 def test_a_run_of_the_command_is_judged_and_served(corpus, tmp_path, more, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     flags = [*FLAGS, *more, f"--dataset={corpus}", "--depth=1"]

@@ -437,7 +437,10 @@ def test_a_bank_is_refused_where_it_does_not_fit(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(os, "sysconf", lambda name: 200 if name == "SC_PHYS_PAGES" else 4096)
     assert main([*arguments, "--dim=128"]) == 2
     error = capsys.readouterr().err
-    assert "128 numbers for each of 2000 images, 0.00102 GB, more than a third of this machine's 0.000819 GB" in error
+    assert (
+        "128 numbers for each of 2000 images, in all 0.00102 GB, more than a third of this machine's 0.000819 GB"
+        in error
+    )
     assert error.count("\n") == 1 and not (tmp_path / "config.flags").exists()
 
 

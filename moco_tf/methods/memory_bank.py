@@ -71,7 +71,7 @@ def check_size(config, size):
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if 3 * needed > there:  # a checkpoint's bank is read beside the one that is there, and the rest needs room, too
         raise ConfigError(
-            f"a memory bank has --dim={config.dim} numbers for each of {size} images; all banks together take "
+            f"a memory bank has --dim={config.dim} numbers for each of {size} images, in all "
             f"{needed / 1e9:.3g} GB, more than a third of this machine's {there / 1e9:.3g} GB (a checkpoint is read "
             "beside it): choose a smaller --dim, or --method=moco, whose queue does not grow with the data"
         )
