@@ -55,16 +55,23 @@ def main():
                 key = dict(zip(KEY, (recipe, budget, seed), strict=True))
                 row = next((row for row in rows if key.items() <= row.items()), None)
                 if row is None and not arguments.test:
-                    rows.append(key | run(arguments.folder, images, recipe, float(budget), seed))
+                    row = key | run(arguments.folder, images, recipe, float(budget), seed)
+                    rows.append(row)
                 elif row is not None and arguments.test and not row["test_knn"]:
                     row |= judged(run_dir(arguments.folder, *key.values()), ["--dataset=embedded"], "test")
                 else:
                     continue
+                rows.sort(key=_place)
                 scores.write_rows(arguments.output, rows)
-                print("  ".join(f"{(row or rows[-1])[name]}" for name in COLUMNS), flush=True)
+                print("  ".join(f"{row[name]}" for name in COLUMNS), flush=True)
     if rows:
         print(table(rows))
         draw(rows, arguments.output.with_suffix(".png"))
+
+
+def _place(row):
+    """Of a row: by recipe, then by budget, then by seed."""
+    return [*RECIPES].index(row["recipe"]), float(row["budget_minutes"]), int(row["seed"])
 
 
 def run_dir(folder, recipe, budget, seed):
@@ -123,7 +130,7 @@ def draw(rows, path):
         points.append({"minutes": float(budget), recipe: statistics.mean(of)})
     names = list(dict.fromkeys(row["recipe"] for row in rows))
     points = [dict.fromkeys(names, "") | point for point in sorted(points, key=lambda point: point["minutes"])]
-    plots.curves(path, points, "minutes", *names, logarithmic=True, unit="kNN top-1 on held-out images, %")
+    plots.curves(path, points, "minutes", *names, unit="kNN top-1 on held-out images, %")
 
 
 if __name__ == "__main__":
