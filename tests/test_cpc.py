@@ -13,6 +13,7 @@ from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.encoders import patch_grid, resnet
 from moco_tf.methods.cpc import CPC
 from moco_tf.pretext import cpc as task
+from moco_tf.pytorch import tensor_names
 
 GRID, SIZE, SIDE, BATCH = 4, 10, 4, 4
 
@@ -210,6 +211,11 @@ def test_a_view_shows_the_patches_of_a_crop_as_a_grid():
 def test_what_makes_no_grid_is_refused(flag, line):
     with pytest.raises(ConfigError, match=line):
         parse(["--pretext=cpc", flag])
+
+
+def test_an_encoder_of_patches_has_no_names_in_pytorch():
+    with pytest.raises(tensor_names.Mismatch, match="have no GroupNormalization"):
+        list(tensor_names.names(cpc().query_encoder))
 
 
 def test_wrong_settings_are_refused():

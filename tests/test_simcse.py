@@ -15,9 +15,10 @@ from moco_tf.config import parse
 from moco_tf.data import texts
 from moco_tf.data.inputs.text import Words
 from moco_tf.encoders import text
-from moco_tf.evaluate import sts
+from moco_tf.evaluate import features, knn, sts
 from moco_tf.methods.simcse import SimCSE
 from moco_tf.pretext import simcse as task
+from moco_tf.pytorch import tensor_names
 from moco_tf.train import main
 
 LENGTH, BUCKETS, BATCH, K, T = 6, 50, 8, 24, 0.2
@@ -225,6 +226,11 @@ def test_a_run_of_the_command_is_judged_and_served(corpus, tmp_path, more, capsy
     found = served(texts=tf.constant(sentences))
     np.testing.assert_allclose(found["features"], build_trained(whole).predict(sentences), rtol=1e-4, atol=1e-6)
     assert served(texts=tf.constant([], tf.string))["features"].shape == (0, 8)
+    for command in (features, knn):  # judge it on images
+        assert command.main([f"--encoder={whole}", "--dataset=embedded", f"--output={tmp_path / 'images'}"]) == 2
+        assert "holds images, and --encoder is of sentences" in capsys.readouterr().err
+    with pytest.raises(tensor_names.Mismatch, match="have no Embedding, as word_vectors is one"):
+        list(tensor_names.names(build_trained(whole).query_encoder))
 
 
 def build_trained(run):

@@ -103,7 +103,7 @@ class MeanOverWords(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class Dropout(keras.layers.Layer):
-    """Zeroes a share `rate` of what it gets and scales the rest up, in training; which, is a function of a seed.
+    """Zeroes a share `rate` of its input in training, and scales the rest up. A seed says which values become zero.
 
     The mask of the global batch is drawn, of which each replica has its rows, so that several do what one does.
 

@@ -74,6 +74,7 @@ def write(settings):
                                   if before.get(name) != about[name])  # fmt: skip
             raise ConfigError(f"--output={folder} holds features of another {differing}: choose another folder")
     source = subject.source(settings, settings.split)
+    subject.check_unit(encoder.preprocessing, source)
     files.write_json(description, about)
 
     shards = sorted(folder.glob("features-*.npz"))

@@ -23,11 +23,12 @@ from moco_tf import encoders, replicas
 from moco_tf.encoders import color_spaces, heads
 from moco_tf.methods import backbones, memory_bank
 from moco_tf.methods.bank import Bank
-from moco_tf.methods.ema import cosine_momentum, ema_update, rise_steps
+from moco_tf.methods.ema import ema_update, rise_steps
 from moco_tf.methods.flags import FRAMES_OF_CMC
 from moco_tf.methods.losses import batch_info_nce, info_nce, nce, together, unit_length
-from moco_tf.methods.pretrainer import CONTRAST_METRICS, Pretrainer
+from moco_tf.methods.pretrainer import CONTRAST_METRICS
 from moco_tf.methods.queue import Queue
+from moco_tf.methods.queue_frame import QueueFrame
 from moco_tf.methods.shuffle_bn import groups_here, set_groups, shuffle_key_images
 
 
@@ -65,7 +66,7 @@ def model(config, options, inputs, source):
 
 
 @keras.saving.register_keras_serializable("moco_tf")
-class CMC(Pretrainer):
+class CMC(QueueFrame):
     """Learns two encoders, of luminance and of colour; features and embedding of an image are both, joined.
 
     Args:
@@ -229,12 +230,6 @@ class CMC(Pretrainer):
         embeddings = [unit_length(half) for half in tf.split(outputs["projection"], 2, axis=1)]
         return {"features": outputs["features"], "embedding": tf.concat(embeddings, axis=1) / 2**0.5}
 
-    def rates(self):
-        return super().rates() | ({"momentum": self._momentum()} if self.frame == "queue" else {})
-
-    def columns(self):
-        return (*super().columns(), *(("momentum",) if self.frame == "queue" else ()))
-
     @property
     def queues(self):
         return (self.luminance_queue, self.color_queue)
@@ -248,23 +243,14 @@ class CMC(Pretrainer):
         projections = tf.split(encoder(images, training=training)["projection"], 2, axis=1)
         return [unit_length(half) for half in projections]
 
-    def _momentum(self):
-        return cosine_momentum(self.momentum, self.step.value, self.momentum_rise_steps)
-
     def get_config(self):
         return super().get_config() | {
             "dim": self.dim,
             "head": self.head,
             "hidden_dim": self.hidden_dim,
-            "frame": self.frame,
-            "queue_size": self.queue_size,
-            "momentum": self.momentum,
-            "momentum_rise_steps": self.momentum_rise_steps,
             "records": self.records,
             "bank_momentum": self.bank_momentum,
             "loss": self.loss_kind,
-            "temperature": self.temperature,
             "shuffle_bn": self.shuffle_bn,
             "bn_groups": self.bn_groups,
-            "seed": self.seed,
         }

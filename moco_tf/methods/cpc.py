@@ -22,11 +22,12 @@ from moco_tf import encoders, replicas
 from moco_tf.encoders import heads, patch_grid
 from moco_tf.methods import backbones
 from moco_tf.methods.dictionary import look_up
-from moco_tf.methods.ema import cosine_momentum, ema_update, rise_steps
+from moco_tf.methods.ema import ema_update, rise_steps
 from moco_tf.methods.flags import FRAMES
 from moco_tf.methods.losses import unit_length
-from moco_tf.methods.pretrainer import Pretrainer, Spread
+from moco_tf.methods.pretrainer import Spread
 from moco_tf.methods.queue import Queue
+from moco_tf.methods.queue_frame import QueueFrame
 
 SCALE = 0.1  # of the predictions, in CPC v2
 NEAREST = 2  # rows ahead: the next row overlaps the one that predicts
@@ -68,7 +69,7 @@ class Terms(NamedTuple):
 
 
 @keras.saving.register_keras_serializable("moco_tf")
-class CPC(Pretrainer):
+class CPC(QueueFrame):
     """Learns an encoder of patches by predicting those further down; an image's features are the mean over its grid.
 
     A batch is (pictures,), each of the patches of an image side by side, (N, G P, G P, 3); `predict` takes images.
@@ -192,12 +193,6 @@ class CPC(Pretrainer):
         if self.frame == "queue":
             self.queue.enqueue(context)
 
-    def rates(self):
-        return super().rates() | ({"momentum": self._momentum()} if self.frame == "queue" else {})
-
-    def columns(self):
-        return (*super().columns(), *(("momentum",) if self.frame == "queue" else ()))
-
     def _vectors(self, encoder, batch, training):
         """The features of a batch's patches, (n G G, D)."""
         (pictures,) = batch["views"]
@@ -208,21 +203,12 @@ class CPC(Pretrainer):
         """What the head makes of patches' features: (..., D) -> (..., C)."""
         return encoder.get_layer("fc")(vectors)
 
-    def _momentum(self):
-        return cosine_momentum(self.momentum, self.step.value, self.momentum_rise_steps)
-
     def get_config(self):
         return super().get_config() | {
             "dim": self.dim,
             "hidden_dim": self.hidden_dim,
             "ahead": self.ahead,
             "directions": self.directions,
-            "frame": self.frame,
-            "queue_size": self.queue_size,
-            "momentum": self.momentum,
-            "momentum_rise_steps": self.momentum_rise_steps,
-            "temperature": self.temperature,
-            "seed": self.seed,
         }
 
 

@@ -25,11 +25,12 @@ from moco_tf.data.inputs.text import Words
 from moco_tf.encoders import heads, text
 from moco_tf.methods import backbones, keras_internals
 from moco_tf.methods.dictionary import look_up
-from moco_tf.methods.ema import cosine_momentum, ema_update, rise_steps
+from moco_tf.methods.ema import ema_update, rise_steps
 from moco_tf.methods.flags import FRAMES
 from moco_tf.methods.losses import batch_info_nce, unit_length
-from moco_tf.methods.pretrainer import CONTRAST_METRICS, Pretrainer
+from moco_tf.methods.pretrainer import CONTRAST_METRICS
 from moco_tf.methods.queue import Queue
+from moco_tf.methods.queue_frame import QueueFrame
 
 
 def backbone(config, options, inputs):
@@ -52,7 +53,7 @@ def model(config, options, inputs, source):
 
 
 @keras.saving.register_keras_serializable("moco_tf")
-class SimCSE(Pretrainer):
+class SimCSE(QueueFrame):
     """Learns an encoder of sentences: a batch is two of words, int32 (N, L), of the same sentences.
 
     Args:
@@ -165,27 +166,8 @@ class SimCSE(Pretrainer):
             x = tf.data.Dataset.from_tensor_slices(texts).batch(kwargs.pop("batch_size", 256))
         return keras.Model.predict(self, x, *args, **kwargs)
 
-    def rates(self):
-        return super().rates() | ({"momentum": self._momentum()} if self.frame == "queue" else {})
-
-    def columns(self):
-        return (*super().columns(), *(("momentum",) if self.frame == "queue" else ()))
-
     def _pass(self, words, training, second=False):
         """Projections (n, D) of unit length; either pass has dropout masks of its own."""
         seed = lambda: tf.stack([tf.constant(2 * self.seed + second, tf.int64), self.step.value])  # noqa: E731
         with text.drawing_from(keras_internals.layers_of(self.query_encoder), seed):
             return unit_length(self.query_encoder(words, training=training)["projection"])
-
-    def _momentum(self):
-        return cosine_momentum(self.momentum, self.step.value, self.momentum_rise_steps)
-
-    def get_config(self):
-        return super().get_config() | {
-            "frame": self.frame,
-            "queue_size": self.queue_size,
-            "momentum": self.momentum,
-            "momentum_rise_steps": self.momentum_rise_steps,
-            "temperature": self.temperature,
-            "seed": self.seed,
-        }

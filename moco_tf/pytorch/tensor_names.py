@@ -407,10 +407,17 @@ def names(encoder):
     """(PyTorch's name, variable) for each weight of an encoder whose layers bear PyTorch's names.
 
     Raises:
-      Mismatch: a layer is none of PyTorch's, or two bear one name: an encoder of two ResNets (CMC's) is none of them.
+      Mismatch: a layer is none of PyTorch's, or two bear one name: PyTorch has no encoder of two ResNets (CMC's), of
+        patches (CPC's) or of text.
     """
-    seen = set()
-    for layer in layers_of(encoder):
+    seen, layers = set(), layers_of(encoder)
+    for layer in layers:
+        if isinstance(layer, (keras.layers.GroupNormalization, keras.layers.Embedding)):
+            raise Mismatch(
+                f"PyTorch's ResNets and ViTs have no {type(layer).__name__}, as {layer.name} is one: an encoder of "
+                "patches (cpc) or of text (simcse) stays in Keras"
+            )
+    for layer in layers:
         if layer.weights and not isinstance(layer, keras.Model):
             if layer.name in seen:
                 raise Mismatch(
