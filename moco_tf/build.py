@@ -122,9 +122,9 @@ def inputs(config, size=None):
     size: of the views, where it is not the run's own.
     """
     module = config_lib.task_module(config.pretext)
-    if hasattr(module, "inputs"):
-        return module.inputs(config, config.options(module.Options))
     size = size or config.image_size
+    if hasattr(module, "inputs") and (own := module.inputs(config, config.options(module.Options))):
+        return dataclasses.replace(own, image_size=size) if own.unit == "images" else own
     if getattr(config, "augment", None) not in augment.RECIPES:  # a user's own task may mean something else by it
         return dataclasses.replace(IMAGENET, image_size=size)
     return augment.RECIPES[config.augment](size).preprocessing
@@ -169,15 +169,27 @@ def at_once(config, records):
         ) from None
 
 
-def records(config, source):
-    """What the task makes views of: the images of a source, or what its module's `records` makes of them."""
-    module = config_lib.task_module(config.pretext)
-    wanted = inputs(config).unit
-    if source.unit != wanted:
+def read(config, source):
+    """What the encoder reads of a source: its images or sentences; or pairs, where it needs a second file of each.
+
+    Raises:
+      ConfigError: the source holds something else.
+    """
+    wanted = inputs(config)
+    if source.unit != wanted.unit:
         raise ConfigError(
-            f"--pretext={config.pretext} learns from {wanted}; {source.name} holds {source.unit}"
+            f"--pretext={config.pretext} learns from {wanted.unit}; {source.name} holds {source.unit}"
             + (": --pretext=simcse learns from those" if source.unit == "sentences" else "")
         )
+    try:
+        return wanted.records_of(source)
+    except ValueError as error:
+        raise ConfigError(f"--pretext={config.pretext}: {error}") from None
+
+
+def records(config, source):
+    """What the task makes views of: what is `read`, or what its module's `records` makes of that."""
+    module = config_lib.task_module(config.pretext)
     if not hasattr(module, "records"):
         return source
     try:
@@ -186,6 +198,14 @@ def records(config, source):
         raise ConfigError(f"--pretext={config.pretext}: {error}") from None
     except errors.ERRORS as error:  # an image that changed after it was checked
         raise ConfigError(f"{source.name}: {errors.reason(error)}; files that have changed are checked anew") from None
+
+
+def picture(config, views):
+    """A uint8 image (H, W, 3) of a batch's views of images, as the task's module or the inputs show them."""
+    module = config_lib.task_module(config.pretext)
+    if hasattr(module, "picture"):
+        return module.picture(views, inputs(config), config.options(module.Options))
+    return inputs(config).picture(views)
 
 
 def backbone(config):

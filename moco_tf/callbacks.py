@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.image.metadata import create_summary_metadata
 
-from moco_tf import advice, files
+from moco_tf import advice, build, files
 from moco_tf.command import ConfigError
 from moco_tf.data import dataset
 from moco_tf.data.sources import Source
@@ -90,7 +90,7 @@ def knn_monitor(config, train_source, run):
         return None
     try:
         split = dataset.find(config.dataset, config.data_dir, config.eval_split, config.max_bad_fraction)
-        queries = split.open(run.path / "eval_images.csv", run.begun)
+        queries = build.read(config, split.open(run.path / "eval_images.csv", run.begun))
     except ConfigError as error:
         log.info(f"No kNN monitor: {error}")
         return None

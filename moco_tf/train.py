@@ -55,7 +55,7 @@ def _train(config, open_until_the_end):
         run = open_until_the_end.enter_context(run_folder.RunFolder(config))
         open_until_the_end.enter_context(run.log())
     manifest = Path(config.run_dir) / "train_images.csv"
-    source = split.open(manifest, begun, writes=chief)
+    source = build.read(config, split.open(manifest, begun, writes=chief))
     records = build.records(config, source)  # what the pretext task makes views of
     if chief:
         run.check_images(records.size)
@@ -200,7 +200,7 @@ def _look_before_training(config, records, model, run, recorder, monitor, start)
         texts = [record["text"].numpy() for _, record in records.shuffled(config.seed).take(len(views[0]))]
         recorder.lines("views", model.preprocessing.lines(texts, views))
     else:
-        recorder.picture("views", model.preprocessing.picture(views))
+        recorder.picture("views", build.picture(config, views))
     if monitor:
         run.keep_baselines({start: monitor.evaluate()} | monitor.evaluate_plain())
         log.info("kNN top-1 before training: " + _percents(run.baselines()))

@@ -14,7 +14,7 @@ import moco_tf
 from moco_tf.command import ConfigError
 from moco_tf.config import parse
 from moco_tf.data.inputs.image import IMAGENET, Preprocessing
-from moco_tf.encoders import color_spaces, resnet
+from moco_tf.encoders import color_spaces, resnet, two_modalities
 from moco_tf.methods.cmc import CMC
 from moco_tf.pretext import cmc as task
 from moco_tf.pytorch import tensor_names
@@ -38,6 +38,27 @@ def test_a_grey_picture_has_one_color_and_a_colored_one_its_own_luminance():
     np.testing.assert_allclose(color_spaces.lab(grey)[..., 1:], np.zeros((1, 4, 4, 2)), atol=0.02)
 
 
+def test_the_way_back_from_lab_is_a_way_back():
+    rgb = tf.random.stateless_uniform((64, 3), (0, 0))
+    np.testing.assert_allclose(color_spaces.of_lab(color_spaces.lab(rgb)), rgb, atol=1e-4)
+
+
+def test_a_picture_of_views_shows_each_crop_its_luminance_and_its_colors():
+    inputs = Preprocessing(image_size=96)
+    images = tf.random.stateless_uniform((2, 96, 96, 3), (0, 0), 0, 256, tf.int32)
+    shown = task.picture((inputs.normalize(images),), inputs, task_options()).numpy().astype(int)
+    crops, luminance, colors = np.split(shown, 3)
+    np.testing.assert_array_equal(crops, np.concatenate(images, axis=1))
+    assert (np.ptp(luminance, axis=-1) <= 1).all()  # grey
+    lightness = color_spaces.lab(tf.constant(colors / 255, tf.float32))[..., 0]
+    inside = ((colors > 0) & (colors < 255)).all(axis=-1)
+    np.testing.assert_allclose(lightness[inside], task.SHOWN_LUMINANCE, atol=0.5)
+
+
+def task_options():
+    return parse(["--pretext=cmc", "--augment=flip"]).options(task.Options)
+
+
 def cmc(**settings):
     keras.utils.set_random_seed(1)
     preprocessing = Preprocessing(image_size=SIZE)
@@ -45,7 +66,7 @@ def cmc(**settings):
     def half(channels):
         return resnet.resnet10(image_size=None, width=4, stem="cifar", channels=channels)
 
-    backbone = color_spaces.of_two_colors(half, "lab", preprocessing)
+    backbone = two_modalities.of_two_colors(half, "lab", preprocessing)
     settings = {"dim": 4, "queue_size": K, "momentum": 0.9, "temperature": T, "bn_groups": 4, "seed": 3} | settings
     model = CMC(backbone, preprocessing=preprocessing, **settings)
     model.compile(moco_tf.SGD(0.05, momentum=0.9, weight_decay=1e-3))

@@ -34,7 +34,7 @@ def test_it_prints_counts_classes_formats_and_sizes_and_writes_views(photos, cap
         "Classes: 2 (cat 8, dog 4)",
         "Formats: JPEG 12",
         "Width: 32 to 32 pixels, median 32",
-        f"Views of --pretext=crops, a row a view, queries above: {photos.parent / 'run/data.png'}",
+        f"Views of --pretext=crops, queries above: {photos.parent / 'run/data.png'}",
     ):
         assert line in output.splitlines()
     assert {path.name for path in (photos.parent / "run").iterdir()} == {"data.png"}

@@ -70,16 +70,15 @@ def look(config):
         print(f"Undecodable: {len(bad) - SHOWN} more; train.log of a run names all")
 
     if good:
-        inputs = build.inputs(config)
         try:
-            records = build.records(config, source)
+            records = build.records(config, build.read(config, source))
             build.at_once(config, records)  # refuses what a run would refuse
             task, on_device = build.task(config), build.on_device(config)
             views = first(records, task, min(SHOWN, records.size), config.seed, on_device)
         except errors.ERRORS as error:  # a stream with more bad records than a run accepts
             raise ConfigError(errors.reason(error)) from None
-        files.write_bytes(file, tf.io.encode_png(inputs.picture(views)).numpy())
-        print(f"Views of --pretext={config.pretext}, a row a view, queries above: {file}")
+        files.write_bytes(file, tf.io.encode_png(build.picture(config, views)).numpy())
+        print(f"Views of --pretext={config.pretext}, queries above: {file}")
     refusal = too_many_bad(bad, split.size, config.max_bad_fraction)
     if refusal or not good:
         raise ConfigError(refusal or "none of the images can be decoded")
@@ -94,7 +93,7 @@ def _look_at_sentences(config, source):
     from moco_tf.data.inputs import text
     from moco_tf.data.views import first
 
-    records = build.records(config, source)  # refuses what a run would refuse
+    records = build.records(config, build.read(config, source))  # refuses what a run would refuse
     words = sorted(text.split(source.contents).row_lengths().numpy().tolist())
     print("\n".join(folder.class_counts(source.class_names, source.labels.numpy().tolist())))
     print(f"{folder.printable(source.name)}: {source.size} sentences")

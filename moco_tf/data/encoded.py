@@ -33,6 +33,18 @@ def decode_jpeg_safely(encoded):
     return decode_jpeg(_require(fits, _TOO_LARGE, encoded))
 
 
+def decode_depth(encoded, largest=0.0):
+    """A depth map, a PNG of 8 or 16 bits -> uint8 (H, W, 1): 255 for `largest` and beyond, in the file's own units.
+
+    largest: 0: the largest value that the file's bits can say.
+    """
+    is_deep = _bytes_of(encoded, 24, 1)[0] == 16
+    values = tf.cast(tf.io.decode_png(encoded, channels=0, dtype=tf.uint16)[..., :1], tf.float32)
+    values = tf.where(is_deep, values, values / 257)  # TensorFlow makes 16 bits of 8
+    far = float(largest) or tf.where(is_deep, 65535.0, 255.0)
+    return tf.cast(tf.round(255 * tf.minimum(values / far, 1.0)), tf.uint8)
+
+
 # A function of its own since most of a decoding's operations are here: traced once a process, not once a pipeline.
 @tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
 def decode_other(encoded):

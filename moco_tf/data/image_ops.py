@@ -20,13 +20,13 @@ BLOCK = 32  # rows that are blurred at once
 def crops(image, choose_boxes):
     """Parts of one image, as a list. If one part is cut out of a JPEG, only that part is decoded.
 
-    image: encoded bytes (string, scalar) or pixels (H, W, 3). choose_boxes: (height, width) -> a list of boxes
+    image: encoded bytes (string, scalar) or pixels (H, W, C). choose_boxes: (height, width) -> a list of boxes
     (top, left, height, width).
     """
 
     def cut(pixels, boxes=None):
         return [
-            tf.slice(pixels, (top, left, 0), (rows, columns, 3))
+            tf.slice(pixels, (top, left, 0), (rows, columns, pixels.shape[-1]))
             for top, left, rows, columns in boxes or choose_boxes(*sizes(pixels)[:2])
         ]
 

@@ -1,4 +1,4 @@
-"""Luminance apart from colour: spaces in which CMC has its two modalities, and a layer that goes there.
+"""Luminance apart from colour: spaces in which CMC has two modalities, and a layer that goes there.
 
 Conversions are those of scikit-image, from sRGB in [0, 1]; each is then scaled by the mean and half-range of its
 channels: for Lab and YCbCr CMC's numbers (github.com/HobbitLong/CMC), for YDbDr the ranges themselves.
@@ -7,8 +7,6 @@ channels: for Lab and YCbCr CMC's numbers (github.com/HobbitLong/CMC), for YDbDr
 import keras
 import numpy as np
 import tensorflow as tf
-
-from moco_tf.encoders.heads import Halves
 
 TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 D65 = np.array([0.95047, 1.0, 1.08883])  # the white point
@@ -65,25 +63,14 @@ class ColorSpace(keras.layers.Layer):
         return super().get_config() | {"space": self.space, "mean": self.mean, "std": self.std}
 
 
-def of_two_colors(make, space, preprocessing):
-    """A backbone of two: luminance goes into one, colour into the other: RGB images, normalised -> features (N, 2D).
-
-    Args:
-      make: a function of a number of channels, 1 or 2, -> backbone of images with so many -> (N, D).
-      space: "lab", "ycbcr" or "ydbdr".
-      preprocessing: with whose mean and std the images are normalised.
-    """
-    of_luminance, of_color = _named(make(1), "luminance"), _named(make(2), "color")
-    inputs = keras.Input((*of_luminance.input_shape[1:3], 3))
-    converted = ColorSpace(space, preprocessing.mean, preprocessing.std, name="color_space")(inputs)
-    luminance, color = Halves(1, name="luminance_and_color")(converted)
-    features = keras.layers.Concatenate(name="both")([of_luminance(luminance), of_color(color)])
-    return keras.Model(inputs, features)
-
-
-def _named(model, name):
-    model.name = name
-    return model
+def of_lab(lab):
+    """sRGB (..., 3) in [0, 1] of CIE L*a*b*, what is outside cut off: the way back from `lab`."""
+    luminance, a, b = tf.unstack(lab, axis=-1)
+    y = (luminance + 16) / 116
+    f = tf.stack([y + a / 500, y, y - b / 200], axis=-1)
+    xyz = tf.where(f > 0.206893, f**3, (f - 16 / 116) / 7.787)
+    linear = tf.clip_by_value(_times(xyz, np.linalg.inv(TO_XYZ / D65[:, np.newaxis])), 0.0, 1.0)
+    return tf.where(linear > 0.0031308, 1.055 * tf.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055, 12.92 * linear)
 
 
 def _times(values, matrix):

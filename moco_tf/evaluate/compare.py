@@ -52,8 +52,8 @@ def judge(settings):
 
     output = Path(settings.output)
     encoder, _ = subject.encoder(settings)  # a run that cannot be judged is refused before the work
-    train, test = subject.labelled(settings)
-    subject.check_images(encoder.preprocessing, train)
+    subject.check_images(encoder.preprocessing)
+    train, test = subject.labelled(settings, encoder.preprocessing)
     shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(common.Settings)}
     supervised = Path(settings.supervised or output / "supervised")
     if not settings.supervised:

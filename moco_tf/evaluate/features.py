@@ -73,8 +73,7 @@ def write(settings):
             differing = ", ".join(f"{name} (there {before.get(name)!r}, here {about[name]!r})" for name in about
                                   if before.get(name) != about[name])  # fmt: skip
             raise ConfigError(f"--output={folder} holds features of another {differing}: choose another folder")
-    source = subject.source(settings, settings.split)
-    subject.check_unit(encoder.preprocessing, source)
+    source = subject.source(settings, settings.split, encoder.preprocessing)
     files.write_json(description, about)
 
     shards = sorted(folder.glob("features-*.npz"))

@@ -70,8 +70,9 @@ def judge(settings):
     from moco_tf import build, run_folder
     from moco_tf.evaluate import subject
 
-    train, test = subject.labelled(settings)
-    subject.check_images(build.inputs(run_folder.recorded(settings.encoder)), train)
+    preprocessing = build.inputs(run_folder.recorded(settings.encoder))
+    subject.check_images(preprocessing)
+    train, test = subject.labelled(settings, preprocessing)
     return train_and_judge(settings, train, test)
 
 

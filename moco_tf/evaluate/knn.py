@@ -45,8 +45,8 @@ def judge(settings):
     """Classifies the evaluation's images by their neighbours and writes the results; returns `Scores`."""
     from moco_tf.evaluate import nearest_neighbors, scores, subject
 
-    train, test = subject.labelled(settings)
     encoder, _ = subject.encoder(settings)
+    train, test = subject.labelled(settings, encoder.preprocessing)
     bank, queries = (subject.features(settings, encoder, images, settings.on) for images in (train, test))
     subject.check_classes(bank[1], queries[1], train.class_names)
     classes = len(train.class_names)

@@ -82,8 +82,10 @@ def judge(settings):
     """
     from moco_tf.evaluate import subject
 
-    train, test = subject.labelled(settings)
     encoder, model = subject.encoder(settings)
+    if settings.lr != "auto":
+        subject.check_images(encoder.preprocessing)
+    train, test = subject.labelled(settings, encoder.preprocessing)
     before = digests(model) if model else []
     result = probe(settings, encoder, train, test)
     if model:

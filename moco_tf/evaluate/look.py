@@ -60,8 +60,8 @@ def look(settings):
 
     output = Path(settings.output)
     encoder, _ = subject.encoder(settings)
-    source = subject.source(settings, settings.eval_split)
-    subject.check_images(encoder.preprocessing, source)
+    subject.check_images(encoder.preprocessing)
+    source = subject.source(settings, settings.eval_split, encoder.preprocessing)
     features, labels, pictures = _encoded(settings, encoder, source)
     if len(features) < 3:
         raise ConfigError(f"a map needs at least 3 images; {source.name} has {len(features)}")
@@ -107,7 +107,9 @@ def _encoded(settings, encoder, source):
     small = Preprocessing(settings.thumbnail, 1.0)
 
     def picture(record):
-        view = small.denormalize(small(decode(record["image"])[None])[0])
+        image = record["image"]
+        image = decode(image) if image.dtype == tf.string else image[..., :3]  # without its depth
+        view = small.denormalize(small(image[None])[0])
         return tf.cast(tf.clip_by_value(tf.round(view), 0, 255), tf.uint8)
 
     pictures = parallel_map(source.in_order(settings.limit), picture)

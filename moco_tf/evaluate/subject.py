@@ -24,19 +24,29 @@ def encoder(settings):
     return frozen.of_model(model), model
 
 
-def source(settings, split):
-    """The source of a split; what is known of a folder's files is kept beside the results."""
-    manifest = Path(settings.output) / f"{''.join(c if c.isalnum() else '_' for c in split)}_images.csv"
-    return dataset.find(settings.dataset, settings.data_dir, split, settings.max_bad_fraction).open(manifest)
-
-
-def labelled(settings):
-    """The sources (training, evaluation) of labelled images.
+def source(settings, split, preprocessing):
+    """What an encoder with this `preprocessing` reads of a split; a folder's files are remembered beside the results.
 
     Raises:
-      ConfigError: one has no labels, or there are fewer than two classes.
+      ConfigError: there is no such split, or it holds what the encoder cannot read.
     """
-    sources = [source(settings, split) for split in (settings.train_split, settings.eval_split)]
+    manifest = Path(settings.output) / f"{''.join(c if c.isalnum() else '_' for c in split)}_images.csv"
+    found = dataset.find(settings.dataset, settings.data_dir, split, settings.max_bad_fraction).open(manifest)
+    if preprocessing.unit != found.unit:
+        raise ConfigError(f"{found.name} holds {found.unit}, and --encoder is of {preprocessing.unit}")
+    try:
+        return preprocessing.records_of(found)
+    except ValueError as error:
+        raise ConfigError(f"--dataset={settings.dataset}: {error}") from None
+
+
+def labelled(settings, preprocessing):
+    """The sources (training, evaluation) of labelled images, as an encoder with this `preprocessing` reads them.
+
+    Raises:
+      ConfigError: as `source`; or one has no labels, or there are fewer than two classes.
+    """
+    sources = [source(settings, split, preprocessing) for split in (settings.train_split, settings.eval_split)]
     for images in sources:
         if not images.labelled:
             raise ConfigError(
@@ -53,19 +63,12 @@ def labelled(settings):
     return sources
 
 
-def check_unit(preprocessing, source):
-    """Refuses an encoder of images on sentences, and one of sentences on images."""
-    if preprocessing.unit != source.unit:
-        raise ConfigError(f"{source.name} holds {source.unit}, and --encoder is of {preprocessing.unit}")
-
-
-def check_images(preprocessing, source):
-    """Refuses sentences as well, for commands that crop or show what they judge."""
-    check_unit(preprocessing, source)
-    if source.unit == "sentences":
+def check_images(preprocessing):
+    """Refuses an encoder of sentences, for commands that crop or show what they judge."""
+    if preprocessing.unit == "sentences":
         raise ConfigError(
-            f"{source.name} holds sentences, and this command crops or shows images; moco_tf.evaluate.knn, "
-            "linear_probe, features and sts take sentences"
+            "this command crops or shows images, and --encoder is of sentences; moco_tf.evaluate.knn, linear_probe, "
+            "features and sts take sentences"
         )
 
 
@@ -77,7 +80,6 @@ def features(settings, encoder, images, on="features"):
     Raises:
       ConfigError: none is labelled, or a feature is not finite.
     """
-    check_unit(encoder.preprocessing, images)
     encode = lambda views: encoder.encode(views)[on]  # noqa: E731
     vectors, labels = extract(encode, images, encoder.preprocessing, settings.limit, labelled=True)
     if not len(labels):

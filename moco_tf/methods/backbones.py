@@ -31,7 +31,7 @@ def of_one_output(backbone):
 
 
 def image_shape(backbone, preprocessing=None):
-    """(H, W, 3) of the backbone's input, None for a free side.
+    """(H, W, C) of the backbone's input, None for a free side; C is 3 unless `preprocessing` says otherwise.
 
     A subclassed model does not tell: it is built for the images that `preprocessing` (or a task's) makes, or for 224.
 
@@ -39,18 +39,20 @@ def image_shape(backbone, preprocessing=None):
       ValueError: it takes something else than square images in colour.
     """
     shape = getattr(backbone, "input_shape", None)  # subclassed models have none
+    preprocessing = getattr(preprocessing, "preprocessing", preprocessing)
+    channels = getattr(preprocessing, "channels", 3)
     if shape is None:
-        preprocessing = getattr(preprocessing, "preprocessing", preprocessing)
         size = preprocessing.image_size if preprocessing else 224
-        return (size, size, 3)
-    if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] not in (3, None):
+        return (size, size, channels)
+    if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] not in (channels, None):
+        what = "in colour" if channels == 3 else "with depth"
         raise ValueError(
-            f"a backbone takes images in colour, (N, H, W, 3); this one takes {shape}: put layers before it that make "
-            "its input of them"
+            f"a backbone takes images {what}, (N, H, W, {channels}); this one takes {shape}: put layers before it "
+            "that make its input of them"
         )
     if shape[1] != shape[2]:
         raise ValueError(f"a backbone takes square images, or any size; this one takes {shape[1]} x {shape[2]}")
-    return (*shape[1:3], 3)
+    return (*shape[1:3], channels)
 
 
 def clone(backbone):

@@ -1,7 +1,8 @@
 """Contrastive multiview coding: what an image looks like without its colours, and its colours, know one another.
 
-Tian, Krishnan and Isola 2019, "Contrastive Multiview Coding" (arXiv:1906.05849). Luminance and colour of a crop are
-its two modalities, each with an encoder and a head; each looks for the other's among those of other images.
+Tian, Krishnan and Isola 2019, "Contrastive Multiview Coding" (arXiv:1906.05849). Luminance and colour of a crop, or
+the crop and its depth, are two modalities, each with an encoder and a head; each looks for the other's among those of
+other images.
 
 Three frames:
 
@@ -20,7 +21,7 @@ import keras
 import tensorflow as tf
 
 from moco_tf import encoders, replicas
-from moco_tf.encoders import color_spaces, heads
+from moco_tf.encoders import heads, two_modalities
 from moco_tf.methods import backbones, memory_bank
 from moco_tf.methods.bank import Bank
 from moco_tf.methods.ema import ema_update, rise_steps
@@ -34,11 +35,13 @@ from moco_tf.methods.shuffle_bn import groups_here, set_groups, shuffle_key_imag
 
 def backbone(config, options, inputs, any_size=None):
     """The backbone of a run: each of its two encoders has half of the run's width; any_size: as for `of_config`."""
-    return color_spaces.of_two_colors(
-        lambda channels: encoders.of_config(config, any_size=any_size, channels=channels, width=config.width // 2),
-        options.color_space,
-        inputs,
-    )
+
+    def make(channels):
+        return encoders.of_config(config, any_size=any_size, channels=channels, width=config.width // 2)
+
+    if options.modalities == "rgb,depth":
+        return two_modalities.of_image_and_depth(make)
+    return two_modalities.of_two_colors(make, options.color_space, inputs)
 
 
 def model(config, options, inputs, source):
@@ -47,6 +50,7 @@ def model(config, options, inputs, source):
         memory_bank.check_size(config, source.size)
     return CMC(
         backbone(config, options, inputs),
+        modalities=tuple(options.modalities.split(",")),
         dim=config.dim,
         head=options.head,
         hidden_dim=config.hidden_dim or None,
@@ -67,11 +71,12 @@ def model(config, options, inputs, source):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class CMC(QueueFrame):
-    """Learns two encoders, of luminance and of colour; features and embedding of an image are both, joined.
+    """Learns two encoders, of luminance and of colour, say; features and embedding of an image are both, joined.
 
     Args:
       backbone: a Keras model of images (N, H, W, 3) -> (N, 2D), the first half of luminance, the other of colour, as
-        `color_spaces.of_two_colors` builds it.
+        `encoders/two_modalities.py` builds it; or of images with depth, (N, H, W, 4).
+      modalities: names of the two.
       dim: C.
       head: "linear" or "mlp", for each modality one.
       hidden_dim: width of an MLP head's hidden layer; None: D.
@@ -85,8 +90,8 @@ class CMC(QueueFrame):
     Attributes:
       query_encoder: a model of normalised images -> {"features" (N, 2D), "projection" (N, 2C)}; in the queue's frame
         key_encoder, too.
-      luminance_queue, color_queue: the `Queue` of each modality's keys, in the queue's frame.
-      luminance_bank, color_bank: the `Bank` of each modality's keys, in the memory bank's.
+      luminance_queue, color_queue (of others, their names): each modality's `Queue` of keys, in the queue's frame.
+      luminance_bank, color_bank: each modality's `Bank` of keys, in the memory bank's.
     """
 
     METRICS = CONTRAST_METRICS
@@ -94,6 +99,7 @@ class CMC(QueueFrame):
     def __init__(
         self,
         backbone,
+        modalities=("luminance", "color"),
         dim=128,
         head="linear",
         hidden_dim=None,
@@ -125,6 +131,7 @@ class CMC(QueueFrame):
             )
         image_shape = backbones.image_shape(backbone, preprocessing)
         super().__init__(image_shape, preprocessing, **kwargs)
+        self.modalities = tuple(modalities)
         self.dim = dim
         self.head = head
         self.hidden_dim = hidden_dim
@@ -149,14 +156,13 @@ class CMC(QueueFrame):
             self.key_encoder = heads.encoder_of_halves(backbones.clone(backbone), image_shape, head, dim, hidden_dim)
             set_groups(self.key_encoder, self.groups_here)
             backbones.start_key_encoder(self.query_encoder, self.key_encoder)
-            # An attribute each: TensorFlow's checkpoints find no layers in a list.
-            self.luminance_queue = Queue(queue_size, dim, seed=seed, name="luminance_queue")
-            self.color_queue = Queue(queue_size, dim, seed=seed + 1, name="color_queue")
+            for place, name in enumerate(self.modalities):  # an attribute each: checkpoints find no layers in a list
+                setattr(self, f"{name}_queue", Queue(queue_size, dim, seed=seed + place, name=f"{name}_queue"))
         elif frame == "memory_bank":
-            self.luminance_bank = Bank(records, dim, seed=seed, name="luminance_bank")
-            self.color_bank = Bank(records, dim, seed=seed + 1, name="color_bank")
+            for place, name in enumerate(self.modalities):
+                setattr(self, f"{name}_bank", Bank(records, dim, seed=seed + place, name=f"{name}_bank"))
             kept = {"shape": (2,), "initializer": "zeros", "trainable": False, "autocast": False}
-            self.log_z = self.add_weight(name="log_z", dtype=self.luminance_bank.keys.dtype, **kept)
+            self.log_z = self.add_weight(name="log_z", dtype=self.banks[0].keys.dtype, **kept)
 
     def prepare(self, batch, training=True):
         """Keys of both modalities: by momentum encoders, moved first, N x C each; or places in the banks, n, N, K."""
@@ -166,7 +172,7 @@ class CMC(QueueFrame):
             numbers = memory_bank.numbers_of(batch, self.records)
             everyone = replicas.gather(numbers)
             seed = (self.seed, self.step.value)
-            drawn = memory_bank.draw_negatives(self.luminance_bank, self.loss_kind, self.queue_size, everyone, seed)
+            drawn = memory_bank.draw_negatives(self.banks[0], self.loss_kind, self.queue_size, everyone, seed)
             return numbers, everyone, drawn
         if not training:
             return self._both(self.key_encoder, batch["views"][1], training)
@@ -178,7 +184,7 @@ class CMC(QueueFrame):
         return tf.split(keys, 2, axis=1)
 
     def objective(self, batch, context, training=True):
-        """Luminance looks for its image's colours, and colours for their luminance; the losses are added up."""
+        """Each modality looks for the other's of its image; the losses are added up."""
         queries = self._both(self.query_encoder, batch["views"][0], training)  # two of n x C
         if self.frame == "queue":
             keys = [replicas.own(k) if training else k for k in context]
@@ -211,7 +217,7 @@ class CMC(QueueFrame):
     def _from_banks(self, queries, numbers, everyone, drawn):
         """The contrasts of both directions with the keys of the batch's records and the negatives that are drawn."""
         contrasts, log_z = [], []
-        for place, bank in enumerate(reversed(self.banks)):  # luminance looks for colour
+        for place, bank in enumerate(reversed(self.banks)):  # the first looks for the second
             keys, negatives = bank.look_up(numbers), bank.look_up(drawn)
             if self.loss_kind == "infonce":
                 contrasts.append(info_nce(queries[place], keys, negatives, self.temperature))
@@ -232,19 +238,20 @@ class CMC(QueueFrame):
 
     @property
     def queues(self):
-        return (self.luminance_queue, self.color_queue)
+        return tuple(getattr(self, f"{name}_queue") for name in self.modalities)
 
     @property
     def banks(self):
-        return (self.luminance_bank, self.color_bank)
+        return tuple(getattr(self, f"{name}_bank") for name in self.modalities)
 
     def _both(self, encoder, images, training):
-        """Embeddings of luminance and of colour, (n, C) each, of unit length."""
+        """Embeddings of the two modalities, (n, C) each, of unit length."""
         projections = tf.split(encoder(images, training=training)["projection"], 2, axis=1)
         return [unit_length(half) for half in projections]
 
     def get_config(self):
         return super().get_config() | {
+            "modalities": self.modalities,
             "dim": self.dim,
             "head": self.head,
             "hidden_dim": self.hidden_dim,

@@ -1,12 +1,13 @@
 """Contrastive multiview coding: luminance and colour of one image are the two views (CMC, arXiv:1906.05849).
 
-Data: images in colour. Supervision: that a grey picture and its colours belong together. Crops are flipped, and made
-grey in no case: that would leave nothing to find.
+Data: images in colour; or images with depth maps, which then are the two views. Supervision: that a grey picture and
+its colours belong together. Crops are flipped, and made grey in no case: that would leave nothing to find.
 """
 
 import dataclasses
 import logging
 
+from moco_tf import command
 from moco_tf.command import ConfigError
 from moco_tf.config import flag
 from moco_tf.methods import flags
@@ -14,12 +15,24 @@ from moco_tf.pretext import crops
 
 log = logging.getLogger("moco_tf")
 LOOKED_AT = 256  # images among which grey ones are counted
+SHOWN_LUMINANCE = 65.0  # of the colours in a picture, of 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(flags.ShuffleBN, flags.Head, flags.KeyEncoder, flags.Negatives, flags.Bank, crops.Cropping):
-    """Frame and colours."""
+    """Frame and modalities."""
 
+    modalities: str = flag(
+        "luminance,color",
+        "What the two encoders see. luminance,color: those of an image, as in CMC. rgb,depth: an image name.jpg and "
+        "its depth map, a PNG name.depth.png beside it.",
+        choices=("luminance,color", "rgb,depth"),
+    )
+    depth_max: float = flag(
+        0.0,
+        "Depth that counts as farthest, in the units of the depth maps: 10000 for millimetres up to ten metres. 0: "
+        "the largest number that the files' 8 or 16 bits can say.",
+    )
     frame: str = flag(
         "in_batch",
         "in_batch: each modality looks for the other's of its crop among the batch's, gradients to both; learns at "
@@ -46,6 +59,18 @@ class Options(flags.ShuffleBN, flags.Head, flags.KeyEncoder, flags.Negatives, fl
                 f"--pretext=cmc has two ResNets of half of --width, a multiple of {even}; got --arch={self.arch}, "
                 f"--width={self.width}"
             )
+        command.require(self, self.depth_max >= 0, "depth_max", "is 0 or more")
+        if self.modalities == "rgb,depth":
+            if self.augment != "flip" or self.views_on != "host":
+                raise ConfigError(
+                    "--modalities=rgb,depth crops and flips image and depth alike, on the host; got "
+                    f"--augment={self.augment} --views_on={self.views_on}: leave both out"
+                )
+        elif self.depth_max:
+            raise ConfigError(
+                f"--depth_max={self.depth_max:g} is of depth maps; got --modalities={self.modalities}: leave it out, "
+                "or take --modalities=rgb,depth"
+            )
         if self.loss != "infonce" and self.frame != "memory_bank":
             raise ConfigError(
                 f"--loss={self.loss} is of keys drawn from a memory bank; got --frame={self.frame}: take "
@@ -59,8 +84,19 @@ class Options(flags.ShuffleBN, flags.Head, flags.KeyEncoder, flags.Negatives, fl
         return 2 * super().bank_bytes(size)
 
 
+def inputs(config, options):
+    """What the encoder expects: images with depth; None: images, as everywhere."""
+    from moco_tf.data.inputs.image_and_depth import ImageAndDepth
+
+    if options.modalities != "rgb,depth":
+        return None
+    return ImageAndDepth(image_size=config.image_size, depth_max=options.depth_max)
+
+
 def records(source, options):
     """The source; says how many of the first images have no colours."""
+    if options.modalities == "rgb,depth":
+        return source
     import tensorflow as tf
 
     from moco_tf.data.encoded import decode
@@ -110,6 +146,25 @@ def at_once(source, options):
 def on_device(inputs, options):
     """What the training step does of a batch's views, or None."""
     return crops.device_part(kinds(inputs, options), inputs, options)
+
+
+def picture(views, inputs, options):
+    """The views as people see them: each crop, below it its two modalities, colour as if all were equally light."""
+    import tensorflow as tf
+
+    from moco_tf.data.inputs.image import sheet
+    from moco_tf.encoders import color_spaces
+
+    if options.modalities == "rgb,depth":
+        return inputs.picture(views)
+    rows = []
+    for view in views:
+        crops = tf.clip_by_value(inputs.denormalize(view), 0.0, 255.0)
+        luminance, *color = tf.unstack(color_spaces.lab(crops / 255), axis=-1)
+        grey = tf.stack([luminance, *[tf.zeros_like(luminance)] * 2], axis=-1)
+        colors = tf.stack([tf.fill(tf.shape(luminance), SHOWN_LUMINANCE), *color], axis=-1)
+        rows += [crops, *(255 * color_spaces.of_lab(part) for part in (grey, colors))]
+    return sheet(rows)
 
 
 def backbone(config, options, inputs):

@@ -109,6 +109,6 @@ def _how_input_is_made(what):
         )
     size, crop = what["image_size"], what["crop_ratio"]
     return (
-        f"The first two resize the shorter side to {round(size / crop)} pixels, cut the central {size} x {size} and "
-        "normalise."
+        f"All but `preprocessed` resize the shorter side to {round(size / crop)} pixels, cut the central {size} x "
+        f"{size} and normalise."
     )

@@ -1,16 +1,17 @@
-"""What encoders expect: of images, `image.Preprocessing`; of text, `text.Words`.
+"""What encoders expect: `image.Preprocessing`, `image_and_depth.ImageAndDepth` or `text.Words`.
 
-Both say how a record becomes the encoder's input (`of_record`, `spec`), which signatures a server gets, and what kNN
-has without an encoder (`plain`).
+Each says what it reads of a source (`records_of`), how a record becomes the encoder's input (`of_record`, `spec`),
+which signatures a server gets, and what kNN has without an encoder (`plain`).
 """
 
 import dataclasses
 
 from moco_tf.data.inputs.image import Preprocessing
+from moco_tf.data.inputs.image_and_depth import ImageAndDepth
 from moco_tf.data.inputs.text import Words
 
 
 def of_settings(settings):
     """The inputs of which `dataclasses.asdict` made these settings; raises KeyError where one is missing."""
-    kind = Words if "hash_buckets" in settings else Preprocessing
+    kind = Words if "hash_buckets" in settings else ImageAndDepth if "depth_max" in settings else Preprocessing
     return kind(**{field.name: settings[field.name] for field in dataclasses.fields(kind)})

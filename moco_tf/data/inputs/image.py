@@ -34,6 +34,7 @@ class Preprocessing:
     """From 0-255 images to an encoder's input. `mean` and `std` are of red, green and blue in 0..1."""
 
     unit: typing.ClassVar = "images"  # of what it makes inputs
+    channels: typing.ClassVar = 3
 
     image_size: int = 224
     crop_ratio: float = 0.875
@@ -54,7 +55,7 @@ class Preprocessing:
     @property
     def spec(self):
         """The encoder's input."""
-        return tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.float32, "images")
+        return tf.TensorSpec((None, self.image_size, self.image_size, self.channels), tf.float32, "images")
 
     def check_fits(self, shape):
         """Refuses an encoder whose input has another `shape`, (H, W, 3)."""
@@ -63,6 +64,10 @@ class Preprocessing:
                 f"the backbone takes images of {shape[0]} pixels, but preprocessing makes them of "
                 f"{self.image_size}: build the one or the other for the same size"
             )
+
+    def records_of(self, source):
+        """What the encoder reads of a source of images: here its images."""
+        return source
 
     def plain(self):
         """What kNN has without an encoder: a name, the inputs for it, what makes features (N, C) of a batch."""
@@ -76,12 +81,14 @@ class Preprocessing:
         The shorter side is resized to S / crop_ratio, then the centre is cut: torchvision's Resize and
         CenterCrop, to the pixel.
         """
-        images = rgb(of_eight_bits(tf.convert_to_tensor(images)))
+        images = self.with_channels(of_eight_bits(tf.convert_to_tensor(images)))
         height, width = sizes(images)[-3:-1]
         shorter = round(self.image_size / self.crop_ratio)
         resized = (_at_least(shorter, shorter * height // width), _at_least(shorter, shorter * width // height))
         offset = [_half(length - self.image_size) for length in resized]
         return self.normalize(resize(images, resized, (self.image_size, self.image_size), offset))
+
+    with_channels = staticmethod(rgb)
 
     @tf.autograph.experimental.do_not_convert
     def of_encoded(self, encoded):
@@ -100,26 +107,26 @@ class Preprocessing:
 
     def signatures(self):
         """{name: `Signature`}: what a server takes; the first is its default."""
-        size = self.image_size
-        black = np.zeros((1, size, size, 3), np.uint8)
+        size, channels = self.image_size, self.channels
+        black = np.zeros((1, size, size, channels), np.uint8)
         return {
             "serving_default": Signature(
                 lambda images: (self(images), None),
-                tf.TensorSpec((None, None, None, 3), tf.uint8, "images"),
+                tf.TensorSpec((None, None, None, channels), tf.uint8, "images"),
                 black,
-                "uint8 (N, H, W, 3), any H and W",
+                f"uint8 (N, H, W, {channels}), any H and W",
             ),
             "encoded_images": Signature(
                 self.of_encoded_batch,
                 tf.TensorSpec((None,), tf.string, "images"),
-                [tf.io.encode_jpeg(black[0]).numpy()],
+                [tf.io.encode_jpeg(black[0, ..., :3]).numpy()],
                 "string (N,): JPEG or PNG files, of any sizes",
             ),
             "preprocessed": Signature(
                 lambda images: (images, None),
-                tf.TensorSpec((None, size, size, 3), tf.float32, "images"),
+                self.spec,
                 black.astype(np.float32),
-                f"float32 (N, {size}, {size}, 3), normalised",
+                f"float32 (N, {size}, {size}, {channels}), normalised",
             ),
         }
 
@@ -158,7 +165,7 @@ class Preprocessing:
         width = images.shape[-2]
         if width is None:
             return images * scale - shift
-        lines = tf.reshape(images, [*sizes(images)[:-2], 3 * width])  # a long last axis is what vectorises
+        lines = tf.reshape(images, [*sizes(images)[:-2], self.channels * width])  # a long last axis is what vectorises
         return tf.reshape(lines * np.tile(scale, width) - np.tile(shift, width), tf.shape(images))
 
     def denormalize(self, images):
@@ -166,17 +173,22 @@ class Preprocessing:
         return (tf.cast(images, tf.float32) * np.float32(self.std) + np.float32(self.mean)) * 255
 
     def picture(self, views):
-        """A uint8 image (H, W, 3) of views (N, S, S, 3) each: a row a view, of their own S; small ones enlarged."""
-        rows = [tf.concat(tf.unstack(self.denormalize(view)), axis=1) for view in views]
-        width = max(row.shape[1] for row in rows)
-        rows = [tf.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255.0) for row in rows]
-        image = tf.cast(tf.clip_by_value(tf.round(tf.concat(rows, axis=0)), 0, 255), tf.uint8)
-        enlarged = max(1, 96 // self.image_size)
-        return tf.repeat(tf.repeat(image, enlarged, axis=0), enlarged, axis=1)
+        """The `sheet` of views (N, S, S, 3) each: a row a view."""
+        return sheet([self.denormalize(view) for view in views])
 
 
 IMAGENET = Preprocessing()
 CIFAR10 = Preprocessing(image_size=32, crop_ratio=1.0, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
+
+
+def sheet(rows):
+    """A uint8 image (H, W, 3) of rows of images, (N, S, S, 3) each, 0..255, S a row's own; small ones enlarged."""
+    enlarged = max(1, 96 // rows[0].shape[1])
+    rows = [tf.concat(tf.unstack(row), axis=1) for row in rows]
+    width = max(row.shape[1] for row in rows)
+    rows = [tf.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255.0) for row in rows]
+    image = tf.cast(tf.clip_by_value(tf.round(tf.concat(rows, axis=0)), 0, 255), tf.uint8)
+    return tf.repeat(tf.repeat(image, enlarged, axis=0), enlarged, axis=1)
 
 
 def _decodable(images, decode):

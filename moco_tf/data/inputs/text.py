@@ -77,6 +77,10 @@ class Words:
             lines.append(" | ".join(b" ".join(known.get(n, b"?") for n in view if n).decode() for view in own))
         return lines
 
+    def records_of(self, source):
+        """What the encoder reads of a source of sentences: those."""
+        return source
+
     def plain(self):
         """What kNN has without an encoder: log(1 + how often each word occurs), without idf."""
         small = dataclasses.replace(self, hash_buckets=min(PLAIN_BUCKETS, self.hash_buckets))

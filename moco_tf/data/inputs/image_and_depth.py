@@ -1,0 +1,44 @@
+"""What an encoder of images with depth maps expects: a fourth channel beside red, green and blue."""
+
+import dataclasses
+import typing
+
+import tensorflow as tf
+
+from moco_tf.data import pairs
+from moco_tf.data.inputs.image import IMAGENET, Preprocessing, sheet
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageAndDepth(Preprocessing):
+    """As `Preprocessing`, of images with four channels of 0..255, the last of which is depth."""
+
+    channels: typing.ClassVar = 4
+
+    mean: tuple = (*IMAGENET.mean, 0.5)
+    std: tuple = (*IMAGENET.std, 0.25)
+    depth_max: float = 0.0  # what 255 stands for, in the units of the files; 0: the largest that they can say
+
+    def records_of(self, source):
+        """The `Pairs` of a folder's images; raises as `pairs.of_images`."""
+        return pairs.of_images(source, self.depth_max)
+
+    def of_record(self, record):
+        """The central view of a record of `Pairs`, float32 (S, S, 4)."""
+        return self(record["image"][tf.newaxis])[0]
+
+    @staticmethod
+    def with_channels(images):
+        """The tensor (..., H, W, 4); refuses another number of channels."""
+        if images.shape[-1] != 4:
+            raise ValueError(f"images with depth have 4 channels, (N, H, W, 4), not {tuple(images.shape)}")
+        return images
+
+    def signatures(self):
+        """As of images, but without encoded ones, whose files hold no depth."""
+        return {name: kind for name, kind in super().signatures().items() if name != "encoded_images"}
+
+    def picture(self, views):
+        """The `sheet` of views (N, S, S, 4) each: of each a row in colour, and below it its depth."""
+        shown = [self.denormalize(view) for view in views]
+        return sheet([row for view in shown for row in (view[..., :3], tf.repeat(view[..., 3:], 3, axis=-1))])
