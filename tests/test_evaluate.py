@@ -114,7 +114,7 @@ def test_a_probe_leaves_the_encoder_alone_and_a_classifier_that_scores_what_it_s
     model = build.trained(run)
     settings = knn.Settings(encoder=str(run), output=str(tmp_path)).resolved()
     encoder = frozen.of_model(model)
-    test = subject.source(settings, "test")
+    test = subject.source(settings, "test", encoder.preprocessing)
     of_test, labels = subject.features(settings, encoder, test)
     probe = np.load(tmp_path / "probe.npz")
     assert probe["kernel"].shape == (32, 3) and probe["kernel"].dtype == probe["bias"].dtype == np.float32
@@ -155,7 +155,9 @@ def test_fine_tuning_takes_the_steps_that_it_says_and_keeps_a_network_that_score
     model = keras.models.load_model(tmp_path / "model.keras")
     settings = knn.Settings(encoder=str(run), output=str(tmp_path)).resolved()
     classifier = frozen.Encoder(build.trained(run).preprocessing, lambda x: {"logits": model(x)}, "classifier")
-    logits, labels = subject.features(settings, classifier, subject.source(settings, "test"), "logits")
+    logits, labels = subject.features(
+        settings, classifier, subject.source(settings, "test", classifier.preprocessing), "logits"
+    )
     assert found["top1"] == pytest.approx(100 * (logits.argmax(axis=1) == labels).mean(), abs=1e-3)
 
 

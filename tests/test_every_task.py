@@ -9,8 +9,8 @@ import tensorflow as tf
 from test_train import assert_same_run, rows
 from test_views_on import write
 
+from moco_tf import build, pretext
 from moco_tf import config as config_lib
-from moco_tf import pretext
 from moco_tf.evaluate import finetune, knn
 from moco_tf.serving import export
 from moco_tf.train import main
@@ -35,7 +35,7 @@ def data(tmp_path_factory):
 
 
 def of_text(task):
-    return hasattr(config_lib.task_module(task), "inputs")
+    return build.inputs(config_lib.parse([f"--pretext={task}"])).unit == "sentences"
 
 
 def flags(task, data):

@@ -1,0 +1,69 @@
+"""Losses of several positives, CMC and SimCSE are what their authors' programs compute; pretext_losses.json has it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from moco_tf.methods import losses
+from moco_tf.methods.bank import Bank
+
+GOLDEN = json.loads(Path(__file__).with_name("pretext_losses.json").read_text())
+EPSILON = 1e-5  # CMC's code adds 1e-7 to each denominator
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_supcon_over_batch_and_queue_is_that_of_its_authors(temperature):
+    """Views of six images: the first are queries, the second their keys, the third stand in the queue."""
+    golden = GOLDEN["supcon"]
+    queries, keys, queue = tf.unstack(tf.constant(golden["features"], tf.float64), axis=1)
+    labels = np.array(golden["labels"])
+    others, things, images = tf.concat([queries, keys], axis=0), np.tile(labels, 2), np.tile(np.arange(6), 2)
+    mine = images[None, :] == np.arange(6)[:, None]  # itself and its own key
+    equal = things[None, :] == labels[:, None]
+    found = losses.of_groups(
+        *("supcon", queries, keys[:, None], others, tf.constant(equal & ~mine), tf.constant(~equal), queue),
+        *(temperature, (tf.constant(labels), tf.constant(labels)), True),
+    )
+    assert float(tf.reduce_mean(found.loss)) == pytest.approx(golden["losses"][str(temperature)], abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["nce", "softmax"])
+def test_cmc_looks_into_the_other_modalitys_bank_as_its_authors_do(kind):
+    golden, expected = GOLDEN["cmc"], GOLDEN[f"cmc_{kind}"]
+    temperature, numbers = golden["temperature"], golden["records"]
+    for place, (own, other) in enumerate((("l", "ab"), ("ab", "l"))):
+        queries = tf.Variable(golden[own], dtype=tf.float64)
+        bank = tf.constant(golden[f"memory_{other}"], tf.float64)
+        keys, noise = tf.gather(bank, numbers), tf.gather(bank, golden["noise"])
+        with tf.GradientTape() as tape:
+            if kind == "nce":
+                found = losses.nce(queries, keys, noise, temperature, np.log(golden["z"][place]), len(bank))
+            else:
+                found = losses.info_nce(queries, keys, noise, temperature)
+            loss = tf.reduce_mean(found.loss)
+        assert float(loss) == pytest.approx(expected["losses"][place], abs=EPSILON)
+        np.testing.assert_allclose(tape.gradient(loss, queries), expected[f"gradient_{own}"], atol=EPSILON)
+
+
+def test_cmcs_banks_move_as_its_authors_do():
+    golden, expected = GOLDEN["cmc"], GOLDEN["cmc_nce"]
+    for name in ("l", "ab"):
+        bank = Bank(len(golden[f"memory_{name}"]), 4, dtype="float64")
+        bank.keys.assign(golden[f"memory_{name}"])
+        bank.update(tf.constant(golden["records"]), tf.constant(golden[name], tf.float64), 0.5)
+        np.testing.assert_allclose(bank.keys, expected[f"memory_{name}"], atol=1e-9)
+
+
+def test_simcse_is_that_of_its_authors_head_and_gradient_included():
+    golden = GOLDEN["simcse"]
+    features = tf.Variable(golden["features"], dtype=tf.float64)  # N x 2 x D
+    with tf.GradientTape() as tape:
+        heads = tf.tanh(features @ tf.constant(golden["kernel"], tf.float64) + tf.constant(golden["bias"], tf.float64))
+        one, other = (losses.unit_length(half) for half in tf.unstack(heads, axis=1))
+        found = losses.batch_info_nce(one, other, tf.range(len(one)), golden["temperature"])
+        loss = tf.reduce_mean(found.loss)
+    assert float(loss) == pytest.approx(golden["loss"], abs=1e-9)
+    np.testing.assert_allclose(tape.gradient(loss, features), golden["gradient"], atol=1e-9)
