@@ -135,6 +135,24 @@ class TrainingStopped(Exception):
         self.signal = signal
 
 
+class BeforeEpoch(keras.callbacks.Callback):
+    """Lets the model do what it does before an epoch, where one begins and does not go on.
+
+    Args:
+      source: of the records that are trained on.
+      steps_per_epoch: training steps in an epoch.
+    """
+
+    def __init__(self, source, steps_per_epoch):
+        super().__init__()
+        self.source = source
+        self.steps_per_epoch = steps_per_epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.model.steps_done % self.steps_per_epoch == 0:
+            self.model.before_epoch(epoch, self.source)
+
+
 class StopOnNaN(keras.callbacks.Callback):
     """Stops the run after the step whose loss is NaN or infinite."""
 

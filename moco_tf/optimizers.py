@@ -4,6 +4,15 @@ import keras
 import tensorflow as tf
 
 
+def forget(optimizer, variable):
+    """Sets what an optimizer of this file keeps of a variable to zeros: its velocity, or its moments."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # under a loss scale
+    place = optimizer._get_variable_index(variable)
+    for name in ("velocities", "firsts", "seconds"):
+        if kept := getattr(optimizer, name, None):
+            kept[place].assign(keras.ops.zeros_like(kept[place]))
+
+
 @keras.saving.register_keras_serializable("moco_tf")
 class SGD(keras.optimizers.Optimizer):
     """Stochastic gradient descent with momentum as PyTorch defines it.

@@ -79,6 +79,7 @@ def _train(config, open_until_the_end):
             model.views_become(build.on_device(config, size))
         return build.batches(config, strategy, records, build.task(config, size), step, model)
 
+    before_epoch = callbacks.BeforeEpoch(records, steps_per_epoch)
     batches = batches_at(step)  # refuses views that the model does not take
     saver = callbacks.Saver(checkpoints, config.checkpoint_every)
     progress = recorder = monitor = watch = wall_time = None
@@ -120,7 +121,13 @@ def _train(config, open_until_the_end):
                     epochs=epoch + epochs,
                     steps_per_epoch=steps,
                     callbacks=list(
-                        filter(None, [wall_time, callbacks.StopOnNaN(), progress, watch, evaluator, recorder, saver])
+                        filter(
+                            None,
+                            [
+                                *(before_epoch, wall_time, callbacks.StopOnNaN(), progress, watch),
+                                *(evaluator, recorder, saver),
+                            ],
+                        )
                     ),
                     shuffle=False,
                     verbose=0,

@@ -1,12 +1,14 @@
 """From records to batches of views: `batches` for the trainer, `views` for a user's own tf.data.
 
-`labelled` is for classifiers, `first` for a look. A task is a function of (record, seed) that gives views.
+`labelled` is for classifiers, `central` for encoders at rest, `first` for a look. A task is a function of (record, seed) that gives views.
 """
 
 import tensorflow as tf
 
 from moco_tf.data import arrays
 from moco_tf.data.pipeline import PREFETCH, fixed, parallel_map
+
+CENTRAL = 256  # records in a batch of central views
 
 
 def batches(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), most=None, at_once=None):
@@ -58,6 +60,15 @@ def first(source, task, number, seed, on_device=None):
         ]
     views = tf.nest.map_structure(lambda *each: tf.stack(each), *made)
     return on_device(views) if on_device else views
+
+
+def central(records, preprocessing):
+    """Batches of (central view (N, S, S, 3) normalised, label (N,), id (N,)) of records, for encoders at rest."""
+
+    def central_view(record):
+        return preprocessing.of_record(record), record["label"], record["id"]
+
+    return parallel_map(records, central_view).batch(CENTRAL).prefetch(PREFETCH)
 
 
 def labelled(source, task, batch_size, seed, epoch):

@@ -73,5 +73,22 @@ def of_lab(lab):
     return tf.where(linear > 0.0031308, 1.055 * tf.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055, 12.92 * linear)
 
 
+def luminance(inputs, preprocessing):
+    """The luminance (N, H, W, 1) of a functional model's input, RGB images (N, H, W, 3), normalised."""
+    converted = ColorSpace("lab", preprocessing.mean, preprocessing.std, name="color_space")(inputs)
+    return FirstChannel(name="luminance")(converted)
+
+
+@keras.saving.register_keras_serializable("moco_tf")
+class FirstChannel(keras.layers.Layer):
+    """(..., C) -> (..., 1)."""
+
+    def call(self, values):
+        return values[..., :1]
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], 1)
+
+
 def _times(values, matrix):
     return tf.tensordot(values, tf.constant(matrix.T, values.dtype), 1)

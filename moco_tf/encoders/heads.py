@@ -52,6 +52,24 @@ def encoder(backbone, image_shape, head, dim, hidden_dim=None):
     return keras.Model(inputs, {"features": features, "projection": projection})
 
 
+def encoder_without_head(backbone, image_shape):
+    """A functional model of images -> {"features" (N, D)}: what is put on the backbone stays apart from it."""
+    inputs = keras.Input(image_shape)
+    return keras.Model(inputs, {"features": backbone(inputs)})
+
+
+def classifier(width, classes, hidden_dim=None):
+    """A functional model of (N, width) -> logits (N, classes): linear, or with a hidden layer, BN and ReLU before.
+
+    The last layer begins as N(0, 0.01), its biases at 0.
+    """
+    inputs = x = keras.Input((width,))
+    if hidden_dim:
+        x = layers.ReLU(name="relu")(BatchNorm(name="norm")(_linear(x, hidden_dim, "hidden", bias=False)))
+    start = keras.initializers.RandomNormal(stddev=0.01)
+    return keras.Model(inputs, layers.Dense(classes, kernel_initializer=start, name="logits")(x), name="classifier")
+
+
 def encoder_of_halves(backbone, image_shape, head, dim, hidden_dim=None):
     """As `encoder`, for features of two modalities, half by half: each has a head, "linear" or "mlp", of its own.
 

@@ -29,6 +29,7 @@ def resnet(
     zero_init_residual=False,
     channels=3,
     norm="batch",
+    before=None,
 ):
     """Builds a functional model: images float32 (N, image_size, image_size, 3) -> features (N, C).
 
@@ -42,6 +43,7 @@ def resnet(
         (MoCo v3; Goyal et al. 2017, arXiv:1706.02677). v1 and v2 do not.
       channels: of the images.
       norm: "batch" or "layer", of each image by itself, over H, W and C together.
+      before: a function of the input, what the first convolution sees of it; None: the input.
       cardinality, base_width: groups of the 3x3 convolutions and their width at stage width 64 (ResNeXt, wide).
 
     Sources: He et al. 2016 (arXiv:1512.03385), Xie et al. 2017 (arXiv:1611.05431), Zagoruyko and Komodakis 2016
@@ -54,13 +56,14 @@ def resnet(
     norm = NORMS[norm]
     last_norm = partial(norm, gamma_initializer="zeros" if zero_init_residual else "ones")
     inputs = keras.Input((image_size, image_size, channels))
+    x = inputs if before is None else before(inputs)
     if stem == "imagenet":
-        x = _convolution(inputs, width, 7, stride=2, name="conv1")
+        x = _convolution(x, width, 7, stride=2, name="conv1")
         x = _norm_relu(x, norm, "bn1")
         x = layers.ZeroPadding2D(1, name="pad_maxpool")(x)  # zeros never win: the inputs come out of a ReLU
         x = layers.MaxPooling2D(3, strides=2, name="maxpool")(x)
     else:
-        x = _convolution(inputs, width, 3, name="conv1")
+        x = _convolution(x, width, 3, name="conv1")
         x = _norm_relu(x, norm, "bn1")
     for stage, count in enumerate(blocks):
         channels = width * 2**stage
@@ -73,6 +76,17 @@ def resnet(
             else:
                 x = _basic(x, channels, stride, norm, last_norm, name)
     return keras.Model(inputs, layers.GlobalAveragePooling2D(name="avgpool")(x))
+
+
+def maps(backbone):
+    """A model of a ResNet's own layers: images (N, H, W, 3) -> its last maps (N, h, w, C), of which features are means.
+
+    Raises:
+      ValueError: it is none of this package's.
+    """
+    if "avgpool" not in [layer.name for layer in backbone.layers]:
+        raise ValueError(f"maps are those of a ResNet of moco_tf.encoders.resnet; {backbone.name} has no avgpool")
+    return keras.Model(backbone.input, backbone.get_layer("avgpool").input)
 
 
 def _basic(x, channels, stride, norm, last_norm, name):

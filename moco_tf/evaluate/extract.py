@@ -6,9 +6,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data.pipeline import PREFETCH, parallel_map
-
-BATCH = 256
+from moco_tf.data.views import central
 
 log = logging.getLogger("moco_tf")
 
@@ -40,22 +38,13 @@ def extract(encode, source, preprocessing, limit=None, labelled=False, views=Non
 
 
 def views_of(source, preprocessing, limit=None, labelled=False):
-    """`central_views` of a source's images, as `extract` takes them."""
+    """The central views of a source's images, as `extract` takes them."""
     records = source.in_order(limit).filter(lambda record: not labelled or record["label"] >= 0)
-    return central_views(records, preprocessing)
-
-
-def central_views(records, preprocessing):
-    """Batches of (central view (N, S, S, 3) normalised, label (N,), id (N,)) of records."""
-
-    def central_view(record):
-        return preprocessing.of_record(record), record["label"], record["id"]
-
-    return parallel_map(records, central_view).batch(BATCH).prefetch(PREFETCH)
+    return central(records, preprocessing)
 
 
 def stream(encode, batches, total):
-    """Batches of (features (N, C) float32, labels (N,), ids (N,)) of `central_views`, NumPy; says a line a minute."""
+    """Batches of (features (N, C) float32, labels (N,), ids (N,)) of central views, NumPy; says a line a minute."""
     started = last_line = time.monotonic()
     done = 0
     for images, labels, ids in batches:

@@ -52,8 +52,9 @@ def main(arguments):
 
 def write(settings):
     """Writes what is missing of the shards that the settings describe."""
+    from moco_tf.data.views import central
     from moco_tf.evaluate import subject
-    from moco_tf.evaluate.extract import central_views, stream
+    from moco_tf.evaluate.extract import stream
 
     started = time.monotonic()
     folder = Path(settings.output)
@@ -81,7 +82,7 @@ def write(settings):
     if shards:
         log.info(f"Going on after image {last}, the last of {shards[-1]}.")
     most = min(settings.limit or source.size, source.size)
-    views = central_views(source.in_order(settings.limit or None, after=last), encoder.preprocessing)
+    views = central(source.in_order(settings.limit or None, after=last), encoder.preprocessing)
     batches = stream(lambda images: encoder.encode(images)[settings.on], views, most)
     paths, number, written = source.paths, len(shards), 0
     for features, labels, ids in _regrouped(batches, settings.shard_size):

@@ -77,6 +77,7 @@ class ShuffleBN(BNGroups):
 
 FRAMES = ("in_batch", "queue")  # of CPC and SimCSE
 FRAMES_OF_CMC = (*FRAMES, "memory_bank")
+TILES = 3  # along each side of an image, of position and jigsaw
 LOSSES = ("infonce", "supcon", "supcon_in")  # of MoCo
 POSITIVES_FROM = ("keys", "batch", "batch_and_queue")
 

@@ -91,6 +91,9 @@ class Pretrainer(KerasWays):
     def finish(self, batch, context, terms):
         """What comes after the gradients: keys that are kept, say."""
 
+    def before_epoch(self, epoch, source):
+        """What happens before an epoch (from 0) of a run, given the source of its records; `fit` alone has none."""
+
     def encode(self, images):
         """{"features": (N, D), "embedding": (N, C) of unit length} of normalised images, in inference mode."""
         outputs = self.query_encoder(images, training=False)

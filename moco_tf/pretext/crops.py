@@ -39,6 +39,17 @@ class Cropping:
 
 
 @dataclasses.dataclass(frozen=True)
+class PlainCropping(Cropping):
+    """The same of a task whose views are flipped and, by default, nothing else."""
+
+    augment: str = flag(
+        "flip",
+        "flip: crops, flipped half of the time. v1, v2, v3, cifar: crops with that recipe's steps.",
+        choices=("flip", "v1", "v2", "v3", "cifar"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Options(Cropping):
     """How many views there are, and how each is cropped and distorted."""
 
@@ -87,6 +98,31 @@ def kinds(inputs, options):
         crop_scale=(SMALLEST_CROP, options.small_crop_max),
     )
     return (recipe.query, *[recipe.key] * options.positives, *[small] * options.small_views)
+
+
+def plain_kind(inputs, options, leave_out=()):
+    """What a view of a task with `PlainCropping` is, an `augment.View`; leave_out: steps that no recipe may take."""
+    from moco_tf.data import augment
+
+    if options.augment == "flip":
+        return augment.View(crop_scale=(options.crop_min or 0.2, 1.0), steps=("flip",))
+    recipe = augment.RECIPES[options.augment](inputs.image_size, crop_min=options.crop_min or None)
+    return dataclasses.replace(recipe.query, steps=tuple(s for s in recipe.query.steps if s not in leave_out))
+
+
+def plain_views(record, seed, inputs, options):
+    """One view of an image by `plain_kind`, float32 (S, S, 3), normalised; of tasks whose step does the rest."""
+    return host_part(record, seed, (plain_kind(inputs, options),), inputs, options)
+
+
+def plain_at_once(source, options):
+    """What `plain_views` does, for all records of a batch, or None."""
+    return pictures_of(source, 1, options)
+
+
+def plain_on_device(inputs, options):
+    """What the training step does of a batch's `plain_views`, or None."""
+    return device_part((plain_kind(inputs, options),), inputs, options)
 
 
 def host_part(record, seed, kinds, inputs, options):

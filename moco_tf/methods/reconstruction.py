@@ -1,0 +1,90 @@
+"""A pretext task that is a reconstruction: an encoder sees a spoilt image, and a decoder tells what it was.
+
+How it is spoilt and what is told are a task's own: `denoise.py`, `inpaint.py`, `colorize.py`.
+
+Axes: n images of this replica, N of the global batch, S side, D features, C channels of what is told.
+"""
+
+from typing import ClassVar, NamedTuple
+
+import tensorflow as tf
+
+from moco_tf import replicas
+from moco_tf.encoders import decoders, heads, resnet
+from moco_tf.methods import backbones
+from moco_tf.methods.losses import unit_length
+from moco_tf.methods.pretrainer import Pretrainer, Spread
+from moco_tf.methods.shuffle_bn import groups_here, set_groups
+
+
+class Terms(NamedTuple):
+    """A value an image."""
+
+    loss: tf.Tensor  # n
+    embeddings: tf.Tensor  # n x D, of unit length
+
+
+class Reconstruction(Pretrainer):
+    """Learns an encoder by what a decoder can tell of its last maps.
+
+    A batch is (images,), and the loss an image's own, as `loss_of` has it.
+
+    Args:
+      backbone: a ResNet of this package, for images of one size.
+      channels: C.
+      shrinks: by how much the decoder's pictures are smaller than the images.
+      bn_groups, preprocessing, seed: as in `MoCo`.
+
+    Attributes:
+      query_encoder: a model of normalised images -> {"features" (N, D)}, the mean of its last maps.
+      decoder: a model of those maps -> pictures (N, S / shrinks, S / shrinks, C).
+    """
+
+    METRICS: ClassVar[dict] = {"feature_std": Spread(lambda terms: terms.embeddings)}
+    VIEWS = (1, 1)
+
+    def __init__(self, backbone, channels=3, shrinks=1, bn_groups=None, preprocessing=None, seed=0, **kwargs):
+        image_shape = backbones.image_shape(backbone, preprocessing)
+        super().__init__(image_shape, preprocessing, **kwargs)
+        self.bn_groups = bn_groups
+        self.groups_here = groups_here(bn_groups)
+        self.seed = seed
+        self.query_encoder = heads.encoder_without_head(backbone, image_shape)
+        self.maps_of = resnet.maps(backbone)
+        self.decoder = decoders.of_maps(self.maps_of.output_shape[1:], image_shape[0] // shrinks, channels)
+        for part in (self.query_encoder, self.decoder):
+            set_groups(part, self.groups_here)
+
+    def spoilt(self, images, draw):
+        """What the encoder sees of images (n, S, S, 3), and what `loss_of` needs beside them.
+
+        draw: a function of a shape, and of `tf.random.stateless_uniform` or another of its kind, -> random numbers
+        (n, *shape), this replica's rows of those of the global batch.
+        """
+        raise NotImplementedError
+
+    def loss_of(self, told, images, beside):
+        """The loss of each image (n,): told (n, S / shrinks, S / shrinks, C) float32, beside: of `spoilt`."""
+        raise NotImplementedError
+
+    def objective(self, batch, context, training=True):
+        (images,) = batch["views"]
+        seed = (self.seed, self.step.value if training else -1)
+
+        def draw(shape, random=tf.random.stateless_uniform):
+            rows = (tf.shape(images)[0] * replicas.count(), *shape)
+            return replicas.own(random(rows, seed, dtype=self.totals.dtype, alg="philox"))
+
+        seen, beside = self.spoilt(images, draw)
+        maps = self.maps_of(seen, training=training)  # n x h x h x D
+        told = tf.cast(self.decoder(maps, training=training), self.totals.dtype)
+        embeddings = unit_length(tf.reduce_mean(tf.cast(maps, told.dtype), axis=(1, 2)))
+        return Terms(self.loss_of(told, tf.cast(images, told.dtype), beside), embeddings)
+
+    def encode(self, images):
+        """Features, and as embeddings the same of unit length: there is no head."""
+        features = self.query_encoder(images, training=False)["features"]
+        return {"features": features, "embedding": unit_length(features)}
+
+    def get_config(self):
+        return super().get_config() | {"bn_groups": self.bn_groups, "seed": self.seed}

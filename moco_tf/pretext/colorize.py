@@ -1,0 +1,57 @@
+"""Colorization: which colours has a grey picture? (Zhang, Isola and Efros 2016, arXiv:1603.08511).
+
+Data: images in colour. Supervision: their colours, as classes of the plane of a and b of Lab. Crops are flipped, and
+made grey in no case. The encoder takes colour images, and drops their colours itself.
+"""
+
+import dataclasses
+
+from moco_tf import command
+from moco_tf.config import flag
+from moco_tf.pretext import crops, inpaint
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(inpaint.Decoded):
+    """How classes are balanced, and how an image is cropped."""
+
+    rebalance: float = flag(
+        0.5,
+        "How little a colour's frequency counts: a pixel weighs 1 / ((1 - this) p + this / Q), p the share of its "
+        "class and Q their number. 1: all alike. Colorization: 0.5.",
+    )
+
+    def check(self):
+        command.require(self, 0 < self.rebalance <= 1, "rebalance", "is more than 0 and at most 1")
+
+
+def kind(inputs, options):
+    """What the one view is: an `augment.View`."""
+    return crops.plain_kind(inputs, options, leave_out=("grayscale",))
+
+
+def views(record, seed, inputs, options):
+    """One crop of an image, float32 (S, S, 3), normalised RGB."""
+    return crops.host_part(record, seed, (kind(inputs, options),), inputs, options)
+
+
+at_once = crops.plain_at_once
+
+
+def on_device(inputs, options):
+    """What the training step does of a batch's views, or None."""
+    return crops.device_part((kind(inputs, options),), inputs, options)
+
+
+def backbone(config, options, inputs):
+    """The backbone of a run, with fresh weights."""
+    from moco_tf.methods import colorize
+
+    return colorize.backbone(config, options, inputs)
+
+
+def model(config, options, inputs, source):
+    """The `Colorize` of a run."""
+    from moco_tf.methods import colorize
+
+    return colorize.model(config, options, inputs, source)

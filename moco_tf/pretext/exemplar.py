@@ -1,0 +1,77 @@
+"""Exemplar: of which image is this a distorted copy? (Dosovitskiy et al. 2014, arXiv:1406.6909).
+
+Data: images. Supervision: that copies come from one image, each of which is a class of its own. Beyond some thousand
+images a softmax over them holds too much, and a triplet loss stands in for it, as in arXiv:1901.09005.
+"""
+
+import dataclasses
+
+from moco_tf import command
+from moco_tf.config import flag
+from moco_tf.methods import flags
+from moco_tf.pretext import crops
+
+LIMIT = 50_000  # images of a softmax over them
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(flags.BNGroups, crops.Cropping):
+    """How copies are distorted, and how they are told apart."""
+
+    loss: str = flag(
+        "softmax",
+        f"softmax: each image is a class, at most {LIMIT} of them. triplet: the copies of an image are nearer to one "
+        "another than to semi-hard others of the batch. Exemplar: softmax over 8000; arXiv 1901.09005: triplet.",
+        choices=("softmax", "triplet"),
+    )
+    copies: int = flag(2, "Distorted copies of an image in a step; with triplet 2 or more. arXiv 1901.09005: 8.")
+    margin: float = flag(0.5, "How much nearer, in squared distance, with triplet. arXiv 1901.09005: 0.5.")
+
+    def check(self):
+        least = 2 if self.loss == "triplet" else 1
+        command.require(self, self.copies >= least, "copies", f"is at least {least} with --loss={self.loss}")
+        command.require(self, self.margin > 0, "margin", "is more than 0")
+
+
+def kinds(inputs, options):
+    """What the copies are: an `augment.View` each."""
+    from moco_tf.data import augment
+
+    recipe = augment.RECIPES[options.augment](inputs.image_size, crop_min=options.crop_min or None)
+    return (recipe.query,) * options.copies
+
+
+def views(record, seed, inputs, options):
+    """The copies of an image, float32 (S, S, 3) each, normalised."""
+    return crops.host_part(record, seed, kinds(inputs, options), inputs, options)
+
+
+def at_once(source, options):
+    """What `views` does, for all records of a batch, or None."""
+    return crops.pictures_of(source, options.copies, options)
+
+
+def on_device(inputs, options):
+    """What the training step does of a batch's views, or None."""
+    return crops.device_part(kinds(inputs, options), inputs, options)
+
+
+def records(source, options):
+    """The source, if its images can be classes.
+
+    Raises:
+      ValueError: there are too many.
+    """
+    if options.loss == "softmax" and source.size > LIMIT:
+        raise ValueError(
+            f"--loss=softmax makes a class of each image, of {LIMIT} at most; {source.name} has {source.size}: take "
+            "--loss=triplet"
+        )
+    return source
+
+
+def model(config, options, inputs, source):
+    """The `Exemplar` or `Triplets` of a run."""
+    from moco_tf.methods import exemplar
+
+    return exemplar.model(config, options, inputs, source)

@@ -1,0 +1,32 @@
+"""Jigsaw: in which order are nine tiles of an image? (Noroozi and Favaro 2016, arXiv:1603.09246).
+
+Data: images, best of 64 pixels and more. Supervision: where tiles stand. They are cut as in `position.py`.
+"""
+
+import dataclasses
+
+from moco_tf import command
+from moco_tf.config import flag
+from moco_tf.pretext import position
+
+MOST = 10_000  # permutations; VISSL's most
+views = position.views
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(position.Tiles):
+    """Tiles, and in how many orders they come."""
+
+    permutations: int = flag(
+        100, "P: orders in which tiles come, chosen far apart from one another. Jigsaw: 100 or 1000, VISSL: to 10000."
+    )
+
+    def check(self):
+        command.require(self, 2 <= self.permutations <= MOST, "permutations", f"is from 2 to {MOST}")
+
+
+def model(config, options, inputs, source):
+    """The `Jigsaw` of a run."""
+    from moco_tf.methods import jigsaw
+
+    return jigsaw.model(config, options, inputs, source)
