@@ -25,6 +25,13 @@ def _float32():
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.fixture
+def float64():
+    """Layers compute in float64, so that losses can be held against loops to the last digits."""
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _no_garbage_of_other_files():
     """The collector looks at what a file of tests leaves (Keras keeps it) once, and not at each collection after."""

@@ -41,13 +41,6 @@ def batches(model, steps, seed=0):
 FRAMES = [{"frame": "in_batch", "directions": 4}, {"frame": "queue", "temperature": 0.2}]
 
 
-@pytest.fixture
-def float64():
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 def test_patches_overlap_by_half_and_stand_side_by_side():
     images = np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3))
     assert patch_grid.sides(SIZE, GRID) == (SIDE, 2)

@@ -49,8 +49,8 @@ def flags(task, data):
     return [f"--pretext={task}", f"--dataset={data / 'images'}", *own, *more]
 
 
-# Slow: of these, other tests say the same every day.
-ELSEWHERE = ("crops", "labels", "siblings")
+# Slow: of these, others say the same every day.
+ELSEWHERE = ("crops", "labels", "siblings", "position", "exemplar", "denoise", "inpaint")
 
 
 @pytest.mark.parametrize(

@@ -44,13 +44,6 @@ FRAMES = [{"frame": "in_batch"}, {"frame": "queue"}]
 NAMES = ["in_batch", "queue"]
 
 
-@pytest.fixture
-def float64():
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 def test_words_are_lower_case_without_punctuation_and_of_one_length():
     found = INPUTS(tf.constant(["Zwölf  Boxkämpfer!", "zwölf boxkämpfer", "A b c d e f g", ""])).numpy()
     np.testing.assert_array_equal(found[0], found[1])

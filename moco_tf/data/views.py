@@ -1,6 +1,7 @@
 """From records to batches of views: `batches` for the trainer, `views` for a user's own tf.data.
 
-`labelled` is for classifiers, `central` for encoders at rest, `first` for a look. A task is a function of (record, seed) that gives views.
+`labelled` is for classifiers, `central` for encoders at rest, `first` for a look. A task is a function of
+(record, seed) that gives views.
 """
 
 import tensorflow as tf

@@ -79,7 +79,7 @@ def resnet(
 
 
 def maps(backbone):
-    """A model of a ResNet's own layers: images (N, H, W, 3) -> its last maps (N, h, w, C), of which features are means.
+    """A model of a ResNet's own layers: images (N, H, W, 3) -> its last maps (N, h, w, C); features are their means.
 
     Raises:
       ValueError: it is none of this package's.
