@@ -77,9 +77,9 @@ class Colorize(Reconstruction):
         return images, colors(images, self.preprocessing)
 
     def loss_of(self, told, images, of_images):
-        near, shares = nearest_classes(of_images)  # n x s x s x 5 each
+        near, shares = nearest_classes(tf.cast(of_images, told.dtype))  # n x s x s x 5 each
         log_told = tf.gather(tf.nn.log_softmax(told), near, batch_dims=3)
-        losses = -tf.reduce_sum(tf.cast(shares, told.dtype) * log_told, axis=3)
+        losses = -tf.reduce_sum(shares * log_told, axis=3)
         weights = tf.gather(self.weights_of_classes.value, near[..., 0])
         colored = tf.reduce_any(tf.abs(of_images) > COLORLESS, axis=(1, 2, 3))
         return tf.reduce_mean(weights * losses, axis=(1, 2)) * tf.cast(colored, told.dtype)
@@ -117,7 +117,7 @@ def class_weights(counts, rebalance):
 
     p: the shares of the classes, smoothed by a Gaussian over a and b.
     """
-    centers = classes()
+    centers = classes().astype(np.float64)
     squares = ((centers[:, np.newaxis] - centers[np.newaxis]) ** 2).sum(axis=2)
     kernel = np.exp(-squares / (2 * SIGMA**2))
     smoothed = (kernel / kernel.sum(axis=0)) @ (counts / counts.sum())

@@ -55,5 +55,5 @@ def regions(noise, side, share):
     heights = tf.image.resize(noise, (side, side))
     flat = tf.reshape(heights, (-1, side * side))
     count = min(max(1, round(share * side * side)), side * side - 1)
-    lowest = tf.math.top_k(flat, count).values[:, -1]  # of those that are missing
-    return tf.cast(heights >= lowest[:, tf.newaxis, tf.newaxis, tf.newaxis], noise.dtype)
+    ranks = tf.argsort(tf.argsort(flat, direction="DESCENDING", stable=True))  # no two alike, as heights may be
+    return tf.reshape(tf.cast(ranks < count, noise.dtype), (-1, side, side, 1))
