@@ -6,14 +6,21 @@ Each point of a study is a run in a folder of its own under --runs, named after 
 those of --base. Give another base another --runs and --output. Interrupted, it goes on; finished points, also those of
 other studies and those that stand in a CSV of --output, are not run again. A study ends with
 <study>.csv, <study>.png and a sentence on the papers' orderings.
+
+    python -m benchmarks.ablate --study=pretext --epochs=6 --runs=runs/pretext
+
+compares pretext tasks at equal numbers of images, and then at equal wall time: as many epochs as fit into the time
+that the first point took. A linear probe and fine-tuning on a tenth of the labels judge beside kNN.
 """
 
 import concurrent.futures
 import csv
 import dataclasses
+import json
 import math
 import os
 import queue
+import re
 import statistics
 import subprocess
 import sys
@@ -25,7 +32,12 @@ from moco_tf import command, config, run_folder
 REPOSITORY = Path(__file__).parent.parent
 COLUMNS = (
     "series", "x", "flags", "epochs", "seed", "knn_top1", "untrained_knn_top1", "loss", "contrast_top1", "feature_std",
+    "seconds", "probe_top1", "finetune_top1",
 )  # fmt: skip
+JUDGES = {  # what judges an encoder beside kNN, in studies that ask for it
+    "probe_top1": ("moco_tf.evaluate.linear_probe",),
+    "finetune_top1": ("moco_tf.evaluate.finetune", "--labels=10", "--epochs=20"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +56,9 @@ class Study:
     points: tuple
     orderings: tuple  # ((series, x), (series, x)): by the paper, the first is better than the second
     source: str  # of the paper's figures, and what they are
+    base: str = "configs/ablate.flags"
+    judged: bool = False  # by JUDGES, too
+    at_equal_time: bool = False  # once more, with other numbers of epochs
 
 
 SIZES = ("128", "512", "1024", "4096")
@@ -163,13 +178,43 @@ STUDIES = {
 }
 
 
+IMAGES, TIME = "equal images", "equal time"  # series of the study of tasks
+PLAIN = {"augment": "flip", "lr": "0.05"}
+TASKS = {  # flags of each that differ from the base's, and MoCo's table 1 (linear probe on ImageNet, R50 or wider)
+    "crops": ({}, "60.6"),
+    "patches": ({"pretext": "patches"}, ""),
+    "labels": ({"pretext": "labels"}, ""),
+    "cmc": ({"pretext": "cmc", "head": "mlp"}, "64.1"),
+    "cpc": ({"pretext": "cpc", "optimizer": "adamw", "lr": "0.001", "dim": "64", "hidden_dim": "64"}, "48.7"),
+    "rotation": ({"pretext": "rotation"} | PLAIN, "55.4"),
+    "position": ({"pretext": "position", "lr": "0.05"}, "51.4"),
+    "jigsaw": ({"pretext": "jigsaw", "lr": "0.05"}, "44.6"),
+    "colorize": ({"pretext": "colorize"} | PLAIN, "39.6"),
+    "denoise": ({"pretext": "denoise"} | PLAIN, ""),
+    "inpaint": ({"pretext": "inpaint"} | PLAIN, ""),
+    "exemplar": ({"pretext": "exemplar", "lr": "0.05"}, "46.0"),
+    "cluster": ({"pretext": "cluster", "lr": "0.05"}, "48.4"),
+}
+STUDIES["pretext"] = Study(
+    axis="pretext task",
+    points=tuple(Point(IMAGES, task, flags, paper) for task, (flags, paper) in TASKS.items()),
+    orderings=tuple(
+        ((IMAGES, "crops"), (IMAGES, task)) for task in TASKS if TASKS[task][1] and task not in ("crops", "cmc")
+    ),
+    source="MoCo, table 1: linear probe on ImageNet; MoCo and CPC a ResNet-50, others wider ones, CMC two of them",
+    base="configs/pretext.flags",
+    judged=True,
+    at_equal_time=True,
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     study: str = command.flag("mechanism", "Which ablation.", choices=tuple(STUDIES))
     seeds: tuple[int, ...] = command.flag((0, 1), "Each point is run with each of these seeds, in their order.")
     epochs: int = command.flag(4, "Passes over the 10,000 images in each run.")
     jobs: int = command.flag(1, "Runs side by side, each on its share of the cores.")
-    base: str = command.flag("configs/ablate.flags", "Flag file of what all points have in common.", path=True)
+    base: str = command.flag("", "Flag file of what all points have in common; '': the study's own.", path=True)
     runs: str = command.flag("runs/ablate", "Folder of the runs.", path=True)
     output: str = command.flag("docs/results/ablations", "Folder of the CSV files and plots.", path=True)
 
@@ -191,9 +236,28 @@ def _parse(arguments):
 
 def ablate(settings):
     """Runs what of a study is missing, then writes its files; returns the process's exit status."""
-    study = at_rate(STUDIES[settings.study], config.read(REPOSITORY / settings.base).lr)
+    study = STUDIES[settings.study]
+    settings = dataclasses.replace(settings, base=settings.base or study.base)
+    if study.base == STUDIES["mechanism"].base:
+        study = at_rate(study, config.read(REPOSITORY / settings.base).lr)
     file = Path(settings.output, f"{settings.study}.csv")
     known = recorded(Path(settings.output))
+    failures = run_missing(settings, study, known, file)
+    if study.at_equal_time:
+        study = at_equal_time(study, known, settings.epochs)
+        failures += run_missing(settings, study, known, file)
+    if write(file, study, known):
+        means = summary(study, known, settings.epochs)
+        plot(settings.study, study, means, file.with_suffix(".png"))
+        print(f"{file}\n{file.with_suffix('.png')}")
+        print(f"{table(study, means)}\nThe paper's figures: {study.source}.\n{verdict(study, means)}")
+        if study.judged:
+            print(judged_table(study, known, settings.epochs))
+    return 1 if failures else 0
+
+
+def run_missing(settings, study, known, file):
+    """Runs the points of a study that are not `known`, which then are, and writes the file; how many failed."""
     missing = [(seed, flags) for seed in settings.seeds for flags in _distinct(study)]
     missing = [(seed, flags) for seed, flags in missing if (flags, settings.epochs, seed) not in known]
     print(f"{settings.study}: {len(missing)} runs to do of {len(_distinct(study)) * len(settings.seeds)}", flush=True)
@@ -225,12 +289,26 @@ def ablate(settings):
         except KeyboardInterrupt:  # the runs have got the signal too, and save
             pool.shutdown(cancel_futures=True)
             raise
-    if write(file, study, known):
-        means = summary(study, known, settings.epochs)
-        plot(settings.study, study, means, file.with_suffix(".png"))
-        print(f"{file}\n{file.with_suffix('.png')}")
-        print(f"{table(study, means)}\nThe paper's figures: {study.source}.\n{verdict(study, means)}")
-    return 1 if failures else 0
+    return failures
+
+
+def at_equal_time(study, known, epochs):
+    """The study, and each point once more with as many epochs as fit into the first point's time.
+
+    A point whose time in `epochs` passes is not known yet is left out.
+    """
+
+    def seconds(point):
+        found = [known[key]["seconds"] for key in known if key[:2] == (name(point.flags), epochs)]
+        return statistics.mean(map(float, filter(None, found))) if any(found) else None
+
+    first, more = seconds(study.points[0]), []
+    for point in study.points:
+        if own := seconds(point):
+            flags = point.flags | {"epochs": f"{max(1, round(epochs * first / own))}"}
+            flags = point.flags if flags["epochs"] == str(epochs) else flags
+            more.append(dataclasses.replace(point, series=TIME, flags=flags))
+    return dataclasses.replace(study, points=(*study.points, *more))
 
 
 def at_rate(study, rate):
@@ -254,14 +332,21 @@ def _distinct(study):
 
 def run(settings, seed, flags, cores):
     """Trains a point on some cores; returns (its figures, or None if it failed, what to say of it)."""
+    epochs = next((int(f.partition("=")[2]) for f in flags.split() if f.startswith("--epochs=")), settings.epochs)
     folder = Path(settings.runs, f"{flags.replace('--', '').replace(' ', ',') or 'base'},{settings.epochs},{seed}")
-    drops = f"{round(0.6 * settings.epochs)},{round(0.8 * settings.epochs)}"  # as v1's 120 and 160 of 200
-    arguments = [f"--flagfile={REPOSITORY / settings.base}", f"--epochs={settings.epochs}", f"--seed={seed}"]
-    arguments += [f"--knn_every={settings.epochs}", f"--lr_drops={drops}", *flags.split(), f"--run_dir={folder}"]
+    drops = f"{round(0.6 * epochs)},{round(0.8 * epochs)}"  # as v1's 120 and 160 of 200
+    arguments = [f"--flagfile={REPOSITORY / settings.base}", f"--epochs={epochs}", f"--seed={seed}"]
+    arguments += [f"--knn_every={epochs}", f"--lr_drops={drops}", *flags.split(), f"--run_dir={folder}"]
     begun = time.monotonic()
-    if figures(folder, settings.epochs) is None:
+    commands = [] if figures(folder, epochs) else [("moco_tf.train", *arguments)]
+    if STUDIES[settings.study].judged:
+        for column, judge in JUDGES.items():
+            output = folder / column
+            if not (output / "summary.json").exists():
+                commands.append((*judge, f"--encoder={folder}", f"--seed={seed}", f"--output={output}"))
+    for words in commands:
         done = subprocess.run(
-            [sys.executable, "-m", "moco_tf.train", *arguments],
+            [sys.executable, "-m", *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -270,12 +355,12 @@ def run(settings, seed, flags, cores):
         )
         if done.returncode:
             return None, f"failed: {(done.stdout.splitlines() or ['without a word'])[-1]}"
-    found = figures(folder, settings.epochs)
+    found = figures(folder, epochs)
     return found, f"kNN {float(found['knn_top1']):.1f} %, {time.monotonic() - begun:.0f} s"
 
 
 def figures(folder, epochs):
-    """A finished run's last row, as columns of the CSV; None if it is not finished."""
+    """A finished run's last row, as columns of the CSV, with what its judges say; None if it is not finished."""
     try:
         with open(folder / "metrics.csv", newline="") as file:
             row = list(csv.DictReader(file))[-1]
@@ -284,8 +369,15 @@ def figures(folder, epochs):
         return None
     if int(row["epoch"]) != epochs or not row["knn_top1"]:
         return None
-    kept = {column: row[column] for column in ("knn_top1", "loss", "contrast_top1", "feature_std")}
-    return kept | {"untrained_knn_top1": repr(baselines["untrained"])}
+    kept = {column: row.get(column, "") for column in ("knn_top1", "loss", "contrast_top1", "feature_std")}
+    for column in JUDGES:
+        summary = folder / column / "summary.json"
+        kept[column] = repr(json.loads(summary.read_text())["top1"]) if summary.exists() else ""
+    times = re.findall(
+        r"steps ([\d.]+), waiting for images ([\d.]+).*other ([\d.]+)", (folder / "train.log").read_text()
+    )
+    seconds = f"{sum(float(part) for parts in times for part in parts):.1f}"  # without start, evaluation and saving
+    return kept | {"untrained_knn_top1": repr(baselines["untrained"]), "seconds": seconds}
 
 
 def recorded(output):
@@ -297,7 +389,7 @@ def recorded(output):
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
                 key = row["flags"], int(row["epochs"]), int(row["seed"])
-                known[key] = {column: row[column] for column in COLUMNS[5:]}
+                known[key] = {column: row.get(column) or "" for column in COLUMNS[5:]}  # older files have fewer
     return known
 
 
@@ -338,6 +430,22 @@ def table(study, values):
         if seeds := values.get((point.series, point.x)):
             each = ", ".join(f"{value:.1f}" for value in seeds)
             lines.append(f"| {point.series} | {point.x} | {statistics.mean(seeds):.1f} | {each} | {point.paper} |")
+    return "\n".join(lines)
+
+
+def judged_table(study, known, epochs):
+    """Lines of Markdown: each point's means and half spreads, by all judges, and how long training took."""
+    columns = ("untrained_knn_top1", "knn_top1", *JUDGES, "seconds")
+    lines = [f"| | {study.axis} | untrained kNN | kNN | probe | fine-tuned | seconds | seeds |", "|---" * 8 + "|"]
+    for point in study.points:
+        rows = [known[key] for key in sorted(known) if key[:2] == (name(point.flags), epochs)]
+        cells = []
+        for column in columns if rows else ():
+            found = [float(row[column]) for row in rows if row[column]]
+            spread = f" ± {(max(found) - min(found)) / 2:.1f}" if len(found) > 1 and column != "seconds" else ""
+            cells.append(f"{statistics.mean(found):.1f}{spread}" if found else "")
+        if rows:
+            lines.append("| " + " | ".join([point.series, point.x, *cells, str(len(rows))]) + " |")
     return "\n".join(lines)
 
 
