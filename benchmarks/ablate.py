@@ -241,7 +241,7 @@ def ablate(settings):
     if study.base == STUDIES["mechanism"].base:
         study = at_rate(study, config.read(REPOSITORY / settings.base).lr)
     file = Path(settings.output, f"{settings.study}.csv")
-    known = recorded(Path(settings.output))
+    known = recorded(Path(settings.output), study.base)
     failures = run_missing(settings, study, known, file)
     if study.at_equal_time:
         study = at_equal_time(study, known, settings.epochs)
@@ -380,11 +380,11 @@ def figures(folder, epochs):
     return kept | {"untrained_knn_top1": repr(baselines["untrained"]), "seconds": seconds}
 
 
-def recorded(output):
-    """(flags, epochs, seed) -> figures of all points in the CSV files of a folder."""
+def recorded(output, base):
+    """(flags, epochs, seed) -> figures of all points in the CSV files of a folder, of studies with this base."""
     known = {}
     for path in sorted(output.glob("*.csv")):
-        if path.stem not in STUDIES:
+        if path.stem not in STUDIES or STUDIES[path.stem].base != base:
             continue
         with open(path, newline="") as file:
             for row in csv.DictReader(file):

@@ -49,7 +49,7 @@ def test_points_that_stand_in_any_studys_csv_are_not_run_again(tmp_path, monkeyp
     momentum = ablate.STUDIES["momentum"]
     values = known({ablate.name(point.flags): [40.0 + i, 41.0] for i, point in enumerate(momentum.points)})
     ablate.write(tmp_path / "momentum.csv", momentum, values)
-    assert ablate.recorded(tmp_path) == values
+    assert ablate.recorded(tmp_path, momentum.base) == values
     asked = []
 
     def run(settings, seed, flags, cores):
