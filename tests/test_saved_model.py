@@ -125,7 +125,7 @@ def c_api(path, model, cases, folder):
     proto = _meta_graph(path)
     runs = [
         {
-            "input": proto.signature_def[signature].inputs["images"].name,
+            "input": next(iter(proto.signature_def[signature].inputs.values())).name,
             "outputs": {name: info.name for name, info in proto.signature_def[signature].outputs.items()},
         }
         for signature, _, _ in cases
