@@ -117,14 +117,8 @@ def records(source, options):
 
 def kinds(inputs, options):
     """What the crops are, query first: an `augment.View` each."""
-    from moco_tf.data import augment
-
-    if options.augment == "flip":
-        view = augment.View(crop_scale=(options.crop_min or 0.2, 1.0), steps=("flip",))
-    else:
-        recipe = augment.RECIPES[options.augment](inputs.image_size, crop_min=options.crop_min or None)
-        steps = tuple(step for step in recipe.query.steps if step != "grayscale")
-        view = dataclasses.replace(recipe.query, steps=steps)
+    view = crops.recipe(inputs, options).query
+    view = dataclasses.replace(view, steps=tuple(step for step in view.steps if step != "grayscale"))
     return (view,) * number_of_crops(options)
 
 
