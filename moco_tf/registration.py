@@ -24,6 +24,9 @@ CLASSES = {
     "GreyPatches": "moco_tf.encoders.patch_grid",
     "Halves": "moco_tf.encoders.heads",
     "LARS": "moco_tf.optimizers",
+    "MAE": "moco_tf.methods.mae",
+    "MAEMoCo": "moco_tf.methods.mae_moco",
+    "MaskTokens": "moco_tf.encoders.decoders",
     "MeanOverGrid": "moco_tf.encoders.patch_grid",
     "MeanOverWords": "moco_tf.encoders.text",
     "MemoryBank": "moco_tf.methods.memory_bank",
@@ -35,6 +38,7 @@ CLASSES = {
     "SGD": "moco_tf.optimizers",
     "SimCSE": "moco_tf.methods.simcse",
     "Tokens": "moco_tf.encoders.vit",
+    "WithoutClassToken": "moco_tf.encoders.decoders",
 }
 
 

@@ -80,6 +80,13 @@ def encoder_of_text(backbone, shape):
     return keras.Model(inputs, {"features": features, "projection": projection})
 
 
+def encoder_without_head(backbone, image_shape):
+    """A functional model of images -> {"features": (N, C), "projection": (N, C)}, which are the same."""
+    inputs = keras.Input(image_shape)
+    features = backbone(inputs)
+    return keras.Model(inputs, {"features": features, "projection": layers.Identity(name="no_head")(features)})
+
+
 @keras.saving.register_keras_serializable("moco_tf")
 class Halves(keras.layers.Layer):
     """Two parts of the last axis: (..., D) -> (..., `first`) and (..., D - `first`)."""
