@@ -60,9 +60,10 @@ class Task:
         "crops",
         "Pretext task: crops, two random views of an image (the papers'); siblings, several pictures of one thing; "
         "patches, quarters of a view against whole ones (Fast-MoCo); labels, images of one class (SupCon); cmc, "
-        "luminance and colour (CMC); cpc, a patch from those above it (CPC); simcse, sentences (SimCSE); the classic "
-        "ones, rotation, position and jigsaw of tiles, colorize, denoise, inpaint, exemplar, cluster; or a module of "
-        "your own by its dotted path (docs/pretext.md has an example).",
+        "luminance and colour (CMC); cpc, a patch from those above it (CPC); simcse, sentences (SimCSE); mae, "
+        "hidden patches from visible ones (MAE); mae_moco, that beside MoCo v3's contrast; the classic ones, "
+        "rotation, position and jigsaw of tiles, colorize, denoise, inpaint, exemplar, cluster; or a module of your "
+        "own by its dotted path (docs/pretext.md has an example).",
     )
 
 

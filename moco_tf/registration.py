@@ -31,6 +31,9 @@ CLASSES = {
     "Inpaint": "moco_tf.methods.inpaint",
     "Jigsaw": "moco_tf.methods.jigsaw",
     "LARS": "moco_tf.optimizers",
+    "MAE": "moco_tf.methods.mae",
+    "MAEMoCo": "moco_tf.methods.mae_moco",
+    "MaskTokens": "moco_tf.encoders.decoders",
     "MeanOverGrid": "moco_tf.encoders.patch_grid",
     "MeanOverWords": "moco_tf.encoders.text",
     "MemoryBank": "moco_tf.methods.memory_bank",
@@ -45,6 +48,7 @@ CLASSES = {
     "SimCSE": "moco_tf.methods.simcse",
     "Tokens": "moco_tf.encoders.vit",
     "Triplets": "moco_tf.methods.exemplar",
+    "WithoutClassToken": "moco_tf.encoders.decoders",
 }
 
 

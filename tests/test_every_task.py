@@ -1,5 +1,6 @@
 """What holds for every pretext task of the package, named once: it goes on bit for bit, and its encoder is served."""
 
+import functools
 import json
 import pkgutil
 
@@ -14,6 +15,7 @@ from test_views_on import write
 import moco_tf
 from moco_tf import build, pretext
 from moco_tf import config as config_lib
+from moco_tf.encoders import vit
 from moco_tf.evaluate import finetune, knn
 from moco_tf.serving import export
 from moco_tf.train import main
@@ -37,6 +39,12 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _a_small_transformer(monkeypatch):
+    """Twelve blocks take a minute to trace."""
+    monkeypatch.setattr(vit, "vit_tiny", functools.partial(vit.vit, 8, 2, 2))
+
+
 def of_text(task):
     return build.inputs(config_lib.parse([f"--pretext={task}"])).unit == "sentences"
 
@@ -49,6 +57,8 @@ def flags(task, data):
     more = ["--augment=cifar"] if "augment" in wanted else []
     more += ["--image_size=18"] if "tile_size" in wanted else []  # nine tiles
     more += ["--clusters=4"] if "clusters" in wanted else []
+    if "arch" in wanted:  # takes ViTs alone
+        more += ["--arch=vit_tiny", "--patch_size=4", "--hidden_dim=16"]
     return [f"--pretext={task}", f"--dataset={data / 'images'}", *own, *more]
 
 

@@ -8,8 +8,8 @@ from keras import layers
 
 import moco_tf
 from moco_tf.encoders import BatchNorm, heads, vit
+from moco_tf.methods import some_patches
 from moco_tf.methods.losses import in_batch
-from moco_tf.methods.moco_v3 import encoder_of_some_patches
 
 SIZE, BATCH = 8, 6
 
@@ -103,7 +103,7 @@ def test_a_frozen_patch_projection_stays_as_it_was_drawn_and_the_rest_learns():
 def test_queries_may_see_the_class_token_and_a_random_part_of_the_patches():
     model = moco(tiny_vit, head="vit")
     ((one, _),) = views(1)
-    found = encoder_of_some_patches(model.query_encoder, 0.5)(one, seed=(3, 7))
+    found = some_patches.encoder_of(model.query_encoder, 0.5)(one, seed=(3, 7))
     places = vit.patches_kept(BATCH, 4, 2, (3, 7)).numpy()
     assert all(len(set(row)) == 2 for row in places) and len({frozenset(row) for row in places}) > 1
 
@@ -116,16 +116,18 @@ def test_queries_may_see_the_class_token_and_a_random_part_of_the_patches():
             y = layer(f"blocks.0.{step}")(y)
         x = x + y
     features = layer("norm")(x[:, 0])
-    np.testing.assert_allclose(found, heads.projection(model.query_encoder)(features, training=True), atol=1e-5)
+    projection = heads.projection(model.query_encoder)(features, training=True)
+    np.testing.assert_allclose(found.projection, projection, atol=1e-5)
+    np.testing.assert_allclose(found.tokens, layer("norm")(x), atol=1e-5)
+    np.testing.assert_array_equal(found.kept, places)
 
 
 def test_with_all_patches_in_any_order_a_vit_computes_what_it_does():
     model = moco(tiny_vit, head="vit")
     ((one, _),) = views(1)
     expected = model.query_encoder(one, training=True)["projection"]
-    np.testing.assert_allclose(
-        encoder_of_some_patches(model.query_encoder, 1.0)(one, seed=(0, 0)), expected, atol=1e-4
-    )
+    found = some_patches.encoder_of(model.query_encoder, 1.0)(one, seed=(0, 0)).projection
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_patches_are_left_out_of_vits_only():

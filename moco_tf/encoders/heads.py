@@ -52,12 +52,6 @@ def encoder(backbone, image_shape, head, dim, hidden_dim=None):
     return keras.Model(inputs, {"features": features, "projection": projection})
 
 
-def encoder_without_head(backbone, image_shape):
-    """A functional model of images -> {"features" (N, D)}: what is put on the backbone stays apart from it."""
-    inputs = keras.Input(image_shape)
-    return keras.Model(inputs, {"features": backbone(inputs)})
-
-
 def classifier(width, classes, hidden_dim=None):
     """A functional model of (N, width) -> logits (N, classes): linear, or with a hidden layer, BN and ReLU before.
 
@@ -96,6 +90,13 @@ def encoder_of_text(backbone, shape):
     features = backbone(inputs)
     projection = layers.Dense(features.shape[-1], activation="tanh", name="fc")(features)
     return keras.Model(inputs, {"features": features, "projection": projection})
+
+
+def encoder_without_head(backbone, image_shape):
+    """A functional model of images -> {"features": (N, C), "projection": (N, C)}, which are the same."""
+    inputs = keras.Input(image_shape)
+    features = backbone(inputs)
+    return keras.Model(inputs, {"features": features, "projection": layers.Identity(name="no_head")(features)})
 
 
 @keras.saving.register_keras_serializable("moco_tf")

@@ -47,20 +47,30 @@ def vit(dim, depth, heads, *, image_size=224, patch_size=16, freeze_patch=True, 
     x = layers.Reshape((side * side, dim), name="patch_embed.flatten")(x)
     x = Tokens(side, name="tokens")(x)  # N x T x D
     for index in range(depth):
-        name = f"blocks.{index}"
-        y = _layer_norm(x, f"{name}.norm1")
-        # Q, K and V are three square matrices in one: each has its own fans.
-        y = layers.Dense(3 * dim, kernel_initializer=_uniform(2 * dim), name=f"{name}.attn.qkv")(y)
-        y = Attention(heads, name=f"{name}.attn.heads")(y)
-        y = layers.Dense(dim, name=f"{name}.attn.proj")(y)  # Keras' default is xavier-uniform, biases 0
-        x = layers.Add(name=f"{name}.add1")([x, y])
-        y = _layer_norm(x, f"{name}.norm2")
-        y = layers.Dense(mlp_ratio * dim, name=f"{name}.mlp.fc1")(y)
-        y = Gelu(name=f"{name}.mlp.act")(y)
-        y = layers.Dense(dim, name=f"{name}.mlp.fc2")(y)
-        x = layers.Add(name=f"{name}.add2")([x, y])
+        x = block(x, heads, mlp_ratio, f"blocks.{index}")
     # LayerNorm works token by token: the class token's is all that is needed.
-    return keras.Model(inputs, _layer_norm(ClassToken(name="class_token")(x), "norm"))
+    return keras.Model(inputs, layer_norm(ClassToken(name="class_token")(x), "norm"))
+
+
+def block(x, heads, mlp_ratio, name):
+    """Attention and an MLP on tokens (N, T, D), each after a LayerNorm and around a shortcut."""
+    dim = x.shape[-1]
+    y = layer_norm(x, f"{name}.norm1")
+    # Q, K and V are three square matrices in one: each has its own fans.
+    y = layers.Dense(3 * dim, kernel_initializer=_uniform(2 * dim), name=f"{name}.attn.qkv")(y)
+    y = Attention(heads, name=f"{name}.attn.heads")(y)
+    y = layers.Dense(dim, name=f"{name}.attn.proj")(y)  # Keras' default is xavier-uniform, biases 0
+    x = layers.Add(name=f"{name}.add1")([x, y])
+    y = layer_norm(x, f"{name}.norm2")
+    y = layers.Dense(mlp_ratio * dim, name=f"{name}.mlp.fc1")(y)
+    y = Gelu(name=f"{name}.mlp.act")(y)
+    y = layers.Dense(dim, name=f"{name}.mlp.fc2")(y)
+    return layers.Add(name=f"{name}.add2")([x, y])
+
+
+def layer_norm(x, name):
+    """LayerNorm over the last axis, with timm's epsilon."""
+    return layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name=name)(x)
 
 
 def parts(backbone, patches):
@@ -72,13 +82,18 @@ def parts(backbone, patches):
 
     Returns:
       Two functional models of the backbone's own layers: images (N, H, W, 3) -> tokens (N, T, D), and
-      tokens (N, 1 + M, D) -> features (N, D).
+      tokens (N, 1 + M, D) -> {"features": (N, D), "tokens": (N, 1 + M, D)}, both after the last LayerNorm.
     """
-    tokens = backbone.get_layer("tokens").output
+    tokens, last = backbone.get_layer("tokens").output, backbone.get_layer("class_token").input
     some = keras.Input((1 + patches, tokens.shape[-1]))
-    blocks = keras.Model(tokens, backbone.output)
-    blocks = keras.models.clone_model(blocks, input_tensors=some, clone_function=lambda layer: layer)
-    return keras.Model(backbone.input, tokens), blocks
+    blocks = keras.models.clone_model(
+        keras.Model(tokens, last), input_tensors=some, clone_function=lambda layer: layer
+    )
+    norm = backbone.get_layer("norm")
+    features = norm(backbone.get_layer("class_token")(blocks.output))
+    return keras.Model(backbone.input, tokens), keras.Model(
+        some, {"features": features, "tokens": norm(blocks.output)}
+    )
 
 
 def patches_kept(rows, patches, kept, seed):
@@ -179,10 +194,6 @@ class ClassToken(keras.layers.Layer):
 
     def call(self, tokens):
         return tokens[:, 0]
-
-
-def _layer_norm(x, name):
-    return layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name=name)(x)
 
 
 def _uniform(fans):

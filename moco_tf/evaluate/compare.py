@@ -95,7 +95,7 @@ def _encoders(settings, supervised):
     model = build.trained(settings.encoder)
     yield "pre-trained", frozen.of_model(model)
     classifier = keras.models.load_model(files.for_tensorflow(supervised / "model.keras"), compile=False)
-    backbone = keras.Model(classifier.input, classifier.get_layer("norm").input)
+    backbone = keras.Model(classifier.input, classifier.layers[-2].input)  # what its normalisation takes
     yield "supervised", frozen.of_model(backbone, model.preprocessing)
 
 

@@ -160,7 +160,7 @@ def network(settings, classes):
     start = keras.initializers.RandomNormal(stddev=0.01, seed=settings.seed)
     with build.precision("bfloat16" if config.precision == "bfloat16" else "float32"):  # float16 would need its scale
         trunk = build.backbone(config)
-        features = BatchNorm(affine=False, name="norm")(trunk.output)
+        features = BatchNorm(affine=False, name="head_norm")(trunk.output)  # a ViT has a "norm"
         logits = keras.layers.Dense(classes, kernel_initializer=start, dtype="float32", name="fc")(features)
     if pretrained:
         copy_weights(pretrained, trunk)

@@ -36,7 +36,7 @@ class Classification(Pretrainer):
       bn_groups, preprocessing, seed: as in `MoCo`.
 
     Attributes:
-      query_encoder: a model of normalised images -> {"features" (N, D)}.
+      query_encoder: a model of normalised images -> {"features", "projection"}, (N, D), which are the same.
       classifier: a model of questions (N, asked D) -> logits (N, A), left out when images are encoded.
     """
 
@@ -90,11 +90,6 @@ class Classification(Pretrainer):
     def weights_of(self, batch):
         """What each image's loss counts for, (n,) or 1; 1 on average."""
         return 1.0
-
-    def encode(self, images):
-        """Features, and as embeddings the same of unit length: the classifier is of no use afterwards."""
-        features = self.query_encoder(images, training=False)["features"]
-        return {"features": features, "embedding": unit_length(features)}
 
     def get_config(self):
         return super().get_config() | {

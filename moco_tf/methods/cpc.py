@@ -24,7 +24,7 @@ from moco_tf.methods import backbones
 from moco_tf.methods.dictionary import look_up
 from moco_tf.methods.ema import ema_update, rise_steps
 from moco_tf.methods.flags import FRAMES
-from moco_tf.methods.losses import unit_length
+from moco_tf.methods.losses import full, unit_length
 from moco_tf.methods.pretrainer import Spread
 from moco_tf.methods.queue import Queue
 from moco_tf.methods.queue_frame import QueueFrame
@@ -176,7 +176,7 @@ class CPC(QueueFrame):
             for index, rows in enumerate(self.ahead):
                 queries = tf.reshape(predicted[:, :-rows, :, index], (-1, predicted.shape[-1]))
                 if in_batch:
-                    logits = SCALE * tf.matmul(_full(queries), _full(keys), transpose_b=True)
+                    logits = SCALE * tf.matmul(full(queries), full(keys), transpose_b=True)
                 else:
                     queries = unit_length(self._targets(self.query_encoder, queries))
                     logits = tf.matmul(queries, keys, transpose_b=True) / self.temperature
@@ -214,8 +214,3 @@ class CPC(QueueFrame):
 
 def _listed(outputs):
     return outputs if isinstance(outputs, list) else [outputs]
-
-
-def _full(values):
-    """In at least float32."""
-    return tf.cast(values, tf.float32) if values.dtype in (tf.float16, tf.bfloat16) else values

@@ -291,6 +291,9 @@ def batch_info_nce(queries, keys, labels, temperature, itself=None):
 
 def unit_length(vectors):
     """Scales each row of (N, C) to length 1, in at least float32."""
-    if vectors.dtype in (tf.float16, tf.bfloat16):
-        vectors = tf.cast(vectors, tf.float32)
-    return tf.math.l2_normalize(vectors, axis=1)
+    return tf.math.l2_normalize(full(vectors), axis=1)
+
+
+def full(values):
+    """Values in at least float32."""
+    return tf.cast(values, tf.float32) if values.dtype in (tf.float16, tf.bfloat16) else values

@@ -10,8 +10,8 @@ import keras
 import tensorflow as tf
 
 from moco_tf import encoders, replicas
-from moco_tf.encoders import heads, vit
-from moco_tf.methods import backbones, batch_norms
+from moco_tf.encoders import heads
+from moco_tf.methods import backbones, batch_norms, some_patches
 from moco_tf.methods.ema import cosine_momentum, ema_update, rise_steps
 from moco_tf.methods.keras_internals import layers_of
 from moco_tf.methods.losses import in_batch, together, unit_length
@@ -112,7 +112,7 @@ class MoCoV3(Pretrainer):
         for part in (self.query_encoder, self.key_encoder, self.predictor):
             batch_norms.synchronize(part)
         if token_dropout:
-            self.encode_some = encoder_of_some_patches(self.query_encoder, 1 - token_dropout)
+            self.encode_some = some_patches.encoder_of(self.query_encoder, 1 - token_dropout)
 
     def prepare(self, batch, training=True):
         """Moves the momentum encoder and encodes the keys of both views: two, each N x C of the global batch."""
@@ -126,8 +126,13 @@ class MoCoV3(Pretrainer):
 
         Each view has a forward pass, and so BN statistics, of its own.
         """
-        q1, q2 = (self._queries(view, place, training) for place, view in enumerate(batch["views"]))  # n x C each
-        k1, k2 = context
+        projections = [self._projection(view, place, training) for place, view in enumerate(batch["views"])]
+        return self._contrast(projections, context, training)
+
+    def _contrast(self, projections, keys, training):
+        """The symmetrised loss of the query encoder's projections (n, C) of both views."""
+        q1, q2 = (unit_length(self.predictor(each, training=training)) for each in projections)  # n x C each
+        k1, k2 = keys
         labels = replicas.own(tf.range(tf.shape(k1)[0]))  # n: replica r's images are rows r * n to (r + 1) * n
         contrasts = [in_batch(q1, k2, labels, self.temperature), in_batch(q2, k1, labels, self.temperature)]
         return together(contrasts, times=2)
@@ -151,12 +156,11 @@ class MoCoV3(Pretrainer):
     def _momentum(self):
         return cosine_momentum(self.momentum, self.step.value, self.momentum_rise_steps)
 
-    def _queries(self, view, place, training):
+    def _projection(self, view, place, training):
+        """The query encoder's projection (n, C) of the first or second view: `place` 0 or 1."""
         if self.token_dropout and training:
-            projection = self.encode_some(view, seed=(self.seed, 2 * self.step.value + place))
-        else:
-            projection = self.query_encoder(view, training=training)["projection"]
-        return unit_length(self.predictor(projection, training=training))
+            return self.encode_some(view, (self.seed, 2 * self.step.value + place)).projection
+        return self.query_encoder(view, training=training)["projection"]
 
     def get_config(self):
         return super().get_config() | {
@@ -169,32 +173,6 @@ class MoCoV3(Pretrainer):
             "token_dropout": self.token_dropout,
             "seed": self.seed,
         }
-
-
-def encoder_of_some_patches(encoder, share):
-    """The encoder in training, where its ViT sees the class token and a random `share` of the patches only.
-
-    Returns:
-      A function (images (n, H, W, 3), seed of two integers) -> projections (n, C). Replica r keeps what rows r * n to
-      (r + 1) * n of the global batch would keep.
-    """
-    backbone = heads.trunk(encoder)
-    if "tokens" not in [layer.name for layer in layers_of(backbone)]:
-        raise ValueError(
-            "token_dropout leaves patches out of a ViT of moco_tf.encoders.vit; this backbone has no layer of tokens"
-        )
-    patches = backbone.get_layer("tokens").output.shape[1] - 1
-    kept = max(1, round(share * patches))
-    embed, blocks = vit.parts(backbone, kept)
-    head = heads.projection(encoder)
-
-    def projection(images, seed):
-        tokens = embed(images, training=True)  # n x T x D
-        places = replicas.own(vit.patches_kept(replicas.count() * tf.shape(images)[0], patches, kept, seed))
-        some = tf.gather(tokens, 1 + places, axis=1, batch_dims=1)  # n x M x D
-        return head(blocks(tf.concat([tokens[:, :1], some], axis=1), training=True), training=True)
-
-    return projection
 
 
 def end_blocks(backbone):

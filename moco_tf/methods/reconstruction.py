@@ -36,7 +36,7 @@ class Reconstruction(Pretrainer):
       bn_groups, preprocessing, seed: as in `MoCo`.
 
     Attributes:
-      query_encoder: a model of normalised images -> {"features" (N, D)}, the mean of its last maps.
+      query_encoder: a model of normalised images -> {"features", "projection"}, both the mean (N, D) of its last maps.
       decoder: a model of those maps -> pictures (N, S / shrinks, S / shrinks, C).
     """
 
@@ -80,11 +80,6 @@ class Reconstruction(Pretrainer):
         told = tf.cast(self.decoder(maps, training=training), self.totals.dtype)
         embeddings = unit_length(tf.reduce_mean(tf.cast(maps, told.dtype), axis=(1, 2)))
         return Terms(self.loss_of(told, tf.cast(images, told.dtype), beside), embeddings)
-
-    def encode(self, images):
-        """Features, and as embeddings the same of unit length: there is no head."""
-        features = self.query_encoder(images, training=False)["features"]
-        return {"features": features, "embedding": unit_length(features)}
 
     def get_config(self):
         return super().get_config() | {"bn_groups": self.bn_groups, "seed": self.seed}

@@ -11,6 +11,7 @@ from moco_tf import command
 from moco_tf.command import ConfigError
 from moco_tf.config import flag
 from moco_tf.methods import flags
+from moco_tf.pretext import crops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +74,7 @@ def views(record, seed, inputs, options):
     from moco_tf.data import augment
     from moco_tf.encoders import patch_grid
 
-    view = augment.View(crop_scale=(options.crop_min or 0.2, 1.0), steps=("flip",))
-    crop = augment.random_views(record, seed, (view,), inputs)[0]
+    crop = augment.random_views(record, seed, (crops.flipped(options),), inputs)[0]
     # The crop draws from `seed` itself.
     drawn = tf.random.stateless_uniform(
         (2, options.grid, options.grid), seed + tf.constant([0, 2**62], seed.dtype), alg="philox"

@@ -87,27 +87,38 @@ def views(record, seed, inputs, options):
     return host_part(record, seed, kinds(inputs, options), inputs, options)
 
 
-def kinds(inputs, options):
-    """What the views are, query first: an `augment.View` each."""
-    from moco_tf.data import augment
-
-    recipe = augment.RECIPES[options.augment](inputs.image_size, crop_min=options.crop_min or None)
-    small = dataclasses.replace(
-        recipe.query,
-        size=options.small_size or inputs.image_size // 2,
-        crop_scale=(SMALLEST_CROP, options.small_crop_max),
-    )
-    return (recipe.query, *[recipe.key] * options.positives, *[small] * options.small_views)
-
-
-def plain_kind(inputs, options, leave_out=()):
-    """What a view of a task with `PlainCropping` is, an `augment.View`; leave_out: steps that no recipe may take."""
+def recipe(inputs, options):
+    """The recipe of --augment, whose query and key are an `augment.View` each; of flip, `flipped` for both."""
     from moco_tf.data import augment
 
     if options.augment == "flip":
-        return augment.View(crop_scale=(options.crop_min or 0.2, 1.0), steps=("flip",))
-    recipe = augment.RECIPES[options.augment](inputs.image_size, crop_min=options.crop_min or None)
-    return dataclasses.replace(recipe.query, steps=tuple(s for s in recipe.query.steps if s not in leave_out))
+        view = flipped(options)
+        return augment.InstanceDiscrimination(view, view, inputs)
+    return augment.RECIPES[options.augment](inputs.image_size, crop_min=options.crop_min or None)
+
+
+def flipped(options):
+    """A view that is a crop of 0.2 of the image or more, flipped half of the time, as CMC, CPC and MAE have it."""
+    from moco_tf.data import augment
+
+    return augment.View(crop_scale=(options.crop_min or 0.2, 1.0), steps=("flip",))
+
+
+def kinds(inputs, options):
+    """What the views are, query first: an `augment.View` each."""
+    pair = recipe(inputs, options)
+    small = dataclasses.replace(
+        pair.query,
+        size=options.small_size or inputs.image_size // 2,
+        crop_scale=(SMALLEST_CROP, options.small_crop_max),
+    )
+    return (pair.query, *[pair.key] * options.positives, *[small] * options.small_views)
+
+
+def plain_kind(inputs, options, leave_out=()):
+    """What the view of a task with one is, the query of its recipe less some steps: an `augment.View`."""
+    view = recipe(inputs, options).query
+    return dataclasses.replace(view, steps=tuple(step for step in view.steps if step not in leave_out))
 
 
 def plain_views(record, seed, inputs, options):

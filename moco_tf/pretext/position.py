@@ -12,6 +12,7 @@ from moco_tf import command
 from moco_tf.command import ConfigError
 from moco_tf.config import flag
 from moco_tf.methods import flags
+from moco_tf.pretext import crops
 
 GREY_SHARE = 0.66  # of arXiv:1901.09005
 SMALLEST = 4  # pixels of a tile's side
@@ -67,10 +68,8 @@ def views(record, seed, inputs, options):
     from moco_tf.data import augment
     from moco_tf.encoders import patch_grid
 
-    view = augment.View(
-        crop_scale=(options.crop_min or 0.2, 1.0),
-        steps=("grayscale", "flip"),
-        grayscale_probability=options.grey_share,
+    view = dataclasses.replace(
+        crops.flipped(options), steps=("grayscale", "flip"), grayscale_probability=options.grey_share
     )
     crop = augment.random_views(record, seed, (view,), inputs)[0]
     # The crop draws from `seed` itself.

@@ -1,0 +1,89 @@
+"""Masked autoencoder: tell the hidden patches of an image from the visible ones (MAE, arXiv:2111.06377).
+
+Data: images. Supervision: their own pixels. One crop of an image, flipped half of the time and distorted in no other
+way; a ViT sees a quarter of its patches.
+"""
+
+import dataclasses
+
+from moco_tf import command
+from moco_tf.command import ConfigError
+from moco_tf.config import ARCHITECTURES, flag
+from moco_tf.pretext import crops
+
+UNUSED = ("width", "stem", "dim", "hidden_dim", "temperature", "growing_sizes")
+GREY = 128.0  # of hidden patches in a picture
+
+views, at_once, on_device = crops.plain_views, crops.plain_at_once, crops.plain_on_device
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking(crops.Cropping):
+    """What is hidden, and what tells it."""
+
+    arch: str = flag("vit_small", "A ViT, whose patches can be hidden. MAE: vit_base and larger.", ARCHITECTURES)
+    patch_size: int = flag(16, "Side of the patches, in pixels; --image_size is a multiple of it. MAE: 16.")
+    freeze_patch: bool = flag(
+        False, "Leave the ViT's patch projection as it was drawn; pixels are told better when it learns. MAE: off."
+    )
+    mask_ratio: float = flag(0.75, "Share of the patches that are hidden, drawn anew for each image. MAE: 0.75.")
+    decoder_depth: int = flag(2, "Blocks of the decoder, which is for training alone. MAE: 8.")
+    decoder_width: int = flag(128, "Width of the decoder, a multiple of 32, which each of its heads has. MAE: 512.")
+    norm_targets: bool = flag(
+        True, "Bring the pixels of each patch that is to be told to mean 0 and variance 1. MAE: on in its best."
+    )
+
+    def check(self):
+        if not self.is_vit:
+            raise ConfigError(
+                f"--pretext={self.pretext} hides patches, which a ViT has; got --arch={self.arch}: take "
+                "--arch=vit_tiny, vit_small or vit_base"
+            )
+        command.require(self, 0 < self.mask_ratio < 1, "mask_ratio", "is a share, more than 0 and less than 1")
+        patches = (self.image_size // self.patch_size) ** 2
+        if max(1, round((1 - self.mask_ratio) * patches)) == patches:
+            raise ConfigError(
+                f"--mask_ratio hides at least one of an image's {patches} patches and leaves one; got "
+                f"{self.mask_ratio:g}: take a smaller --patch_size than {self.patch_size}, or another ratio"
+            )
+        command.require(self, self.decoder_depth >= 0, "decoder_depth", "is 0 or more")
+        holds = self.decoder_width > 0 and self.decoder_width % 32 == 0
+        command.require(self, holds, "decoder_width", "is a multiple of 32")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(crops.PlainCropping, Masking):
+    """How the one view of an image is cropped."""
+
+
+def picture(views, inputs, options):
+    """The views as people see them: each crop, below it what the encoder sees of it at step 0 with --seed=0."""
+    from moco_tf.data.inputs.image import sheet
+
+    rows = []
+    for place, view in enumerate(views):
+        images = inputs.denormalize(view)
+        rows += [images, hidden_in_grey(images, options, seed=(0, place))]
+    return sheet(rows)
+
+
+def hidden_in_grey(images, options, seed):
+    """Images (N, S, S, 3) of 0..255 whose hidden patches are grey."""
+    import tensorflow as tf
+
+    from moco_tf.encoders import decoders, vit
+    from moco_tf.methods import some_patches
+
+    size = options.patch_size
+    side = images.shape[1] // size
+    kept = some_patches.number_kept(side**2, 1 - options.mask_ratio)
+    _, hidden = decoders.places(vit.patches_kept(images.shape[0], side**2, kept, seed), side**2)  # N x L
+    hidden = tf.repeat(tf.repeat(tf.reshape(hidden, (-1, side, side, 1)), size, axis=1), size, axis=2)
+    return tf.where(hidden, GREY, images)
+
+
+def model(config, options, inputs, source):
+    """The `MAE` of a run."""
+    from moco_tf.methods import mae
+
+    return mae.model(config, options, inputs, source)
