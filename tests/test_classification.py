@@ -117,7 +117,9 @@ def test_the_loss_is_that_of_a_loop_and_its_gradient_a_numeric_one(kind, float64
         assert (values[0] - values[1]) / 2 == pytest.approx(slope, rel=1e-4, abs=1e-13), variable.path
 
 
-@pytest.mark.parametrize("kind", [Jigsaw, Triplets, pytest.param(Cluster, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", [Jigsaw, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (Triplets, Cluster))]
+)
 def test_replicas_checkpoints_and_keras_files_go_on(kind, tmp_path):
     assert_goes_on(lambda: make(kind), batches, tmp_path)
     assert_replicas_begin_alike(lambda: make(kind), batches)

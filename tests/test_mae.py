@@ -294,7 +294,9 @@ def test_features_are_the_class_token_and_the_embedding_is_of_unit_length():
     np.testing.assert_allclose(found["embedding"], found["features"] / lengths, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind, settings", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(
+    "kind, settings", [KINDS["mae"], pytest.param(*KINDS["mae_moco"], marks=pytest.mark.slow)], ids=KINDS
+)
 def test_replicas_checkpoints_and_keras_files_go_on(kind, settings, tmp_path):
     assert_goes_on(lambda: model(kind, **settings), batches, tmp_path)
     assert_replicas_begin_alike(lambda: model(kind, **settings), batches)
