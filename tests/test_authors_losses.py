@@ -1,4 +1,7 @@
-"""Losses of several positives, CMC and SimCSE are what their authors' programs compute; pretext_losses.json has it."""
+"""Losses of several positives, CMC, SimCSE and MAE are what others' programs compute; pretext_losses.json has it.
+
+Of the first three these are the authors' own.
+"""
 
 import json
 from pathlib import Path
@@ -7,7 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_tf.methods import losses
+from moco_tf.encoders import decoders
+from moco_tf.methods import losses, mae
 from moco_tf.methods.bank import Bank
 
 GOLDEN = json.loads(Path(__file__).with_name("pretext_losses.json").read_text())
@@ -67,3 +71,16 @@ def test_simcse_is_that_of_its_authors_head_and_gradient_included():
         loss = tf.reduce_mean(found.loss)
     assert float(loss) == pytest.approx(golden["loss"], abs=1e-9)
     np.testing.assert_allclose(tape.gradient(loss, features), golden["gradient"], atol=1e-9)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_maes_error_at_hidden_patches_is_that_of_mmselfsup(normalised):
+    golden = GOLDEN["mae"]
+    expected = golden["normalised" if normalised else "plain"]
+    predicted = tf.Variable(golden["predicted"], dtype=tf.float64)
+    _, hidden = decoders.places(tf.constant(golden["kept"]), predicted.shape[1])
+    with tf.GradientTape() as tape:
+        wanted = mae.targets(tf.constant(golden["images"], tf.float64), golden["patch_size"], normalised)
+        loss = tf.reduce_mean(mae.masked_error(predicted, wanted, hidden))
+    assert float(loss) == pytest.approx(expected["loss"], abs=1e-9)
+    np.testing.assert_allclose(tape.gradient(loss, predicted), expected["gradient"], atol=1e-9)

@@ -30,6 +30,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def example():
     (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)
+    assert code.count("\n") < 60  # what a task of one's own costs, with a model and a metric
     return code
 
 
