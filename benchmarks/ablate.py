@@ -319,12 +319,12 @@ def at_equal_time(study, known, epochs):
     """
 
     def seconds(point):
-        found = [known[key]["seconds"] for key in known if key[:2] == (name(point.flags), epochs)]
-        return statistics.mean(map(float, filter(None, found))) if any(found) else None
+        keys = sorted(key for key in known if key[:2] == (name(point.flags), epochs) and known[key]["seconds"])
+        return float(known[keys[0]]["seconds"]) if keys else None  # of the first seed: later ones change no number
 
     first, more = seconds(study.points[0]), []
     for point in study.points:
-        if own := seconds(point):
+        if first and (own := seconds(point)):
             flags = point.flags | {"epochs": f"{max(1, round(epochs * first / own))}"}
             flags = point.flags if flags["epochs"] == str(epochs) else flags
             more.append(dataclasses.replace(point, series=TIME, flags=flags))
@@ -393,10 +393,9 @@ def figures(folder, epochs):
     for column in JUDGES:
         summary = folder / column / "summary.json"
         kept[column] = repr(json.loads(summary.read_text())["top1"]) if summary.exists() else ""
-    times = re.findall(
-        r"steps ([\d.]+), waiting for images ([\d.]+).*other ([\d.]+)", (folder / "train.log").read_text()
-    )
-    seconds = f"{sum(float(part) for parts in times for part in parts):.1f}"  # without start, evaluation and saving
+    said = (folder / "train.log").read_text()
+    spent = re.findall(r"(?:preparing epochs|steps|waiting for images|other) ([\d.]+)", said)
+    seconds = f"{sum(map(float, spent)):.1f}"  # without start, evaluation and saving
     return kept | {"untrained_knn_top1": repr(baselines["untrained"]), "seconds": seconds}
 
 

@@ -127,9 +127,12 @@ def after_step(config, step, first, last, usual):
         )
 
 
-def after_epoch(config, logs, best_knn):
-    """Sentences on the figures of an epoch; `best_knn` is the highest kNN top-1 so far, or None."""
-    spread = 1 / math.sqrt(config.dim if config.uses("dim") else config.width)  # of rows of unit length
+def after_epoch(config, logs, best_knn, features):
+    """Sentences on the figures of an epoch.
+
+    best_knn: the highest kNN top-1 so far, or None; features: how many there are, which embeddings without a head are.
+    """
+    spread = 1 / math.sqrt(config.dim if config.uses("dim") else features)  # of rows of unit length
     if logs.get("feature_std", spread) < 0.1 * spread:
         remedy = "A lower --lr, or a --momentum nearer to 1," if config.uses("momentum") else "A lower --lr"
         yield (

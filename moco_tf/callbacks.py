@@ -136,7 +136,7 @@ class TrainingStopped(Exception):
 
 
 class BeforeEpoch(keras.callbacks.Callback):
-    """Lets the model do what it does before an epoch, where one begins and does not go on.
+    """Calls the model's `before_epoch` at the start of each epoch, not when a run goes on inside one.
 
     Args:
       source: of the records that are trained on.
@@ -147,10 +147,13 @@ class BeforeEpoch(keras.callbacks.Callback):
         super().__init__()
         self.source = source
         self.steps_per_epoch = steps_per_epoch
+        self.seconds = 0.0  # that this has taken
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.model.steps_done % self.steps_per_epoch == 0:
+            begun = time.perf_counter()
             self.model.before_epoch(epoch, self.source)
+            self.seconds += time.perf_counter() - begun
 
 
 class StopOnNaN(keras.callbacks.Callback):
@@ -238,12 +241,14 @@ class WallTime(keras.callbacks.Callback):
 
     Args:
       started: when the run began, as `time.perf_counter` has it.
-      monitor, saver: the callbacks that evaluate (None: nothing does) and save; they know their `seconds`.
+      before_epoch, monitor, saver: the callbacks that prepare epochs, evaluate (None: nothing does) and save; they
+        know their `seconds`.
     """
 
-    def __init__(self, started, monitor, saver):
+    def __init__(self, started, before_epoch, monitor, saver):
         super().__init__()
         self.started = started
+        self.before_epoch = before_epoch
         self.monitor = monitor
         self.saver = saver
         self.start = None  # seconds until the first step was done, evaluation apart
@@ -256,7 +261,7 @@ class WallTime(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         now = time.perf_counter()
         if self.start is None:
-            self.start = now - self.started - self.evaluation
+            self.start = now - self.started - self.evaluation - self.before_epoch.seconds
             self.waited_at_start = self.model.seconds_waited
             self.recorded = now, 0.0, self.evaluation
             return
@@ -278,6 +283,7 @@ class WallTime(keras.callbacks.Callback):
         waited = self.model.seconds_waited - self.waited_at_start
         parts = {
             "start": self.start or 0.0,
+            **({"preparing epochs": self.before_epoch.seconds} if self.before_epoch.seconds >= 0.05 else {}),
             "steps": self.steps - waited,
             "waiting for images": waited,
             "evaluation": self.evaluation,
@@ -314,7 +320,8 @@ class Recorder(keras.callbacks.Callback):
         if "images_per_second" in logs:
             text += f", {logs['images_per_second']:.0f} images/s"
         log.info(text)
-        for sentence in advice.after_epoch(self.config, logs, best):
+        features = self.model.query_encoder.output["features"].shape[-1]
+        for sentence in advice.after_epoch(self.config, logs, best, features):
             log.warning("  %s", sentence)
 
     def picture(self, name, image):

@@ -287,8 +287,8 @@ class Config(Run, Optimization, Network, Data, Task):
 
     def uses(self, name):
         """Whether this run has a flag, and its encoder a use for it."""
-        of_others = OF_RESNETS if self.is_vit else OF_VITS
-        return hasattr(self, name) and name not in getattr(task_module(self.pretext), "UNUSED", of_others)
+        unused = (*(OF_RESNETS if self.is_vit else OF_VITS), *getattr(task_module(self.pretext), "UNUSED", ()))
+        return hasattr(self, name) and name not in unused
 
     @property
     def base_rate(self):

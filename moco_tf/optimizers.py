@@ -5,12 +5,16 @@ import tensorflow as tf
 
 
 def forget(optimizer, variable):
-    """Sets what an optimizer of this file keeps of a variable to zeros: its velocity, or its moments."""
+    """Sets the velocity that SGD or LARS keeps of a variable to 0; AdamW's steps are counted for all together.
+
+    Raises:
+      ValueError: it is another optimizer.
+    """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # under a loss scale
-    place = optimizer._get_variable_index(variable)
-    for name in ("velocities", "firsts", "seconds"):
-        if kept := getattr(optimizer, name, None):
-            kept[place].assign(keras.ops.zeros_like(kept[place]))
+    if not isinstance(optimizer, (SGD, LARS)):
+        raise ValueError(f"a layer begins anew with moco_tf.SGD or LARS, not with {type(optimizer).__name__}")
+    velocity = optimizer.velocities[optimizer._get_variable_index(variable)]
+    velocity.assign(keras.ops.zeros_like(velocity))
 
 
 @keras.saving.register_keras_serializable("moco_tf")

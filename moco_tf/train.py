@@ -91,7 +91,7 @@ def _train(config, open_until_the_end):
         recorder = callbacks.Recorder(run, config)
         open_until_the_end.callback(recorder.writer.close)
         monitor = callbacks.knn_monitor(config, source, run)
-        wall_time = callbacks.WallTime(started, monitor, saver)
+        wall_time = callbacks.WallTime(started, before_epoch, monitor, saver)
         run.rewind(step, steps_per_epoch)
     else:
         log.info("This machine trains along. The chief writes the run folder; the others wait while it evaluates.")

@@ -76,13 +76,13 @@ def test_all_keys_of_a_step_count_and_masked_siblings_are_no_negatives():
 
 
 def test_collapse_is_named():
-    assert not list(advice.after_epoch(REFERENCE, FIGURES, None))
-    (sentence,) = advice.after_epoch(REFERENCE, FIGURES | {"feature_std": 0.008}, None)
+    assert not list(advice.after_epoch(REFERENCE, FIGURES, None, 512))
+    (sentence,) = advice.after_epoch(REFERENCE, FIGURES | {"feature_std": 0.008}, None, 512)
     assert "collapsing" in sentence and "0.088" in sentence
 
 
 def test_a_leak_is_named_only_while_knn_falls():
     leaking = FIGURES | {"contrast_top1": 0.995}
-    assert not list(advice.after_epoch(REFERENCE, leaking | {"knn_top1": 40.0}, 40.5))
-    (sentence,) = advice.after_epoch(REFERENCE, leaking | {"knn_top1": 38.0}, 40.5)
+    assert not list(advice.after_epoch(REFERENCE, leaking | {"knn_top1": 40.0}, 40.5, 512))
+    (sentence,) = advice.after_epoch(REFERENCE, leaking | {"knn_top1": 38.0}, 40.5, 512)
     assert "leaking" in sentence and "40.5 to 38.0" in sentence

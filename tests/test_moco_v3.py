@@ -131,7 +131,7 @@ def test_with_all_patches_in_any_order_a_vit_computes_what_it_does():
 
 
 def test_patches_are_left_out_of_vits_only():
-    with pytest.raises(ValueError, match="token_dropout leaves patches out of a ViT"):
+    with pytest.raises(ValueError, match="patches are left out of a ViT"):
         moco(token_dropout=0.5)
     with pytest.raises(ValueError, match="from 0 to less than 1; got 1"):
         moco(tiny_vit, head="vit", token_dropout=1.0)

@@ -18,7 +18,7 @@ def clock(monkeypatch):
 
 def test_the_share_of_steps_leaves_out_the_first_step_and_evaluation(clock):
     monitor, saver = types.SimpleNamespace(seconds=2.0), types.SimpleNamespace(seconds=0.0)  # evaluated before
-    wall_time = callbacks.WallTime(clock.now, monitor, saver)
+    wall_time = callbacks.WallTime(clock.now, types.SimpleNamespace(seconds=0.0), monitor, saver)
     wall_time._model = model = types.SimpleNamespace(seconds_waited=0.0)
 
     def pass_by(seconds):
@@ -53,7 +53,7 @@ def test_the_share_of_steps_leaves_out_the_first_step_and_evaluation(clock):
 
 
 def test_an_epoch_of_the_first_step_alone_has_no_share(clock):
-    wall_time = callbacks.WallTime(clock.now, None, types.SimpleNamespace(seconds=0.0))
+    wall_time = callbacks.WallTime(clock.now, *[types.SimpleNamespace(seconds=0.0)] * 3)
     wall_time._model = types.SimpleNamespace(seconds_waited=0.0)
     wall_time.on_train_batch_begin(0)
     clock.now += 1

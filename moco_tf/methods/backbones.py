@@ -92,7 +92,7 @@ def check_copied(query_encoder, key_encoder):
     if not foreign or not tf.executing_eagerly():
         return
     size = query_encoder.input_shape[1] or 64
-    images = tf.random.stateless_normal((2, size, size, 3), (0, 0))
+    images = tf.random.stateless_normal((2, size, size, query_encoder.input_shape[3]), (0, 0))
     first, again, copy = (
         encoder(images, training=False)["features"].numpy() for encoder in (query_encoder, query_encoder, key_encoder)
     )

@@ -12,15 +12,24 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf import encoders
+from moco_tf.command import ConfigError
 from moco_tf.data.views import central
 from moco_tf.methods.classification import Classification
+from moco_tf.methods.keras_internals import of_several_machines
+from moco_tf.methods.memory_bank import numbers_of
 from moco_tf.optimizers import forget
 
 ITERATIONS = 20  # of k-means, in the paper
 
 
 def model(config, options, inputs, source):
-    """The `Cluster` of a run."""
+    """The `Cluster` of a run.
+
+    Raises:
+      ConfigError: it trains on several machines, each of which would round the features, and so group them, otherwise.
+    """
+    if of_several_machines(tf.distribute.get_strategy()):
+        raise ConfigError("--pretext=cluster finds its groups on one machine, and TF_CONFIG names several")
     return Cluster(
         encoders.of_config(config),
         records=source.size,
@@ -43,7 +52,7 @@ class Cluster(Classification):
 
     Attributes:
       groups: int64 variable (R,), the group of each record.
-      shares: float variable (k,), what an image of each group counts for: R / (k times the group's size).
+      shares: float variable (k,), what an image of each group counts for, 1 on average, see `shares`.
     """
 
     def __init__(self, backbone, records, clusters=100, components=64, **settings):
@@ -57,8 +66,11 @@ class Cluster(Classification):
 
     def before_epoch(self, epoch, source):
         """Finds the groups of a source's images, and lets the classifier begin anew."""
-        features = self.features_of(source)
-        groups = k_means(whitened(features, self.components), self.clusters, self.seed + epoch)
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1):  # several threads add up in no fixed order
+            points = whitened(self.features_of(source), self.components)
+            groups = k_means(points, self.clusters, self.seed + epoch)
         self.groups.assign(groups)
         self.shares.assign(shares(groups, self.clusters))
         begin_anew(self.classifier.get_layer("logits"), self.optimizer, (self.seed, epoch))
@@ -80,9 +92,7 @@ class Cluster(Classification):
         return tf.gather(self.shares.value, self._groups_of(batch))
 
     def _groups_of(self, batch):
-        if "id" not in batch:
-            raise ValueError('Cluster needs the numbers of the records: batches with "id", or pairs (images, numbers)')
-        return tf.gather(self.groups.value, batch["id"])
+        return tf.gather(self.groups.value, numbers_of(batch, self.records, "Cluster"))
 
     def get_config(self):
         return super().get_config() | {
@@ -97,18 +107,16 @@ def whitened(features, components):
     from sklearn.decomposition import PCA
 
     components = min(components, *features.shape)
-    found = PCA(components, whiten=True, svd_solver="full").fit_transform(features.astype(np.float64))
-    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    points = PCA(components, whiten=True, svd_solver="covariance_eigh").fit_transform(features)  # beside it, D x D
+    return points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
 
 
 def k_means(points, clusters, seed):
     """The group of each point (R, C), int64 (R,); scikit-learn fills an empty group with the furthest points."""
     from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # several threads add up in no fixed order
-        found = KMeans(clusters, n_init=1, max_iter=ITERATIONS, random_state=seed).fit_predict(points)
-    return found.astype(np.int64)
+    of_points = KMeans(clusters, n_init=1, max_iter=ITERATIONS, random_state=seed).fit_predict(points)
+    return of_points.astype(np.int64)
 
 
 def shares(groups, clusters):

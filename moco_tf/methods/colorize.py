@@ -13,7 +13,6 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf import encoders
-from moco_tf.data.sources import evenly_spread
 from moco_tf.data.views import central
 from moco_tf.encoders import color_spaces
 from moco_tf.methods.reconstruction import Reconstruction
@@ -65,9 +64,8 @@ class Colorize(Reconstruction):
         """Before the first epoch, counts the colours of a source's images."""
         if epoch:
             return
-        some = source.only(evenly_spread(source.size, COUNTED)) if hasattr(source, "only") else source
         counts = np.zeros(len(classes()))
-        for images, *_ in central(some.in_order(COUNTED), self.preprocessing):
+        for images, *_ in central(source.in_order(COUNTED), self.preprocessing):
             near, _ = nearest_classes(colors(images, self.preprocessing))
             counts += np.bincount(near[..., 0].numpy().ravel(), minlength=len(counts))
         self.weights_of_classes.assign(class_weights(counts, self.rebalance))

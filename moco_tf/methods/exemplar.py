@@ -17,6 +17,7 @@ from moco_tf.encoders import heads
 from moco_tf.methods import backbones
 from moco_tf.methods.classification import Classification
 from moco_tf.methods.losses import unit_length
+from moco_tf.methods.memory_bank import numbers_of
 from moco_tf.methods.pretrainer import Pretrainer, Spread
 from moco_tf.methods.shuffle_bn import groups_here, set_groups
 
@@ -50,11 +51,8 @@ class Exemplar(Classification):
 
     def questions(self, features, batch, training):
         """Each copy (n, V, D), and the number of its record, 0 to R - 1."""
-        if "id" not in batch:
-            raise ValueError(
-                'Exemplar needs the numbers of the records: batches with "id", or pairs (images, numbers)'
-            )
-        return features, tf.repeat(tf.cast(batch["id"], tf.int32)[:, tf.newaxis], features.shape[1], axis=1)
+        numbers = numbers_of(batch, self.records, "Exemplar")
+        return features, tf.repeat(numbers[:, tf.newaxis], features.shape[1], axis=1)
 
     def get_config(self):
         return super().get_config() | {"records": self.records, "copies": self.copies}

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf import encoders, replicas
+from moco_tf.methods.backbones import of_one_output
 from moco_tf.methods.classification import Classification
 from moco_tf.methods.flags import TILES
 from moco_tf.methods.position import tiles_of
@@ -41,7 +42,7 @@ class Jigsaw(Classification):
             backbone,
             answers=permutations,
             asked=TILES**2,
-            hidden_dim=hidden_dim or 2 * backbone.output_shape[-1],
+            hidden_dim=hidden_dim or 2 * of_one_output(backbone).output_shape[-1],
             **settings,
         )
         self.permutations = permutations
@@ -53,7 +54,7 @@ class Jigsaw(Classification):
 
     def questions(self, features, batch, training):
         """The tiles' features in an order, (n, 1, 9D), and which of the P it is."""
-        seed = (self.seed, self.step.value if training else -1)
+        seed = (self.seed, self.step.value if training else tf.zeros_like(self.step.value))
         rows = tf.shape(features)[0] * replicas.count()
         drawn = tf.random.stateless_uniform((rows,), seed, 0, self.permutations, tf.int32, alg="philox")
         drawn = replicas.own(drawn)  # n

@@ -126,13 +126,13 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
         x = arrays.as_array(x)
         if isinstance(x, tf.data.Dataset):
             x = x.map(arrays.image_of)
-            _check_batch_shape(x.element_spec.shape)
+            _check_batch_shape(x.element_spec.shape, self.preprocessing.channels)
             arrays.check_dataset(x)
         elif isinstance(x, keras.utils.PyDataset):
             first = x[0]
             arrays.check_array(np.asarray(first[0] if isinstance(first, tuple) else first))
         elif hasattr(x, "dtype"):
-            _check_batch_shape(x.shape)
+            _check_batch_shape(x.shape, self.preprocessing.channels)
             arrays.check_array(x)
             if not len(x):
                 return np.zeros((0, self.query_encoder.output["features"].shape[-1]), self.totals.dtype)
@@ -159,9 +159,12 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config) | {"jit_compile": "auto"})
 
 
-def _check_batch_shape(shape):
-    """Refuses what is not a batch of images in colour or grey."""
-    if len(shape) != 4 or shape[3] not in (1, 3, None):
+def _check_batch_shape(shape, channels):
+    """Refuses what is not a batch of images in colour or grey; or with more channels, if the encoder takes those."""
+    if channels != 3:
+        if len(shape) != 4 or shape[3] not in (channels, None):
+            raise ValueError(f"predict takes batches of images, (N, H, W, {channels}), not {tuple(shape)}")
+    elif len(shape) != 4 or shape[3] not in (1, 3, None):
         raise ValueError(
             f"predict takes batches of images, (N, H, W, 3) or grey (N, H, W, 1), not {tuple(shape)}: one image is "
             "images[None], grey ones are images[..., None]"

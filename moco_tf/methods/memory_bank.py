@@ -77,15 +77,15 @@ def check_size(config, size):
         )
 
 
-def numbers_of(batch, records):
-    """The numbers (n,) of a batch's records, their places in a bank of so many."""
+def numbers_of(batch, records, what="a memory bank"):
+    """The numbers (n,) of a batch's records, which are places among so many; what: trains on them."""
     numbers = batch.get("id")
     if numbers is None or len(numbers.shape) != 1 or not numbers.dtype.is_integer:
         beside = batch["views"][1] if numbers is None and len(batch["views"]) > 1 else numbers
         got = "images alone" if beside is None else f"{beside.dtype.name} {beside.shape} beside the images"
         raise ValueError(
-            "a memory bank trains on (images, numbers): with each image the number of its record, an integer from "
-            f"0 to {records - 1}, which is its place in the bank; got {got}"
+            f"{what} trains on (images, numbers): with each image the number of its record, an integer from 0 to "
+            f"{records - 1}, which is its place there; got {got}"
         )
     return tf.cast(numbers, tf.int64)
 

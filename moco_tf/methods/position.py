@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from moco_tf import encoders
 from moco_tf.encoders import patch_grid
+from moco_tf.methods.backbones import of_one_output
 from moco_tf.methods.classification import Classification
 from moco_tf.methods.flags import TILES
 
@@ -40,7 +41,7 @@ class Position(Classification):
             backbone,
             answers=len(NEIGHBORS),
             asked=2,
-            hidden_dim=hidden_dim or 2 * backbone.output_shape[-1],
+            hidden_dim=hidden_dim or 2 * of_one_output(backbone).output_shape[-1],
             **settings,
         )
 

@@ -45,6 +45,10 @@ class Reconstruction(Pretrainer):
 
     def __init__(self, backbone, channels=3, shrinks=1, bn_groups=None, preprocessing=None, seed=0, **kwargs):
         image_shape = backbones.image_shape(backbone, preprocessing)
+        if image_shape[0] is None:
+            raise ValueError(
+                "a decoder makes pictures of one size: build the backbone for images of one, image_size=S"
+            )
         super().__init__(image_shape, preprocessing, **kwargs)
         self.bn_groups = bn_groups
         self.groups_here = groups_here(bn_groups)
@@ -59,7 +63,8 @@ class Reconstruction(Pretrainer):
         """What the encoder sees of images (n, S, S, 3), and what `loss_of` needs beside them.
 
         draw: a function of a shape, and of `tf.random.stateless_uniform` or another of its kind, -> random numbers
-        (n, *shape), this replica's rows of those of the global batch.
+        (n, *shape), this replica's rows of those of the global batch. Called once a step: it draws the same again.
+        In evaluation it draws what step 0 does.
         """
         raise NotImplementedError
 
@@ -69,7 +74,7 @@ class Reconstruction(Pretrainer):
 
     def objective(self, batch, context, training=True):
         (images,) = batch["views"]
-        seed = (self.seed, self.step.value if training else -1)
+        seed = (self.seed, self.step.value if training else tf.zeros_like(self.step.value))
 
         def draw(shape, random=tf.random.stateless_uniform):
             rows = (tf.shape(images)[0] * replicas.count(), *shape)

@@ -34,9 +34,7 @@ def encoder_of(encoder, share):
     """
     backbone = heads.trunk(encoder)
     if "tokens" not in [layer.name for layer in layers_of(backbone)]:
-        raise ValueError(
-            "token_dropout leaves patches out of a ViT of moco_tf.encoders.vit; this backbone has no layer of tokens"
-        )
+        raise ValueError("patches are left out of a ViT of moco_tf.encoders.vit; this backbone has no layer of tokens")
     patches = number(backbone)
     kept = number_kept(patches, share)
     embed, blocks = vit.parts(backbone, kept)

@@ -13,6 +13,8 @@ from moco_tf.pretext import crops
 
 views, at_once, on_device = crops.plain_views, crops.plain_at_once, crops.plain_on_device
 
+UNUSED = ("dim", "hidden_dim", "temperature")
+
 
 @dataclasses.dataclass(frozen=True)
 class Options(flags.BNGroups, crops.PlainCropping):
@@ -26,8 +28,11 @@ class Options(flags.BNGroups, crops.PlainCropping):
     def check(self):
         command.require(self, self.clusters >= 2, "clusters", "is 2 or more")
         command.require(self, self.components >= 1, "components", "is 1 or more")
-        if self.strategy == "multiworker":
-            raise ConfigError("--pretext=cluster finds its groups on one machine; got --strategy=multiworker")
+        if self.optimizer == "adamw":
+            raise ConfigError(
+                "--pretext=cluster lets its classifier begin anew in each epoch, which AdamW's counted steps do not; "
+                "got --optimizer=adamw: take sgd, as DeepCluster does, or lars"
+            )
 
 
 def records(source, options):

@@ -5,7 +5,6 @@ its colours belong together. Crops are flipped, and made grey in no case: that w
 """
 
 import dataclasses
-import logging
 
 from moco_tf import command
 from moco_tf.command import ConfigError
@@ -13,8 +12,6 @@ from moco_tf.config import flag
 from moco_tf.methods import flags
 from moco_tf.pretext import crops
 
-log = logging.getLogger("moco_tf")
-LOOKED_AT = 256  # images among which grey ones are counted
 SHOWN_LUMINANCE = 65.0  # of the colours in a picture, of 100
 
 
@@ -95,24 +92,7 @@ def inputs(config, options):
 
 def records(source, options):
     """The source; says how many of the first images have no colours."""
-    if options.modalities == "rgb,depth":
-        return source
-    import tensorflow as tf
-
-    from moco_tf.data.encoded import decode
-
-    def grey(record):
-        image = record["image"]
-        image = tf.cast(decode(image) if image.dtype == tf.string else image, tf.int32)
-        return tf.reduce_all(image == image[..., :1])
-
-    sample = [bool(grey(record)) for _, record in source.shuffled(0).take(LOOKED_AT)]
-    if number := sum(sample):
-        log.warning(
-            f"  Greyscale: {number} of {len(sample)} images looked at; their colours are all the same, so that "
-            "each is taken for any other"
-        )
-    return source
+    return source if options.modalities == "rgb,depth" else crops.with_colors(source)
 
 
 def kinds(inputs, options):

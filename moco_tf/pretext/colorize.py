@@ -10,6 +10,8 @@ from moco_tf import command
 from moco_tf.config import flag
 from moco_tf.pretext import crops, inpaint
 
+UNUSED = ("dim", "hidden_dim", "temperature")
+
 
 @dataclasses.dataclass(frozen=True)
 class Options(inpaint.Decoded):
@@ -23,6 +25,11 @@ class Options(inpaint.Decoded):
 
     def check(self):
         command.require(self, 0 < self.rebalance <= 1, "rebalance", "is more than 0 and at most 1")
+
+
+def records(source, options):
+    """The source; says how many of the first images have no colours."""
+    return crops.with_colors(source)
 
 
 def kind(inputs, options):

@@ -5,12 +5,16 @@ Data: images. Supervision: that two views come from one image. Source: MoCo v1, 
 """
 
 import dataclasses
+import logging
 
 from moco_tf import command
 from moco_tf.command import ConfigError
 from moco_tf.config import flag
 
 SMALLEST_CROP = 0.05  # of multi-crop's small views
+LOOKED_AT = 256  # images among which grey ones are counted
+
+log = logging.getLogger("moco_tf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +138,26 @@ def plain_at_once(source, options):
 def plain_on_device(inputs, options):
     """What the training step does of a batch's `plain_views`, or None."""
     return device_part((plain_kind(inputs, options),), inputs, options)
+
+
+def with_colors(source):
+    """The source, for tasks that learn from colours; says how many of the first images have none."""
+    import tensorflow as tf
+
+    from moco_tf.data.encoded import decode
+
+    def grey(record):
+        image = record["image"]
+        image = tf.cast(decode(image) if image.dtype == tf.string else image, tf.int32)
+        return tf.reduce_all(image == image[..., :1])
+
+    sample = [bool(grey(record)) for _, record in source.shuffled(0).take(LOOKED_AT)]
+    if number := sum(sample):
+        log.warning(
+            f"  Greyscale: {number} of {len(sample)} images looked at; nothing can be learnt of their colours, which "
+            "are all the same"
+        )
+    return source
 
 
 def host_part(record, seed, kinds, inputs, options):

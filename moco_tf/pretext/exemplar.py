@@ -13,6 +13,8 @@ from moco_tf.pretext import crops
 
 LIMIT = 50_000  # images of a softmax over them
 
+UNUSED = ("hidden_dim", "temperature")
+
 
 @dataclasses.dataclass(frozen=True)
 class Options(flags.BNGroups, crops.Cropping):

@@ -14,6 +14,8 @@ from moco_tf.pretext import crops
 
 views, at_once, on_device = crops.plain_views, crops.plain_at_once, crops.plain_on_device
 
+UNUSED = ("dim", "hidden_dim", "temperature")
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoded(flags.BNGroups, crops.PlainCropping):

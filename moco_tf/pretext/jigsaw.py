@@ -12,6 +12,8 @@ from moco_tf.pretext import position
 MOST = 10_000  # permutations; VISSL's most
 views = position.views
 
+UNUSED = ("dim", "temperature")
+
 
 @dataclasses.dataclass(frozen=True)
 class Options(position.Tiles):

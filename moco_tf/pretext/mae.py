@@ -11,7 +11,7 @@ from moco_tf.command import ConfigError
 from moco_tf.config import ARCHITECTURES, flag
 from moco_tf.pretext import crops
 
-UNUSED = ("width", "stem", "dim", "hidden_dim", "temperature", "growing_sizes")
+UNUSED = ("dim", "hidden_dim", "temperature", "growing_sizes")
 GREY = 128.0  # of hidden patches in a picture
 
 views, at_once, on_device = crops.plain_views, crops.plain_at_once, crops.plain_on_device

@@ -17,6 +17,8 @@ from moco_tf.pretext import crops
 GREY_SHARE = 0.66  # of arXiv:1901.09005
 SMALLEST = 4  # pixels of a tile's side
 
+UNUSED = ("dim", "temperature")
+
 
 @dataclasses.dataclass(frozen=True)
 class Tiles(flags.BNGroups):
