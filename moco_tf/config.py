@@ -126,7 +126,8 @@ class Network:
     dim: int = flag(128, "Length of the embedding. v1, v2: 128, v3: 256.")
     hidden_dim: int = flag(
         0,
-        "Width of the head's hidden layers; 0: as many as features (R50: 2048, as v2), with moco_v3 the paper's 4096.",
+        "Width of the head's hidden layers; 0: as many as features (R50: 2048, as v2), with moco_v3 the paper's "
+        "4096, with tiles twice as many as features.",
     )
     temperature: float = flag(0.2, "T of the loss. v1: 0.07, v2: 0.2, v3: R50 1.0, ViT 0.2, SimCLR 0.1.")
     precision: str = flag(

@@ -6,11 +6,12 @@ Of the first three these are the authors' own.
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_tf.encoders import decoders
+from moco_tf.encoders import decoders, heads
 from moco_tf.methods import losses, mae
 from moco_tf.methods.bank import Bank
 
@@ -35,7 +36,7 @@ def test_supcon_over_batch_and_queue_is_that_of_its_authors(temperature):
 
 
 @pytest.mark.parametrize("kind", ["nce", "softmax"])
-def test_cmc_looks_into_the_other_modalitys_bank_as_its_authors_do(kind):
+def test_losses_against_a_bank_are_those_of_cmcs_authors(kind):
     golden, expected = GOLDEN["cmc"], GOLDEN[f"cmc_{kind}"]
     temperature, numbers = golden["temperature"], golden["records"]
     for place, (own, other) in enumerate((("l", "ab"), ("ab", "l"))):
@@ -61,12 +62,16 @@ def test_cmcs_banks_move_as_its_authors_do():
         np.testing.assert_allclose(bank.keys, expected[f"memory_{name}"], atol=1e-9)
 
 
-def test_simcse_is_that_of_its_authors_head_and_gradient_included():
+def test_simcse_is_that_of_its_authors_head_and_gradient_included(float64):
     golden = GOLDEN["simcse"]
     features = tf.Variable(golden["features"], dtype=tf.float64)  # N x 2 x D
+    width = features.shape[-1]
+    words = keras.Sequential([keras.layers.Embedding(2, width), keras.layers.GlobalAveragePooling1D()])
+    encoder = heads.encoder_of_text(words, (3,))
+    encoder.get_layer("fc").set_weights([np.array(golden["kernel"]), np.array(golden["bias"])])
     with tf.GradientTape() as tape:
-        heads = tf.tanh(features @ tf.constant(golden["kernel"], tf.float64) + tf.constant(golden["bias"], tf.float64))
-        one, other = (losses.unit_length(half) for half in tf.unstack(heads, axis=1))
+        projections = tf.reshape(heads.projection(encoder)(tf.reshape(features, (-1, width))), features.shape)
+        one, other = (losses.unit_length(half) for half in tf.unstack(projections, axis=1))
         found = losses.batch_info_nce(one, other, tf.range(len(one)), golden["temperature"])
         loss = tf.reduce_mean(found.loss)
     assert float(loss) == pytest.approx(golden["loss"], abs=1e-9)

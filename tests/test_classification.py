@@ -156,7 +156,7 @@ def test_a_tile_lies_anywhere_in_its_cell_and_apart_from_its_neighbors(side, gap
     assert begins == set(itertools.product(room, room))
 
 
-def test_a_solver_by_edges_wins_without_gaps_and_not_with_them():
+def test_gaps_take_more_than_half_of_its_lead_from_a_solver_by_edges():
     """Where does a tile adjoin the middle one? It compares the pixels along their common border."""
     source = sources.embedded("test")
     images = [tf.image.resize(decode(source.record(number)["image"]), (30, 30)) / 64 for number in range(60)]
@@ -256,6 +256,19 @@ def test_groups_are_found_anew_and_the_classifier_and_what_the_optimizer_keeps_o
     np.testing.assert_array_equal(layer.kernel, kept)  # a function of seed and epoch
 
 
+def test_a_layer_begins_anew_under_a_loss_scale_and_not_with_adamw():
+    model = make(Cluster)
+    scaled = keras.optimizers.LossScaleOptimizer(moco_tf.SGD(0.1, momentum=0.9))
+    model.compile(scaled)
+    model.fit(batches(model, 1), verbose=0)
+    layer = model.classifier.get_layer("logits")
+    cluster.begin_anew(layer, scaled, (0, 1))
+    velocities = scaled.inner_optimizer.velocities
+    assert not np.any(velocities[scaled.inner_optimizer._get_variable_index(layer.kernel)].numpy())
+    with pytest.raises(ValueError, match="SGD or LARS"):
+        cluster.begin_anew(layer, moco_tf.AdamW(0.1), (0, 1))
+
+
 def test_k_means_finds_what_lies_apart_and_an_image_counts_by_its_groups_size():
     rng = np.random.default_rng(0)
     truth = np.repeat(np.arange(3), [5, 10, 30])
@@ -277,6 +290,7 @@ def test_k_means_finds_what_lies_apart_and_an_image_counts_by_its_groups_size():
         (["--pretext=position", "--image_size=32", "--arch=vit_tiny", "--patch_size=4"], "by one ResNet"),
         (["--pretext=exemplar", "--loss=triplet", "--copies=1"], "at least 2"),
         (["--pretext=cluster", "--clusters=1"], "2 or more"),
+        (["--pretext=cluster", "--optimizer=adamw"], "begin anew"),
         (["--pretext=rotation", "--method=moco_v3"], "--method"),
     ],
 )

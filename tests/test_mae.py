@@ -299,7 +299,8 @@ def test_features_are_the_class_token_and_the_embedding_is_of_unit_length():
 )
 def test_replicas_checkpoints_and_keras_files_go_on(kind, settings, tmp_path):
     assert_goes_on(lambda: model(kind, **settings), batches, tmp_path)
-    assert_replicas_begin_alike(lambda: model(kind, **settings), batches)
+    # AdamW divides: where a gradient is rounding alone, as that of keys' biases, a weight moves by as much.
+    assert_replicas_begin_alike(lambda: model(kind, **settings), batches, atol=1e-3)
 
 
 def test_a_picture_shows_each_crop_and_below_it_its_hidden_patches_in_grey():

@@ -7,6 +7,8 @@ import pytest
 import tensorflow as tf
 from test_train import assert_same_run, rows
 
+from moco_tf import build
+from moco_tf.config import parse
 from moco_tf.data import dataset, pairs
 from moco_tf.data.encoded import decode_depth
 from moco_tf.data.inputs.image_and_depth import ImageAndDepth
@@ -145,3 +147,23 @@ def test_a_run_on_pairs_goes_on_bit_for_bit_and_its_encoder_is_judged_and_served
     served = tf.saved_model.load(str(tmp_path / "served/1")).signatures
     assert set(served) == {"serving_default", "preprocessed"}
     assert served["serving_default"](tf.zeros((2, 9, 7, 4), tf.uint8))["features"].shape == (2, 32)
+    model = build.trained(tmp_path / "whole")
+    assert model.predict(np.zeros((2, 9, 7, 4), np.uint8), verbose=0).shape == (2, 32)
+    with pytest.raises(ValueError, match="H, W, 4"):
+        model.predict(np.zeros((2, 9, 7, 3), np.uint8), verbose=0)
+
+
+def test_an_image_and_its_depth_map_are_cropped_and_flipped_alike(tmp_path):
+    depth = np.random.default_rng(0).integers(0, 256, (12, 10), np.uint8)
+    write(tmp_path / "a", "one", depth)
+    grey = tf.io.encode_png(np.repeat(depth[..., None], 3, axis=2)).numpy()  # the image shows its own depth
+    (tmp_path / "a/one.png").write_bytes(grey)
+    config = parse([*FLAGS, f"--dataset={tmp_path}", "--depth_max=0"])
+    record = build.read(config, opened(tmp_path)).record(0)
+    inputs, flipped = build.inputs(config), set()
+    for seed in range(8):
+        (view,) = build.task(config)(record, tf.constant([0, seed], tf.int64))
+        shown = inputs.denormalize(view).numpy()
+        np.testing.assert_allclose(shown[..., 3], shown[..., 0], atol=0.01)
+        flipped.add(shown.tobytes())
+    assert len(flipped) == 8

@@ -9,7 +9,7 @@ from exactness import assert_goes_on, assert_replicas_begin_alike
 import moco_tf
 from moco_tf.command import ConfigError
 from moco_tf.config import parse
-from moco_tf.data import sources
+from moco_tf.data import dataset, sources
 from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.encoders import color_spaces, decoders, resnet
 from moco_tf.methods import colorize, inpaint
@@ -74,7 +74,7 @@ def test_the_loss_is_that_of_a_loop_and_its_gradient_a_numeric_one(kind, setting
         ]
         losses.append(np.mean(squares))
     assert float(loss) == pytest.approx(np.mean(losses), abs=1e-9)
-    variables = model.decoder.trainable_variables[-2:]
+    variables = [*model.decoder.trainable_variables[-2:], model.query_encoder.trainable_variables[0]]
     for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
         step = np.random.default_rng(0).normal(size=variable.shape) * 1e-7
         value, values = variable.numpy(), []
@@ -180,6 +180,16 @@ def test_a_run_counts_the_colors_of_its_images_before_its_first_epoch():
     kept = model.weights_of_classes.numpy()
     model.before_epoch(1, sources.embedded("test"))
     np.testing.assert_array_equal(model.weights_of_classes, kept)
+
+
+def test_a_broken_image_among_those_that_are_counted_is_passed_over(tmp_path):
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+        (tmp_path / f"{number}.png").write_bytes(tf.io.encode_png(pixels).numpy()[: 40 if number == 2 else None])
+    source = dataset.find(str(tmp_path), "", "train", 0.5).open()
+    model = make(Colorize)
+    model.before_epoch(0, source)
+    assert np.ptp(model.weights_of_classes.numpy()) > 0
 
 
 def test_features_are_the_mean_of_the_maps_and_a_decoder_doubles_them():

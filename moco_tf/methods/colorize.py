@@ -1,4 +1,4 @@
-"""Colorization: which colours has a grey picture? (Zhang, Isola and Efros 2016, arXiv:1603.08511)
+"""Colorization: which colours does a grey picture have? (Zhang, Isola and Efros 2016, arXiv:1603.08511)
 
 The plane of a and b of CIE Lab is cut into squares of ten, of which those count that sRGB reaches; for each pixel of
 a picture of a quarter of the side, the decoder gives a distribution over them.

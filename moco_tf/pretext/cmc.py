@@ -1,7 +1,7 @@
 """Contrastive multiview coding: luminance and colour of one image are the two views (CMC, arXiv:1906.05849).
 
 Data: images in colour; or images with depth maps, which then are the two views. Supervision: that a grey picture and
-its colours belong together. Crops are flipped, and made grey in no case: that would leave nothing to find.
+its colours belong together. Crops are flipped, and never made grey: that would leave nothing to find.
 """
 
 import dataclasses

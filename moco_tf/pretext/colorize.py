@@ -1,7 +1,7 @@
-"""Colorization: which colours has a grey picture? (Zhang, Isola and Efros 2016, arXiv:1603.08511).
+"""Colorization: which colours does a grey picture have? (Zhang, Isola and Efros 2016, arXiv:1603.08511).
 
 Data: images in colour. Supervision: their colours, as classes of the plane of a and b of Lab. Crops are flipped, and
-made grey in no case. The encoder takes colour images, and drops their colours itself.
+never made grey. The encoder takes colour images, and drops their colours itself.
 """
 
 import dataclasses
