@@ -56,6 +56,14 @@ def own(values):
     return values[first : first + rows]
 
 
+def draw(random, rows, shape, seed, **more):
+    """This replica's rows (n, *shape) of random numbers (N, *shape), a function of `seed` (two integers).
+
+    random: one of `tf.random`'s stateless functions; rows: n, the same on all replicas; more: its other arguments.
+    """
+    return own(random((rows * count(), *shape), seed, alg="philox", **more))
+
+
 def add_up(tensors):
     """The sums over all replicas of a list of tensors of one dtype, brought together in a single all-reduce."""
     if count() == 1:

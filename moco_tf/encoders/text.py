@@ -131,8 +131,7 @@ class Dropout(keras.layers.Layer):
                 "SimCSE does; elsewhere call the network with training=False"
             )
         seed = tf.random.experimental.stateless_fold_in(self.draw_from(), self.number)
-        shape = tf.concat([tf.shape(x)[:1] * replicas.count(), tf.shape(x)[1:]], axis=0)
-        drawn = replicas.own(tf.random.stateless_uniform(shape, seed, alg="philox"))
+        drawn = replicas.draw(tf.random.stateless_uniform, tf.shape(x)[0], x.shape[1:], seed)
         return tf.where(drawn >= self.rate, x / (1 - self.rate), tf.zeros_like(x))
 
     def get_config(self):

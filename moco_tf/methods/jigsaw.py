@@ -55,9 +55,8 @@ class Jigsaw(Classification):
     def questions(self, features, batch, training):
         """The tiles' features in an order, (n, 1, 9D), and which of the P it is."""
         seed = (self.seed, self.step.value if training else tf.zeros_like(self.step.value))
-        rows = tf.shape(features)[0] * replicas.count()
-        drawn = tf.random.stateless_uniform((rows,), seed, 0, self.permutations, tf.int32, alg="philox")
-        drawn = replicas.own(drawn)  # n
+        kinds = {"minval": 0, "maxval": self.permutations, "dtype": tf.int32}
+        drawn = replicas.draw(tf.random.stateless_uniform, tf.shape(features)[0], (), seed, **kinds)  # n
         ordered = tf.gather(features, tf.gather(self.orders, drawn), axis=1, batch_dims=1)  # n x 9 x D
         return tf.reshape(ordered, (-1, 1, TILES**2 * features.shape[-1])), drawn[:, tf.newaxis]
 

@@ -77,8 +77,7 @@ class Reconstruction(Pretrainer):
         seed = (self.seed, self.step.value if training else tf.zeros_like(self.step.value))
 
         def draw(shape, random=tf.random.stateless_uniform):
-            rows = (tf.shape(images)[0] * replicas.count(), *shape)
-            return replicas.own(random(rows, seed, dtype=self.totals.dtype, alg="philox"))
+            return replicas.draw(random, tf.shape(images)[0], shape, seed, dtype=self.totals.dtype)
 
         seen, beside = self.spoilt(images, draw)
         maps = self.maps_of(seen, training=training)  # n x h x h x D

@@ -5,11 +5,15 @@ never made grey. The encoder takes colour images, and drops their colours itself
 """
 
 import dataclasses
+import functools
 
 from moco_tf import command
 from moco_tf.config import flag
 from moco_tf.pretext import crops, inpaint
 
+views = functools.partial(crops.plain_views, leave_out=("grayscale",))
+at_once = crops.plain_at_once
+on_device = functools.partial(crops.plain_on_device, leave_out=("grayscale",))
 UNUSED = ("dim", "hidden_dim", "temperature")
 
 
@@ -30,24 +34,6 @@ class Options(inpaint.Decoded):
 def records(source, options):
     """The source; says how many of the first images have no colours."""
     return crops.with_colors(source)
-
-
-def kind(inputs, options):
-    """What the one view is: an `augment.View`."""
-    return crops.plain_kind(inputs, options, leave_out=("grayscale",))
-
-
-def views(record, seed, inputs, options):
-    """One crop of an image, float32 (S, S, 3), normalised RGB."""
-    return crops.host_part(record, seed, (kind(inputs, options),), inputs, options)
-
-
-at_once = crops.plain_at_once
-
-
-def on_device(inputs, options):
-    """What the training step does of a batch's views, or None."""
-    return crops.device_part((kind(inputs, options),), inputs, options)
 
 
 def backbone(config, options, inputs):

@@ -125,9 +125,9 @@ def plain_kind(inputs, options, leave_out=()):
     return dataclasses.replace(view, steps=tuple(step for step in view.steps if step not in leave_out))
 
 
-def plain_views(record, seed, inputs, options):
+def plain_views(record, seed, inputs, options, leave_out=()):
     """One view of an image by `plain_kind`, float32 (S, S, 3), normalised; of tasks whose step does the rest."""
-    return host_part(record, seed, (plain_kind(inputs, options),), inputs, options)
+    return host_part(record, seed, (plain_kind(inputs, options, leave_out),), inputs, options)
 
 
 def plain_at_once(source, options):
@@ -135,9 +135,9 @@ def plain_at_once(source, options):
     return pictures_of(source, 1, options)
 
 
-def plain_on_device(inputs, options):
+def plain_on_device(inputs, options, leave_out=()):
     """What the training step does of a batch's `plain_views`, or None."""
-    return device_part((plain_kind(inputs, options),), inputs, options)
+    return device_part((plain_kind(inputs, options, leave_out),), inputs, options)
 
 
 def with_colors(source):
