@@ -59,7 +59,7 @@ def test_features_and_the_check_of_a_folder_go_through_it(monkeypatch):
         seen.append(dataset.options().autotune.enabled)
         return dataset.map(function, num_parallel_calls=2, deterministic=deterministic)
 
-    for module in (extract, check):
+    for module in (views, check):
         monkeypatch.setattr(module, "parallel_map", noted)
     source = sources.embedded("test")
     extract.extract(lambda images: tf.zeros((len(images), 2)), source, TASK.preprocessing, limit=8)
