@@ -394,7 +394,7 @@ def figures(folder, epochs):
         summary = folder / column / "summary.json"
         kept[column] = repr(json.loads(summary.read_text())["top1"]) if summary.exists() else ""
     said = (folder / "train.log").read_text()
-    spent = re.findall(r"(?:preparing epochs|steps|waiting for images|other) ([\d.]+)", said)
+    spent = re.findall(r"(?:preparing epochs|steps|waiting for images|other) (\d+\.\d)", said)
     seconds = f"{sum(map(float, spent)):.1f}"  # without start, evaluation and saving
     return kept | {"untrained_knn_top1": repr(baselines["untrained"]), "seconds": seconds}
 
