@@ -127,7 +127,7 @@ class Network:
     hidden_dim: int = flag(
         0,
         "Width of the head's hidden layers; 0: as many as features (R50: 2048, as v2), with moco_v3 the paper's "
-        "4096, with tiles twice as many as features.",
+        "4096, with position and jigsaw twice as many as features.",
     )
     temperature: float = flag(0.2, "T of the loss. v1: 0.07, v2: 0.2, v3: R50 1.0, ViT 0.2, SimCLR 0.1.")
     precision: str = flag(

@@ -1,11 +1,23 @@
-"""What every method is held to: it goes on bit for bit, and replicas do what one device does."""
+"""What every method is held to: true gradients, to go on bit for bit, and that replicas do what one device does."""
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from moco_tf import replicas
 from moco_tf.checkpoint import Checkpoints
+
+
+def assert_numeric(gradient, variable, value, step, **close):
+    """A gradient agrees with the difference of value() around a variable, in one random direction; step: its size."""
+    direction, kept, ends = np.random.default_rng(0).normal(size=variable.shape) * step, variable.numpy(), []
+    for sign in (1, -1):
+        variable.assign(kept + sign * direction)
+        ends.append(float(value()))
+    variable.assign(kept)
+    slope = np.sum(tf.convert_to_tensor(gradient) * direction)
+    assert (ends[0] - ends[1]) / 2 == pytest.approx(slope, **close), variable.path
 
 
 def assert_goes_on(make, batches, folder):

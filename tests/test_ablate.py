@@ -92,6 +92,19 @@ def test_the_sentence_counts_what_is_beyond_twice_the_standard_error():
     assert "One seed" in ablate.verdict(study, {place: v[:1] for place, v in values.items()})
 
 
+def test_a_finished_runs_figures_are_read_off_its_files(tmp_path):
+    (tmp_path / "metrics.csv").write_text("epoch,knn_top1,loss,feature_std\n1,,2.0,0.1\n2,40.5,1.5,0.2\n")
+    (tmp_path / "baselines.json").write_text('{"untrained": 27.5}')
+    said = "Wall time 20 s: start 9.9, preparing epochs 1.5, steps 6.0, waiting for images 1.2, evaluation 1.0, "
+    (tmp_path / "train.log").write_text(f"{said}saving 0.2, other 0.9.\n")
+    (tmp_path / "probe_top1").mkdir()
+    (tmp_path / "probe_top1/summary.json").write_text('{"top1": 44.25}')
+    found = ablate.figures(tmp_path, 2)
+    assert found["seconds"] == "9.6" and found["probe_top1"] == "44.25" and found["finetune_top1"] == ""
+    assert found["knn_top1"] == "40.5" and found["contrast_top1"] == "" and found["untrained_knn_top1"] == "27.5"
+    assert ablate.figures(tmp_path, 3) is None
+
+
 def test_at_equal_time_a_slower_task_has_as_many_epochs_as_fit():
     study = ablate.STUDIES["pretext"]
     names = [ablate.name(point.flags) for point in study.points]

@@ -77,9 +77,12 @@ class Cluster(Classification):
 
     def features_of(self, source):
         """The features of the central views of all records, (R, D)."""
-        encode = tf.function(lambda images: self.query_encoder(images, training=False)["features"])
         views = central(source.unchecked(), self.preprocessing)
-        return np.concatenate([tf.cast(encode(images), tf.float32).numpy() for images, *_ in views])
+        return np.concatenate([self._at_rest(images).numpy() for images, *_ in views])
+
+    @tf.function(autograph=False, reduce_retracing=True)  # traced once, not in each epoch
+    def _at_rest(self, images):
+        return tf.cast(self.query_encoder(images, training=False)["features"], tf.float32)
 
     def pictures(self, batch):
         (images,) = batch["views"]

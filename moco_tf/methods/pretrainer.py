@@ -92,7 +92,7 @@ class Pretrainer(KerasWays):
         """What comes after the gradients: keys that are kept, say."""
 
     def before_epoch(self, epoch, source):
-        """What happens before an epoch (from 0) of a run, given the source of its records; `fit` alone has none."""
+        """What happens before an epoch (from 0) of a run, given the source of its records; only a run calls it."""
 
     def encode(self, images):
         """{"features": (N, D), "embedding": (N, C) of unit length} of normalised images, in inference mode."""

@@ -37,10 +37,7 @@ class Options(flags.BNGroups, crops.Cropping):
 
 def kinds(inputs, options):
     """What the copies are: an `augment.View` each."""
-    from moco_tf.data import augment
-
-    recipe = augment.RECIPES[options.augment](inputs.image_size, crop_min=options.crop_min or None)
-    return (recipe.query,) * options.copies
+    return (crops.recipe(inputs, options).query,) * options.copies
 
 
 def views(record, seed, inputs, options):
