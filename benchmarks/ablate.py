@@ -9,8 +9,9 @@ other studies and those that stand in a CSV of --output, are not run again. A st
 
     python -m benchmarks.ablate --study=pretext --epochs=6 --runs=runs/pretext
 
-compares pretext tasks at equal numbers of images, and then at equal wall time: as many epochs as fit into the time
-that the first point took. A linear probe and fine-tuning on a tenth of the labels judge beside kNN.
+compares pretext tasks at equal numbers of images, and then at equal time: as many epochs as fit into the time that the
+first point took. Seconds are those of the cores that a run got, so that other work beside it does not count. A linear
+probe and fine-tuning on a tenth of the labels judge beside kNN.
 """
 
 import concurrent.futures
@@ -24,6 +25,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -34,6 +36,7 @@ COLUMNS = (
     "series", "x", "flags", "epochs", "seed", "knn_top1", "untrained_knn_top1", "loss", "contrast_top1", "feature_std",
     "seconds", "probe_top1", "finetune_top1",
 )  # fmt: skip
+SHARE = "share_of_cores.json"  # in a run's folder: beside other work, a second of a run is less than one of its cores
 JUDGES = {  # what judges an encoder beside kNN, in studies that ask for it
     "probe_top1": ("moco_tf.evaluate.linear_probe",),
     "finetune_top1": ("moco_tf.evaluate.finetune", "--labels=10", "--epochs=20"),
@@ -365,18 +368,30 @@ def run(settings, seed, flags, cores):
             if not (output / "summary.json").exists():
                 commands.append((*judge, f"--encoder={folder}", f"--seed={seed}", f"--output={output}"))
     for words in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),  # TensorFlow has a thread for each core it may use
-        )
-        if done.returncode:
-            return None, f"failed: {(done.stdout.splitlines() or ['without a word'])[-1]}"
+        status, text, share = _call(words, cores)
+        if status:
+            return None, f"failed: {(text.splitlines() or ['without a word'])[-1]}"
+        if words[0] == "moco_tf.train":
+            (folder / SHARE).write_text(json.dumps(share))
     found = figures(folder, epochs)
     return found, f"kNN {float(found['knn_top1']):.1f} %, {time.monotonic() - begun:.0f} s"
+
+
+def _call(words, cores):
+    """Calls a command on some cores; returns (its exit status, what it said, the share of these cores that it got)."""
+    begun = time.monotonic()
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words],
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),  # TensorFlow has a thread for each core it may use
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        share = (usage.ru_utime + usage.ru_stime) / (time.monotonic() - begun) / len(cores)
+        return process.returncode, said.read(), share
 
 
 def figures(folder, epochs):
@@ -395,7 +410,8 @@ def figures(folder, epochs):
         kept[column] = repr(json.loads(summary.read_text())["top1"]) if summary.exists() else ""
     said = (folder / "train.log").read_text()
     spent = re.findall(r"(?:preparing epochs|steps|waiting for images|other) (\d+\.\d)", said)
-    seconds = f"{sum(map(float, spent)):.1f}"  # without start, evaluation and saving
+    share = json.loads((folder / SHARE).read_text()) if (folder / SHARE).exists() else 1.0
+    seconds = f"{sum(map(float, spent)) * min(share, 1.0):.1f}"  # without start, evaluation and saving
     return kept | {"untrained_knn_top1": repr(baselines["untrained"]), "seconds": seconds}
 
 

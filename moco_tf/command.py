@@ -11,6 +11,7 @@ import io
 import logging
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -80,6 +81,25 @@ def log_to_file(path):
     finally:
         log.removeHandler(handler)
         handler.close()
+
+
+@contextlib.contextmanager
+def signals_to(saver):
+    """Notes the first Ctrl-C or SIGTERM as `saver.signal`, for work that ends after the step at hand.
+
+    A second one ends the process at once.
+    """
+
+    def note(number, frame):
+        saver.signal = signal.Signals(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def flag(default, help, choices=None, path=False, **metadata):

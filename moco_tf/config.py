@@ -47,6 +47,38 @@ def flag(default, help, choices=None, about=MATHEMATICS, path=False):
     return command.flag(default, help, choices, path, about=about)
 
 
+class Recorded:
+    """Settings that a run folder records: it goes on with those whose mathematics are the same."""
+
+    FOLDER = "run_dir"  # the flag that names the folder
+
+    def flag_lines(self):
+        """The text of a flag file that repeats this run elsewhere: everything but its folder and --resume.
+
+        Write it with errors="surrogateescape": paths keep their bytes.
+        """
+        lines = []
+        for field in command.fields(type(self)):
+            value = getattr(self, field.name)
+            if field.name in (self.FOLDER, "resume"):
+                continue
+            if isinstance(value, bool):
+                lines.append(f"--{'' if value else 'no'}{field.name}")
+            else:
+                lines.append(f"--{field.name}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+        return "\n".join(lines) + "\n"
+
+    def differences(self, other):
+        """Names of the flags in which two settings' mathematics differ."""
+        return [
+            field.name
+            for field in command.fields(type(self))
+            if field.metadata["about"] == MATHEMATICS
+            and hasattr(other, field.name)  # else they differ in method or task as well
+            and getattr(self, field.name) != getattr(other, field.name)
+        ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """What is learnt"""
@@ -198,7 +230,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Run, Optimization, Network, Data, Task):
+class Config(Run, Optimization, Network, Data, Task, Recorded):
     """What every run has; `kind` adds the flags of its method and of its task."""
 
     unused: tuple = ()  # flags that were given, but are another method's or task's: no flag itself
@@ -320,32 +352,6 @@ class Config(Run, Optimization, Network, Data, Task):
                 f"number of replicas that divides it"
             )
         return dataclasses.replace(self, bn_groups=groups)
-
-    def flag_lines(self):
-        """The text of a flag file that repeats this run elsewhere: everything but run_dir and resume.
-
-        Write it with errors="surrogateescape": paths keep their bytes.
-        """
-        lines = []
-        for field in command.fields(type(self)):
-            value = getattr(self, field.name)
-            if field.name in ("run_dir", "resume"):
-                continue
-            if isinstance(value, bool):
-                lines.append(f"--{'' if value else 'no'}{field.name}")
-            else:
-                lines.append(f"--{field.name}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
-        return "\n".join(lines) + "\n"
-
-    def differences(self, other):
-        """Names of the flags in which two configs' mathematics differ."""
-        return [
-            field.name
-            for field in command.fields(type(self))
-            if field.metadata["about"] == MATHEMATICS
-            and hasattr(other, field.name)  # else they differ in method or task as well
-            and getattr(self, field.name) != getattr(other, field.name)
-        ]
 
     def options(self, kind):
         """The `Options` of a method or task, a dataclass `kind`, out of these settings."""

@@ -42,6 +42,7 @@ CLASSES = {
     "PointwiseConv2D": "moco_tf.encoders.resnet",
     "Position": "moco_tf.methods.position",
     "Positions": "moco_tf.encoders.text",
+    "PyramidBackbone": "moco_tf.transfer.keras_hub",
     "Rotation": "moco_tf.methods.rotation",
     "SelfAttention": "moco_tf.encoders.text",
     "SGD": "moco_tf.optimizers",

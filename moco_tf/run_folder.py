@@ -22,10 +22,13 @@ BEFORE, AFTER = ("epoch", "step", "loss"), ("images_per_second", "step_share", "
 log = logging.getLogger("moco_tf")
 
 
-def recorded(path):
-    """The config of the run in a folder, None if there is none yet."""
+def recorded(path, read=config_lib.read):
+    """The config of the run in a folder, None if there is none yet.
+
+    read: a flag file's path -> settings, of another command than `moco_tf.train`.
+    """
     flags = Path(path) / "config.flags"
-    return config_lib.read(flags) if flags.exists() else None
+    return read(flags) if flags.exists() else None
 
 
 def rows(path):
@@ -58,19 +61,24 @@ def baselines(path):
 class RunFolder:
     """Opens (or makes) the folder of a run and holds it until `close`, or until the process ends.
 
+    Args:
+      config: a `Config`, or other settings that are `config.Recorded` and have `resume`.
+      read: as `recorded` takes it.
+
     Raises:
       ConfigError: another process trains in it; it was made with other mathematics; it holds a run and
         `config.resume` is off.
     """
 
-    def __init__(self, config):
-        self.path = Path(config.run_dir)
+    def __init__(self, config, read=config_lib.read):
+        self.path = Path(getattr(config, config.FOLDER))
+        self._flag, self._read = f"--{config.FOLDER}", read
         self._recorded = self.path / "config.flags"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - `close` closes it
         except OSError as error:
-            text = f"--run_dir names a folder to make or to go on in; {self.path}: {error.strerror}"
+            text = f"{self._flag} names a folder to make or to go on in; {self.path}: {error.strerror}"
             raise ConfigError(text) from None
         try:
             self._hold()
@@ -100,7 +108,7 @@ class RunFolder:
         except BlockingIOError:
             raise ConfigError(
                 f"one run at a time writes to a folder; another process is training in {self.path}: "
-                "wait for it, or choose another --run_dir"
+                f"wait for it, or choose another {self._flag}"
             ) from None
         except OSError as error:  # some network file systems know no locks
             log.warning(f"{self.path} cannot be locked ({error.strerror}): see to it that one run at a time uses it.")
@@ -111,15 +119,15 @@ class RunFolder:
         if before not in (None, (count,)):
             raise ConfigError(
                 f"a run goes on with the images that it began with; {self.path} had {before.size}, --dataset has "
-                f"{count}: bring them back, or choose another --run_dir"
+                f"{count}: bring them back, or choose another {self._flag}"
             )
 
-    def begin(self, config, count, columns):
+    def begin(self, config, count, columns, before=BEFORE, after=AFTER):
         """Records the flags and the number of records; call it when nothing is refused.
 
-        columns: of metrics.csv, what the model names: its metrics and rates.
+        columns: of metrics.csv, what the model names: its metrics and rates; they stand between `before` and `after`.
         """
-        self.columns = (*BEFORE, *columns, *AFTER)
+        self.columns = (*before, *columns, *after)
         files.write_text(self.path / "data.json", json.dumps({"images": count}) + "\n")
         files.write_text(self._recorded, config.flag_lines(), errors="surrogateescape")
 
@@ -128,11 +136,11 @@ class RunFolder:
         return command.log_to_file(self.path / "train.log")
 
     def _check(self, config):
-        earlier = recorded(self.path)
+        earlier = recorded(self.path, self._read)
         if earlier:
             if not config.resume:
                 raise ConfigError(
-                    f"--noresume starts a new run, but {self.path} holds one: choose another --run_dir, "
+                    f"--noresume starts a new run, but {self.path} holds one: choose another {self._flag}, "
                     "or delete that folder yourself"
                 )
             differing = [
@@ -142,7 +150,7 @@ class RunFolder:
             if differing:
                 raise ConfigError(
                     f"{self.path} holds a run with other {', '.join(differing)}: "
-                    "choose another --run_dir, or go on with its own flags"
+                    f"choose another {self._flag}, or go on with its own flags"
                 )
 
     @property
@@ -157,7 +165,10 @@ class RunFolder:
         return rows(self.path)
 
     def rewind(self, step, steps_per_epoch):
-        """Drops the rows that a run going on at `step` will write again: later ones, and that of a part epoch."""
+        """Drops the rows that a run going on at `step` will write again: later ones, and that of a part epoch.
+
+        steps_per_epoch: steps between rows.
+        """
         rows = [r for r in self.rows() if int(r["step"]) <= step and int(r["step"]) % steps_per_epoch == 0]
         self._write_rows(rows)
 

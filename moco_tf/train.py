@@ -6,7 +6,6 @@ Parses the flags, builds data and model, fits, saves. `--help` lists the flags.
 import contextlib
 import logging
 import shlex
-import signal
 import sys
 import time
 from pathlib import Path
@@ -105,7 +104,7 @@ def _train(config, open_until_the_end):
         elif chief:
             start = "untrained" if restored is None else "as converted"
             _look_before_training(config, records, model, run, recorder, monitor, start)
-        with _signals_to(saver):
+        with command.signals_to(saver):
             while step < last:
                 # A `fit` for the rest of an epoch under way, one for all whole epochs (of a size), whose batches come
                 # out of one pipeline, one for a part at the end: each begins exactly where the step counter stands.
@@ -229,22 +228,6 @@ def _report(stop, config, checkpoints, step):
 
 def _percents(accuracies):
     return ", ".join(f"{name} {value:.1f} %" for name, value in accuracies.items())
-
-
-@contextlib.contextmanager
-def _signals_to(saver):
-    """The first Ctrl-C or SIGTERM ends the run after the step at hand; a second one ends it at once."""
-
-    def note(number, frame):
-        saver.signal = signal.Signals(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ FLOORS = [
     {"build"},
     {"pytorch", "serving"},
     {"evaluate"},
-    {"callbacks"},
+    {"callbacks", "transfer"},
 ]
 
 
@@ -73,6 +73,17 @@ def test_nothing_imports_the_tests_the_benchmarks_or_a_main_but_a_main_beside_it
             else:
                 continue
             assert not names & mains and not {name.split(".")[0] for name in names} & outside, path
+
+
+def test_transfer_alone_imports_keras_cv():
+    heavy = {"keras_cv": {"transfer"}, "keras_hub": {"transfer"}, "pycocotools": {"transfer"}}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                rooms = heavy.get(name.split(".")[0])
+                assert rooms is None or path.parent.name in rooms, path
 
 
 def test_no_library_code_reads_the_global_flags():

@@ -114,7 +114,7 @@ def replace_bad(records, note):
 
         return places, tf.cond(tf.reduce_all(good), lambda: dict(window), mended)
 
-    return parallel_map(records.batch(WINDOW), mend).unbatch()
+    return parallel_map(records.ragged_batch(WINDOW), mend).unbatch()
 
 
 def good_only(records):
@@ -124,7 +124,7 @@ def good_only(records):
     def mark(window):
         return window, _decodable(window["image"])
 
-    marked = parallel_map(records.batch(WINDOW), mark).unbatch()
+    marked = parallel_map(records.ragged_batch(WINDOW), mark).unbatch()
     passing = marked.filter(lambda record, good: good)
     return passing.map(lambda record, good: record)
 

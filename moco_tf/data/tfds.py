@@ -149,8 +149,8 @@ class Prepared:
         """(id, serialized record) pairs -> records."""
 
         def parse(number, serialized):
-            example = self.parse(serialized)
-            return {"image": example["image"], "id": number, "label": tf.cast(example["label"], tf.int64)}
+            record = self.parse(serialized)
+            return record | {"id": number, "label": tf.cast(record["label"], tf.int64)}
 
         return fixed(parallel_map(numbered, parse))
 
@@ -212,15 +212,17 @@ class Prepared:
         )
 
 
-def find(name, data_dir="", split="train", max_bad_fraction=0.05):
+def find(name, data_dir="", split="train", max_bad_fraction=0.05, annotations=None):
     """The `Prepared` split of a data set on disk.
 
     name: "set", "set/config" or "set:version". data_dir: the folder of TFDS' sets; '': TFDS' own default.
     split: in TFDS' language, such as "train[:90%]"; val, validation and test stand for one another where only one is
     there.
+    annotations: what else of a record is wanted, a function (TFDS, features, name) -> (features to read as
+    `PartialDecoding` has them, the classes' names, a function of an example that gives fields); None: the label.
 
     Raises:
-      ValueError: the set is not prepared here (the message says how), or has no such split or image.
+      ValueError: the set is not prepared here (the message says how), or has no such split, image or annotations.
     """
     import tensorflow_datasets as tfds
 
@@ -240,11 +242,15 @@ def find(name, data_dir="", split="train", max_bad_fraction=0.05):
         )
     instructions = _split(info.splits, name, split)
     image, label = _image_and_label(tfds, info.features, name)
+    class_names = tuple(info.features[label].names) if label else ()
+    wanted = fields = None
+    if annotations:
+        wanted, class_names, fields = annotations(tfds, info.features, name)
     return Prepared(
         f"{name} {split}",
         instructions,
-        _parser(tfds, info.features, image, label),
-        tuple(info.features[label].names) if label else (),
+        _parser(tfds, info.features, image, label, wanted, fields),
+        class_names,
         formats[info.file_format.value],
         max_bad_fraction,
     )
@@ -319,14 +325,22 @@ def _image_and_label(tfds, features, name):
     return image, label
 
 
-def _parser(tfds, features, image, label):
-    """A function: a serialized record -> {"image": encoded, "label"}; other features are not looked at."""
-    wanted = {name: True for name in (image, label) if name}
+def _parser(tfds, features, image, label, more=None, fields=None):
+    """A function: a serialized record -> {"image": encoded, "label"} and what `fields` makes of the features `more`.
+
+    Other features are not looked at.
+    """
+    wanted = {name: True for name in (image, label) if name} | (more or {})
     partial = tfds.decode.PartialDecoding(wanted).extract_features(features)
+    encoded = [
+        name for name, feature in features.items() if isinstance(feature, tfds.features.Image) and name in wanted
+    ]
+    decoders = {name: tfds.decode.SkipDecoding() for name in encoded}
 
     def parse(serialized):
-        example = partial.deserialize_example(serialized, decoders={image: tfds.decode.SkipDecoding()})
-        return {"image": example[image], "label": example[label] if label else tf.constant(-1, tf.int64)}
+        example = partial.deserialize_example(serialized, decoders=decoders)
+        record = {"image": example[image], "label": example[label] if label else tf.constant(-1, tf.int64)}
+        return record | (fields(example | {"image": example[image]}) if fields else {})
 
     return parse
 

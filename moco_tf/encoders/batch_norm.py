@@ -18,7 +18,8 @@ class BatchNorm(keras.layers.Layer):
     without it. `synchronized` does the reverse: all replicas of a `tf.distribute` strategy are normalised
     together, as one device with the whole batch would do it (MoCo v3).
 
-    `affine=False` leaves the gain gamma and the offset beta out.
+    `affine=False` leaves the gain gamma and the offset beta out. With `trainable = False` it infers, also in training,
+    as Keras' own does: that is how a frozen encoder stays as it is.
 
     Differs from `keras.layers.BatchNormalization` in what PyTorch does otherwise: epsilon 1e-5, running
     statistics that move by 1 - `momentum` = 0.1 a step and hold the *unbiased* variance. They are the mean
@@ -66,7 +67,7 @@ class BatchNorm(keras.layers.Layer):
         x = inputs if inputs.shape.rank == 4 else inputs[:, None, None, :]  # N x H x W x C
         gamma, beta = self._gain_and_offset()
         fused = x.dtype != tf.float64  # TensorFlow's kernel takes no float64
-        if not training:
+        if not training or not self.trainable:
             infer = _infer_fused if fused else _infer
             outputs = infer(x, gamma, beta, self.epsilon, self.moving_mean.value, self.moving_variance.value)
         else:

@@ -42,7 +42,7 @@ def curves(path, rows, x, *columns, logarithmic=False, unit="%"):
         axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel=_words(x), ylabel=unit)
     axes.legend(frameon=False)
-    _save(plt, figure, axes, path)
+    save(plt, figure, axes, path)
 
 
 def bars(path, groups, series):
@@ -57,7 +57,7 @@ def bars(path, groups, series):
         axes.bar_label(axes.bar(places, values, width, label=name), fmt="%.1f", fontsize=8)
     axes.set(xticks=range(len(groups)), xticklabels=groups, ylabel="%")
     axes.legend(frameon=False)
-    _save(plt, figure, axes, path)
+    save(plt, figure, axes, path)
 
 
 def confusion(path, confusions, counts, class_names):
@@ -87,7 +87,7 @@ def confusion(path, confusions, counts, class_names):
     figure.colorbar(image, ax=axes, label="% of the class", shrink=0.8)
     axes.set(xlabel="taken for", ylabel="class", title=title)
     if len(shown) <= 60:
-        names = [_no_formula(class_names[number]) for number in shown]
+        names = [no_formula(class_names[number]) for number in shown]
         axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=7)
         axes.set_yticks(range(len(shown)), names, fontsize=7)
     if len(shown) <= 20:
@@ -95,7 +95,7 @@ def confusion(path, confusions, counts, class_names):
             if value >= 0.005:
                 colour = "white" if value > 0.6 else "black"
                 axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=6, color=colour)
-    _save(plt, figure, axes, path, spines=True)
+    save(plt, figure, axes, path, spines=True)
 
 
 def points(path, places, labels, class_names):
@@ -109,15 +109,15 @@ def points(path, places, labels, class_names):
     for number, label in enumerate(present):
         mine = labels == label
         colour = "lightgrey" if label < 0 else colours(number if len(present) <= 20 else number / len(present))
-        name = "no label" if label < 0 else _no_formula(class_names[label])
+        name = "no label" if label < 0 else no_formula(class_names[label])
         axes.scatter(*places[mine].T, s=9, color=colour, label=name, linewidths=0)
     axes.set(xticks=[], yticks=[])
     if len(present) <= 20:
         axes.legend(frameon=False, fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
-    _save(plt, figure, axes, path, spines=True)
+    save(plt, figure, axes, path, spines=True)
 
 
-def _no_formula(name):
+def no_formula(name):
     """matplotlib sets what stands between dollars as a formula, and fails where it is none."""
     return name.replace("$", r"\$")
 
@@ -126,7 +126,7 @@ def _words(column):
     return column.replace("knn", "kNN").replace("_", " ").replace("top1", "top-1").replace("top5", "top-5")
 
 
-def _save(plt, figure, axes, path, spines=False):
+def save(plt, figure, axes, path, spines=False):
     if not spines:
         axes.spines[["top", "right"]].set_visible(False)
     with files.aside(path) as writing:

@@ -1,0 +1,71 @@
+"""Images with annotations, boxes or masks: the files that an annotation names, checked before training.
+
+`coco.py` and `voc.py` read what people have; `boxes.py` and `masks.py` make sources of it.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from moco_tf.data import manifest
+from moco_tf.data.folder import UNREADABLE, Besides, Listing, some
+from moco_tf.files import printable
+
+log = logging.getLogger("moco_tf")
+
+
+class Checked(NamedTuple):
+    """Of annotated images those that can be decoded."""
+
+    good: np.ndarray  # their numbers, int64 (N,)
+    sizes: np.ndarray  # of these: height, width, int64 (N, 2)
+
+
+def check(root, paths, remembered, max_bad_fraction):
+    """Reads all image files once, or what a manifest does not know of them; says how many are left out.
+
+    Args:
+      root: the folder in which all lie.
+      paths: relative to it.
+      remembered: the manifest's path (`manifest.check_files`).
+      max_bad_fraction: of all, how many may be undecodable.
+
+    Returns:
+      `Checked`.
+
+    Raises:
+      ValueError: a file is missing, or too many cannot be decoded.
+    """
+    stats = [_size_and_time(os.path.join(root, path)) for path in paths]
+    missing = [path for path, (size, _) in zip(paths, stats, strict=True) if size == UNREADABLE]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(paths)} annotated images are not in {printable(root)}: {some(missing)}; put them "
+            "there, or take them out of the annotations"
+        )
+    sizes, times = np.array(stats, np.int64).T
+    listing = Listing(Path(root), (), list(paths), sizes, times, Besides(), Path(root))
+    checked = manifest.check_files(listing, remembered)
+    if refusal := manifest.too_many_bad(checked.bad, len(paths), max_bad_fraction):
+        raise ValueError(refusal)
+    if checked.bad:
+        log.warning(f"  Left out, as they cannot be decoded: {len(checked.bad)} images, {some(dict(checked.bad))}")
+    good = [number for number, verdict in enumerate(checked.verdicts) if not verdict.problem]
+    decoded = [(checked.verdicts[number].height, checked.verdicts[number].width) for number in good]
+    return Checked(np.array(good, np.int64), np.array(decoded, np.int64).reshape(-1, 2))
+
+
+def parts(split):
+    """The parts of a split, (sub-folder, name) pairs: "VOC2007/trainval+VOC2012/trainval" has two."""
+    return [(os.path.dirname(part), os.path.basename(part)) for part in split.split("+")]
+
+
+def _size_and_time(path):
+    try:
+        status = os.stat(path)
+    except OSError:
+        return UNREADABLE, 0
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,151 @@
+"""`python -m moco_tf.transfer.export --run_dir=RUN --output=DIR`: a detector or segmenter as a SavedModel.
+
+RUN is the folder that moco_tf.transfer.detect or segment left. DIR/<version>/ has two signatures, `serving_default`
+(`images`: uint8 (N, H, W, 3), any H and W) and `encoded_images` (`images`: string (N,), each of its own size).
+
+A detector returns `boxes` float32 (N, 100, 4): left, top, right, bottom in pixels of the image as it was sent,
+`scores` float32 (N, 100), best first, and `classes` int64 (N, 100), -1 beyond what was found. A segmenter's
+serving_default returns `classes` int64 (N, H, W); its encoded_images `classes` int64 (N, S, S), of the image scaled to
+`size` int64 (N, 2), height and width, in the upper left of a canvas of S. transfer.json names the classes.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from moco_tf import command, files
+from moco_tf.command import ConfigError
+from moco_tf.startup import load_tensorflow
+
+DESCRIPTION = "transfer.json"  # beside the graph: what its numbers mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    run_dir: str = command.flag("", "The folder of results of moco_tf.transfer.detect or segment.", path=True)
+    output: str = command.flag("", "Folder to write the version to, as TF Serving reads it.", path=True)
+    version: int = command.flag(0, "Number of the version's folder; 0: the next one.")
+
+    def __post_init__(self):
+        command.check_values(self)
+        for name in ("run_dir", "output"):
+            if not getattr(self, name):
+                raise ConfigError(f"--{name} has no default: name a folder")
+        command.require(self, self.version >= 0, "version", "is 0 or more")
+
+
+def main(arguments):
+    """Runs the command; returns the process's exit status."""
+    command.log_to_screen()
+    return command.run("moco_tf.transfer.export", __doc__, _export, arguments)
+
+
+def _export(arguments):
+    settings = command.parse(Settings, "moco_tf.transfer.export", arguments)
+    kind, recorded = _of_run(settings.run_dir)
+    load_tensorflow()
+    import tensorflow as tf
+
+    from moco_tf.serving import saved_model, warm_up
+    from moco_tf.transfer import learning, running, views
+
+    names = running.classes(settings.run_dir)
+    model, inputs = kind.network(recorded, len(names), start=False)
+    step = learning.restored(Path(settings.run_dir), learning.Learner(model, None, recorded))
+    if step is None:
+        raise ConfigError(f"{settings.run_dir} has no checkpoint yet: let the training reach one")
+    canvas = views.Canvas(inputs, recorded.image_size, recorded.ENLARGE)
+    answers = (_detector if recorded.NAME == "detect" else _segmenter)(model, canvas)
+    path = saved_model.version_to_write(settings.output, settings.version)
+    example = tf.zeros((1, recorded.image_size, recorded.image_size, 3), tf.uint8)
+    examples = {"serving_default": example.numpy(), "encoded_images": [tf.io.encode_png(example[0]).numpy()]}
+    with saved_model.aside(path) as folder:
+        module = tf.Module()
+        module.model = model
+        tf.saved_model.save(module, files.for_tensorflow(folder), signatures=answers)
+        about = {"kind": recorded.NAME, "classes": names, "canvas": recorded.image_size, "steps": step}
+        files.write_json(folder / DESCRIPTION, about | {"input": dataclasses.asdict(inputs)})
+        warm_up.write(folder, [(name, {"images": value}) for name, value in examples.items()])
+    print(f"{path}: {recorded.NAME}, {len(names)} classes, step {step}; signatures {', '.join(answers)}")
+    return 0
+
+
+def _of_run(run_dir):
+    """(the module of the command that made a folder, its settings)."""
+    from moco_tf import run_folder
+    from moco_tf.transfer import detect, segment
+
+    for module in (detect, segment):
+        try:
+            recorded = run_folder.recorded(run_dir, module.Settings.read)
+        except ConfigError:  # the flags of the other command
+            continue
+        if recorded is not None:
+            return module, dataclasses.replace(recorded, output=str(run_dir))
+    raise ConfigError(
+        f"--run_dir={run_dir} is to be a folder of moco_tf.transfer.detect or segment, with their config.flags"
+    )
+
+
+def _detector(model, canvas):
+    """{name: a function for a signature} of a detector."""
+    import tensorflow as tf
+
+    from moco_tf.transfer import retinanet
+
+    def answer(on_canvas, scales):
+        boxes, scores, classes = retinanet.detect(model, on_canvas)
+        return {
+            "boxes": boxes / tf.gather(scales, [1, 0, 1, 0], axis=1)[:, tf.newaxis],
+            "scores": scores,
+            "classes": classes,
+        }
+
+    return _signatures(canvas, lambda on_canvas, sizes, scaled: answer(on_canvas, scaled / sizes), None)
+
+
+def _segmenter(model, canvas):
+    """{name: a function for a signature} of a segmenter."""
+    import tensorflow as tf
+
+    def whole(on_canvas, sizes, scaled):
+        logits = model(on_canvas, training=False)
+        height, width = tf.unstack(tf.cast(scaled[0], tf.int32))  # the images of a batch are of one size
+        own = tf.image.resize(logits[:, :height, :width], tf.cast(sizes[0], tf.int32))
+        return {"classes": tf.argmax(own, axis=-1)}
+
+    def on_the_canvas(on_canvas, sizes, scaled):
+        classes = tf.argmax(model(on_canvas, training=False), axis=-1)
+        return {"classes": classes, "size": tf.cast(scaled, tf.int64)}
+
+    return _signatures(canvas, whole, on_the_canvas)
+
+
+def _signatures(canvas, of_one_size, of_own_sizes):
+    """The two signatures: (images on the canvas (N, S, S, 3), their sizes, these on the canvas, (N, 2)) -> outputs."""
+    import tensorflow as tf
+
+    from moco_tf.data.encoded import decode_safely
+
+    shape = (canvas.size, canvas.size, 3)
+    laid = (tf.TensorSpec(shape, tf.float32), tf.TensorSpec((2,), tf.float32), tf.TensorSpec((2,), tf.float32))
+
+    def lay(image):
+        place = canvas.place(*tf.unstack(tf.shape(image)[:2]))
+        return canvas.image(image, place), tf.cast(tf.shape(image)[:2], tf.float32), tf.cast(place[0], tf.float32)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, "images")], autograph=False)
+    def of_images(images):
+        return of_one_size(*tf.map_fn(lay, images, fn_output_signature=laid))
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "images")], autograph=False)
+    def of_encoded(images):
+        return (of_own_sizes or of_one_size)(
+            *tf.map_fn(lambda image: lay(decode_safely(image)), images, fn_output_signature=laid)
+        )
+
+    return {"serving_default": of_images, "encoded_images": of_encoded}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,151 @@
+"""How a head and its encoder learn: the step, what a checkpoint holds, rows of metrics.csv, an exact resume."""
+
+import logging
+import math
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from moco_tf import command, schedules
+from moco_tf.checkpoint import Checkpoints
+from moco_tf.data.errors import ERRORS, reason
+from moco_tf.optimizers import SGD
+
+BEFORE, AFTER = ("step", "loss", "learning_rate", "images_per_second"), ()
+LINE_EVERY = 60  # seconds
+
+log = logging.getLogger("moco_tf")
+
+
+class Learner(keras.Model):
+    """A network, its optimizer and how far it has come: all that a checkpoint holds.
+
+    Args:
+      network: a Keras model.
+      loss: (network, batch) -> a scalar.
+      settings: `settings.Settings`.
+    """
+
+    def __init__(self, network, loss, settings):
+        super().__init__()
+        self.network = network
+        # The sum of the losses, and their number, since the last row of metrics.csv.
+        self.totals = self.add_weight(name="totals", shape=(2,), initializer="zeros", trainable=False, autocast=False)
+        rate = lambda: learning_rate(settings, optimizer.iterations)  # noqa: E731
+        optimizer = SGD(rate, weight_decay=settings.weight_decay)
+        self.compile(optimizer)
+        optimizer.build(network.trainable_variables)
+
+        @tf.function(reduce_retracing=True)
+        def learn(batch):
+            with tf.GradientTape() as tape:
+                value = loss(network, batch)
+            optimizer.apply(tape.gradient(value, network.trainable_variables), network.trainable_variables)
+            self.totals.assign_add(tf.stack([value, 1.0]))
+            return value
+
+        self.learn = learn
+
+    @property
+    def steps_done(self):
+        return int(self.optimizer.iterations)
+
+
+def learning_rate(settings, step):
+    """The rate of one training step (from 0), a float64 scalar."""
+    step = tf.cast(step, tf.float64)
+    if settings.lr_schedule == "step":
+        rate = schedules.steps(settings.lr, step, settings.lr_drops)
+    else:
+        rate = schedules.cosine(settings.lr, step, settings.steps)
+    return schedules.warm_up(rate, settings.lr, step, settings.warmup_steps)
+
+
+class Interrupt:
+    """What a signal leaves for the loop."""
+
+    signal = None
+
+
+def learn(settings, run, learner, batches_at, judge):
+    """Trains until --steps or --max_steps, or goes on; returns (the process's exit status, what was judged last).
+
+    Args:
+      run: the open `RunFolder`, begun with columns `BEFORE` and those of `judge`.
+      batches_at: step -> endless batches from there on.
+      judge: () -> {column: number}, of the network as it stands.
+    """
+    checkpoints = Checkpoints(run.checkpoints, learner)
+    step = checkpoints.restore_last() or 0
+    last = min(settings.steps, settings.max_steps or settings.steps)
+    run.rewind(step, settings.record_every)
+    if step:
+        log.info(f"Going on from step {step} of {settings.steps}.")
+    if step >= last:
+        log.info(f"{settings.output} is finished, at step {step} of {settings.steps}; a larger --max_steps goes on.")
+        return 0, None
+    interrupt, judged = Interrupt(), None
+    begun = said = time.monotonic()
+    counted = first = None  # when the clock began, and at which step: the first one traces, which is no training
+    try:
+        with command.signals_to(interrupt):
+            for batch in batches_at(step):
+                loss = float(learner.learn(batch))
+                step += 1
+                if first is None:
+                    counted, first = time.monotonic(), step
+                if not math.isfinite(loss):
+                    log.error(f"Stopped: the loss is {loss} at step {step}. Try a lower --lr in another --output.")
+                    return 1, None
+                if step % settings.record_every == 0 or step == settings.steps:
+                    speed = (step - first) * settings.batch_size / (time.monotonic() - counted)
+                    row = _row(settings, learner, step, round(speed, 2) if step > first else None)
+                    if (settings.eval_every and step % settings.eval_every == 0) or step == settings.steps:
+                        judged = judge()
+                        row |= judged
+                    run.add_row(row)
+                    log.info(f"Step {step}/{settings.steps}: " + _shown(row))
+                    learner.totals.assign(tf.zeros(2))
+                    counted, first = time.monotonic(), step
+                elif time.monotonic() - said > LINE_EVERY:
+                    log.info(f"  step {step}: loss {loss:.3f}")
+                    said = time.monotonic()
+                stops = interrupt.signal or step >= last
+                if stops or step % settings.checkpoint_every == 0:
+                    checkpoints.save()
+                if stops:
+                    break
+    except ERRORS as error:  # an image that changed after it was checked, or too little memory
+        log.error(f"Stopped at step {step}: {reason(error)}; the same command goes on from the last checkpoint.")
+        return 1, None
+    if interrupt.signal:
+        log.error(f"Stopped by {interrupt.signal.name}; saved {checkpoints.path(step)}. The same command goes on.")
+        return 128 + interrupt.signal, None
+    log.info(f"Done: step {step} of {settings.steps}, {time.monotonic() - begun:.0f} s. {checkpoints.path(step)}")
+    return 0, judged
+
+
+def restored(run_path, learner):
+    """Brings a learner to the last checkpoint of an output folder; returns its step, None if there is none."""
+    return Checkpoints(run_path / "checkpoints", learner).restore_last()
+
+
+def _row(settings, learner, step, images_per_second):
+    total, count = learner.totals.numpy()
+    rate = float(learning_rate(settings, step - 1))
+    return {"step": step, "loss": float(total / count), "learning_rate": rate, "images_per_second": images_per_second}
+
+
+def _shown(row):
+    names = {
+        name: f"{value:.3f}" if name == "loss" else f"{value:.1f}" for name, value in row.items() if value is not None
+    }
+    return ", ".join(f"{name} {text}" for name, text in names.items() if name not in ("step", "learning_rate"))
+
+
+def subset(count, percent, seed):
+    """The numbers of `percent` of `count` images, ascending, int64; a smaller percentage gives a part of these."""
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[: max(1, round(percent / 100 * count))])

@@ -1,0 +1,101 @@
+"""RetinaNet (Lin et al. 2017, arXiv:1708.02002) of keras-cv on the pyramid of an encoder.
+
+Heads, anchors, matching, losses and the choice of boxes are keras-cv's. The feature pyramid network is built here:
+with BatchNorm, which the paper adds to new layers (He et al. 2020, section 4.2: the features of encoders trained
+without labels have other distributions, and tuning BN calibrates them). Axes: N batch, S canvas, L classes, A anchors.
+"""
+
+import keras
+import keras_cv
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from moco_tf.encoders.batch_norm import BatchNorm
+from moco_tf.transfer.average_precision import MOST_DETECTIONS
+from moco_tf.transfer.views import NOTHING
+
+BOXES = "xyxy"  # keras-cv's word for left, top, right, bottom in pixels
+LEVELS = ("P3", "P4", "P5", "P6", "P7")
+SCALES, ASPECT_RATIOS = (1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0)
+CHANNELS = 256
+LEAST_SCORE, MOST_OVERLAP = 0.05, 0.5  # of boxes that are kept, as Detectron2 has them
+
+
+def retinanet(trunk, classes, smallest_anchor):
+    """The model: images float32 (N, S, S, 3), normalised -> {"box": (N, A, 4), "classification": (N, A, L)}.
+
+    Args:
+      trunk: what `encoders.pyramid.pyramid` gives.
+      smallest_anchor: side in pixels of the anchors at P3; each level doubles it. 32 in the paper.
+    """
+    model = keras_cv.models.RetinaNet(
+        backbone=trunk,
+        num_classes=classes,
+        bounding_box_format=BOXES,
+        anchor_generator=keras_cv.layers.AnchorGenerator(
+            bounding_box_format=BOXES,
+            sizes=[smallest_anchor * 2.0**level for level in range(len(LEVELS))],
+            scales=list(SCALES),
+            aspect_ratios=list(ASPECT_RATIOS),
+            strides=[2**level for level in range(3, 3 + len(LEVELS))],
+            clip_boxes=True,
+        ),
+        feature_pyramid=_feature_pyramid({level: trunk.output[level].shape[-1] for level in LEVELS[:3]}),
+        prediction_decoder=keras_cv.layers.MultiClassNonMaxSuppression(
+            bounding_box_format=BOXES,
+            from_logits=True,
+            iou_threshold=MOST_OVERLAP,
+            confidence_threshold=LEAST_SCORE,
+            max_detections=MOST_DETECTIONS,
+            max_detections_per_class=MOST_DETECTIONS,
+        ),
+    )
+    model.compile(box_loss="smoothl1", classification_loss="focal", jit_compile=False)
+    return model
+
+
+def loss(model, batch):
+    """Focal loss and smooth L1 of a batch of `views.boxed`, as keras-cv weights them: a scalar."""
+    images = batch["image"]
+    truth = {"boxes": batch["boxes"], "classes": tf.cast(batch["classes"], tf.float32)}
+    return model.compute_loss(x=images, y=truth, y_pred=model({"images": images}, training=True), sample_weight=None)
+
+
+def detect(model, images):
+    """Images float32 (N, S, S, 3), S known, -> (boxes (N, 100, 4) on the canvas, scores (N, 100), classes (N, 100)).
+
+    Classes are int64. Best first; what is less than 100 is filled with `NOTHING`, score 0.
+    """
+    found = model.decode_predictions(model({"images": images}, training=False), images)
+    classes = tf.cast(found["classes"], tf.int64)
+    return found["boxes"], tf.where(classes == NOTHING, 0.0, found["confidence"]), classes
+
+
+def _feature_pyramid(channels):
+    """P3 to P5 -> a list of P3 to P7, `CHANNELS` each (Lin et al. 2017, arXiv:1612.03144, with RetinaNet's P6 and P7).
+
+    channels: {level: number}, of P3 to P5.
+    """
+    inputs = {level: keras.Input((None, None, count), name=level) for level, count in channels.items()}
+    lateral = {level: _convolution(x, 1, f"fpn.lateral.{level}") for level, x in inputs.items()}
+    merged = {"P5": lateral["P5"]}
+    for level, above in (("P4", "P5"), ("P3", "P4")):
+        larger = layers.UpSampling2D(2, name=f"fpn.up.{level}")(merged[above])
+        merged[level] = layers.Add(name=f"fpn.add.{level}")([lateral[level], larger])
+    outputs = [_convolution(merged[level], 3, f"fpn.output.{level}") for level in LEVELS[:3]]
+    p6 = _convolution(inputs["P5"], 3, "fpn.P6", strides=2)
+    p7 = _convolution(layers.ReLU(name="fpn.P7.relu")(p6), 3, "fpn.P7", strides=2)
+    return keras.Model(inputs, [*outputs, p6, p7], name="fpn")
+
+
+def _convolution(x, kernel, name, strides=1):
+    x = layers.Conv2D(CHANNELS, kernel, strides=strides, padding="same", use_bias=False, name=name)(x)
+    return BatchNorm(name=f"{name}.bn")(x)
+
+
+def anchors(model, size):
+    """The anchors of a canvas of `size` pixels, (A, 4)."""
+    return np.concatenate(
+        [np.asarray(level) for level in model.anchor_generator(image_shape=(size, size, 3)).values()]
+    )

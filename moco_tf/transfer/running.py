@@ -1,0 +1,140 @@
+"""The frame of the commands of transfer: from settings to a trained network and a folder of results."""
+
+import dataclasses
+import functools
+import json
+import logging
+import time
+from pathlib import Path
+
+from moco_tf import command, files
+from moco_tf.command import ConfigError
+from moco_tf.run_folder import RunFolder
+from moco_tf.startup import load_tensorflow
+from moco_tf.transfer.settings import ENCODER_FLAGS
+
+CLASSES = "classes.json"  # in the output: the names of the classes, in their order
+
+log = logging.getLogger("moco_tf")
+
+
+def run(program, doc, kind, work, arguments):
+    """Calls `work(settings)` with resolved settings of the dataclass `kind`; returns the process's exit status."""
+    command.log_to_screen()
+
+    def call(words):
+        settings = command.parse(kind, program, words).resolved()
+        load_tensorflow(training=True)  # takes seconds: wrong flags have been answered by now
+        return work(settings)
+
+    return command.run(program, doc, call, arguments)
+
+
+def train(settings, find, network, loss, view, judge):
+    """Trains a head and its encoder as the settings say, judges, writes the results; returns the exit status.
+
+    Args:
+      find: (dataset, data_dir, split, max_bad_fraction, manifest) -> a source, as `boxes.find` and `masks.find` are.
+      network: (settings, classes, start) -> (a model, how images become its input); start: as `trunk.trunk` has it.
+      loss: (model, batch) -> a scalar.
+      view: (canvas, record, seed or None) -> a dict, as `views.boxed` and `views.masked` are.
+      judge: (settings, model, source, canvas) -> an object with `columns` and three methods: `judge()` -> ({column:
+        percent}, further facts, what `picture` draws), `training(batch)` -> what it draws of what is trained on, and
+        `picture(path, shown)`.
+    """
+    from moco_tf.transfer import learning, views
+
+    begun_at = time.monotonic()
+    with RunFolder(settings, settings.read) as run, run.log():
+        train, test = (
+            find(
+                settings.dataset, settings.data_dir, split, settings.max_bad_fraction, run.path / f"{name}_images.csv"
+            )
+            for split, name in ((settings.train_split, "train"), (settings.eval_split, "eval"))
+        )
+        train, test = _as_used(settings, train, test)
+        run.check_images(train.size)
+        model, inputs = network(settings, len(train.class_names), start=not any(run.checkpoints.glob("step-*")))
+        learner = learning.Learner(model, loss, settings)
+        canvas = views.Canvas(inputs, settings.image_size, settings.ENLARGE)
+        judging = judge(settings, model, test, canvas)
+        _record(settings, run, train, judging.columns)
+        varied = dataclasses.replace(canvas, scales=(settings.scale_min, settings.scale_max))
+        batches_at = functools.partial(
+            views.batches, train, functools.partial(view, varied), settings.batch_size, settings.seed
+        )
+        if not run.begun:
+            (first,) = batches_at(0).take(1).as_numpy_iterator()
+            judging.picture(run.path / "training.png", judging.training(first))
+        results = {}
+
+        def evaluate():
+            row, results["facts"], shown = judging.judge()
+            judging.picture(run.path / "predictions.png", shown)
+            return row
+
+        status, last = learning.learn(settings, run, learner, batches_at, evaluate)
+        if last is not None:
+            facts = {"init": settings.init, "labels": settings.labels, "seed": settings.seed}
+            facts |= {"train_images": train.size, "steps": learner.steps_done} | last | results["facts"]
+            facts["seconds"] = round(time.monotonic() - begun_at, 1)
+            _write_summary(run.path, facts)
+            shown = ", ".join(f"{name} {last[name]:.1f}" for name in judging.columns)
+            log.info(
+                f"From {settings.init} weights on {train.size} images of {train.name}, judged on {test.name}: {shown}."
+            )
+            log.info(
+                f"{settings.output}; export it with: python -m moco_tf.transfer.export --run_dir={settings.output}"
+            )
+    return status
+
+
+def classes(output):
+    """The names of the classes that a run in this folder tells apart, a list."""
+    return json.loads(Path(output, CLASSES).read_text())
+
+
+def _as_used(settings, train, test):
+    """The sources, with the images that --labels chooses and the same classes in both.
+
+    Raises:
+      ConfigError: they have other classes, fewer images than a batch, or are a stream of which none can be chosen.
+    """
+    from moco_tf.transfer.learning import subset
+
+    if unknown := [name for name in test.class_names if name not in train.class_names]:
+        raise ConfigError(
+            f"--train_split has all classes of --eval_split; {train.name} has no {', '.join(unknown[:10])}, which "
+            f"{test.name} has"
+        )
+    if test.class_names != train.class_names:
+        test = test.with_classes(train.class_names)
+    if settings.labels < 100:
+        if not hasattr(train, "stand_ins"):
+            raise ConfigError(
+                f"--labels={settings.labels:g} chooses among files; of a TFDS set name a part of the split: "
+                f"--train_split={settings.train_split}[:{settings.labels:g}%]"
+            )
+        train = train.only(subset(train.size, settings.labels, settings.seed))
+    if train.size < settings.batch_size:
+        raise ConfigError(
+            f"--batch_size={settings.batch_size} needs as many images, but {train.size} are used of {train.name}: "
+            "take a smaller one, or a larger --labels"
+        )
+    return train, test
+
+
+def _record(settings, run, source, columns):
+    """Records flags, the encoder's flags and the classes."""
+    from moco_tf.transfer import learning
+
+    config = settings.encoder_config()
+    run.begin(settings, source.size, columns, learning.BEFORE, after=())
+    files.write_text(run.path / ENCODER_FLAGS, config.flag_lines(), errors="surrogateescape")
+    files.write_json(run.path / CLASSES, list(source.class_names))
+
+
+def _write_summary(output, facts):
+    """Writes summary.json; a NaN becomes null."""
+    plain = {name: None if isinstance(value, float) and value != value else value for name, value in facts.items()}
+    files.write_json(Path(output) / "summary.json", plain)

@@ -1,0 +1,69 @@
+"""Networks that give each pixel a class: the paper's FCN-16s, and DeepLabV3+ of keras-cv.
+
+Either is images float32 (N, S, S, 3), normalised -> logits (N, S, S, L).
+"""
+
+import keras
+import keras_cv
+import tensorflow as tf
+from keras import layers
+
+from moco_tf.data.masks import IGNORED
+from moco_tf.encoders.batch_norm import BatchNorm
+from moco_tf.encoders.resnet import KAIMING_NORMAL
+
+CHANNELS, DILATION = 256, 6
+LEAST = 1e-7  # of probabilities whose logarithm is taken
+
+
+def fcn(trunk, classes, size):
+    """FCN-16s as MoCo's appendix has it: on conv5, dilated, two 3x3 convolutions, then a classifier of each place.
+
+    "two extra 3x3 convolutions of 256 channels, with BN and ReLU, and then a 1x1 convolution", the extra ones with
+    dilation 6 (He et al. 2020, arXiv:1911.05722, appendix A.5; Long et al. 2015). Stride 16; bilinear from there on.
+    """
+    images = keras.Input((size, size, 3), name="images")
+    x = trunk(images)["P5"]  # N x S/16 x S/16 x C
+    for index in (1, 2):
+        x = layers.Conv2D(
+            CHANNELS,
+            3,
+            padding="same",
+            dilation_rate=DILATION,
+            use_bias=False,
+            kernel_initializer=keras.initializers.VarianceScaling(**KAIMING_NORMAL),
+            name=f"fcn.conv{index}",
+        )(x)
+        x = layers.ReLU(name=f"fcn.relu{index}")(BatchNorm(name=f"fcn.bn{index}")(x))
+    start = keras.initializers.RandomNormal(stddev=0.01)
+    x = layers.Conv2D(classes, 1, kernel_initializer=start, name="fcn.classifier")(x)
+    return keras.Model(images, layers.Resizing(size, size, name="fcn.resize")(x), name="fcn")
+
+
+def deeplab(trunk, classes, size):
+    """DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611) of keras-cv, on P2 and P5."""
+    model = keras_cv.models.DeepLabV3Plus(num_classes=classes, backbone=trunk)
+    images = keras.Input((size, size, 3), name="images")
+    # The library's last layer is a softmax; its logarithm serves as logits.
+    logarithm = layers.Lambda(lambda x: keras.ops.log(keras.ops.maximum(x, LEAST)), name="logarithm")
+    return keras.Model(images, logarithm(model(images)), name="deeplab")
+
+
+def loss(model, batch):
+    """Cross-entropy over the pixels of a batch of `views.masked` that are not `IGNORED`: a scalar."""
+    logits = model(batch["image"], training=True)
+    mask = tf.cast(batch["mask"][..., 0], tf.int32)
+    counted = tf.cast(mask != IGNORED, tf.float32)
+    each = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.where(mask == IGNORED, 0, mask), logits)
+    return tf.reduce_sum(each * counted) / tf.maximum(tf.reduce_sum(counted), 1.0)
+
+
+def of_own_size(logits, scaled, size):
+    """The class of each pixel of an image at its own size: logits (S, S, L) of the canvas -> int64 `size` (H, W).
+
+    scaled: height and width that the image has on the canvas.
+    """
+    own = logits[: scaled[0], : scaled[1]]
+    if tuple(scaled) != tuple(size):
+        own = tf.image.resize(own, size)
+    return tf.argmax(own, axis=-1)

@@ -1,0 +1,277 @@
+"""Detectors and segmenters on a trained encoder: the commands, as a user calls them."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from test_saved_model import c_api
+
+from moco_tf import build, run_folder
+from moco_tf.transfer import detect, export, learning, segment
+from moco_tf.transfer import settings as common
+
+pytest.importorskip("pycocotools")
+SIDE = 64
+
+
+def shapes(folder, count, seed=0, side=SIDE, split="train"):
+    """Red squares and blue discs on grey noise: COCO's boxes, and masks."""
+    rng = np.random.default_rng(seed)
+    for name in ("images", "masks"):
+        (folder / name / split).mkdir(parents=True, exist_ok=True)
+    (folder / "annotations").mkdir(exist_ok=True)
+    images, annotations = [], []
+    for number in range(count):
+        image, mask = rng.integers(60, 120, (side, side, 3), np.uint8), np.zeros((side, side), np.uint8)
+        for _ in range(rng.integers(1, 3)):
+            extent, one = int(rng.integers(side // 4, side // 2.4)), int(rng.integers(2))
+            left, top = map(int, rng.integers(0, side - extent, 2))
+            rows, columns = np.mgrid[:extent, :extent] - extent / 2
+            inside = (rows**2 + columns**2 < extent**2 / 4) if one else np.ones((extent, extent), bool)
+            place = slice(top, top + extent), slice(left, left + extent)
+            image[place][inside], mask[place][inside] = (40, 60, 220) if one else (220, 40, 40), one + 1
+            annotations.append({"id": len(annotations), "image_id": number, "category_id": one,
+                                "bbox": [left, top, extent, extent]})  # fmt: skip
+        Image.fromarray(image).save(folder / f"images/{split}/{number}.png")
+        Image.fromarray(mask).save(folder / f"masks/{split}/{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png"})
+    categories = [{"id": 0, "name": "square"}, {"id": 1, "name": "disc"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / f"annotations/instances_{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a run of a step and images."""
+    from moco_tf import train
+
+    folder = tmp_path_factory.mktemp("transfer")
+    flags = [
+        "--dataset=embedded",
+        "--arch=resnet10",
+        "--width=8",
+        f"--image_size={SIDE}",
+        "--batch_size=8",
+        "--dim=16",
+    ]
+    flags += ["--queue_size=32", "--max_steps=1", "--knn_every=0", f"--run_dir={folder}/run"]
+    assert train.main(flags) == 0
+    shapes(folder / "images", 12)
+    shapes(folder / "images", 4, seed=1, split="test")
+    return folder
+
+
+def flags_of(place, output, *more):
+    flags = [f"--encoder={place}/run", f"--dataset={place}/images", f"--image_size={SIDE}", "--batch_size=4"]
+    return [*flags, "--steps=6", "--record_every=2", f"--output={output}", *more]
+
+
+def settings_of(kind, place, output, *more):
+    return common.command.parse(kind, "a test", flags_of(place, output, *more)).resolved()
+
+
+def state(folder, step=6):
+    reader = tf.train.load_checkpoint(str(folder / f"checkpoints/step-{step:09d}/state"))
+    names = [name for name in reader.get_variable_to_shape_map() if name.endswith("VARIABLE_VALUE")]
+    return {name: reader.get_tensor(name) for name in names if "save_counter" not in name}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and len(a) > 50 and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return [
+            {name: value for name, value in row.items() if name != "images_per_second"} for row in csv.DictReader(file)
+        ]
+
+
+def test_an_interrupted_segmenter_goes_on_bit_for_bit_and_is_exported(place, tmp_path, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert segment.main(flags_of(place, whole, "--init=random", "--scale_max=1")) == 0
+    for flags in (["--max_steps=3"], []):
+        assert segment.main(flags_of(place, parts, "--init=random", "--scale_max=1", *flags)) == 0
+    assert equal(state(whole), state(parts)) and rows(whole) == rows(parts) and len(rows(whole)) == 3
+    assert "Going on from step 3 of 6" in capsys.readouterr().out
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["miou"] == float(rows(whole)[-1]["miou"]) and summary["eval_images"] == 4
+    assert (whole / "predictions.png").stat().st_size > 1000 and (whole / "training.png").exists()
+
+    assert export.main([f"--run_dir={whole}", f"--output={tmp_path}/served"]) == 0
+    images = np.stack([np.asarray(Image.open(place / f"images/images/test/{n}.png")) for n in range(2)])
+    files = np.array([(place / f"images/images/test/{n}.png").read_bytes() for n in range(2)], object)
+    model = tf.saved_model.load(str(tmp_path / "served/1"))
+    pixels, encoded = (model.signatures[name](images=tf.constant(given.tolist() if given.dtype == object else given))
+                       for name, given in (("serving_default", images), ("encoded_images", files)))  # fmt: skip
+    assert np.array_equal(pixels["classes"], encoded["classes"]) and pixels["classes"].shape == (2, SIDE, SIDE)
+    assert encoded["size"].numpy().tolist() == [[SIDE, SIDE]] * 2
+    (served,) = c_api(tmp_path / "served/1", None, [("serving_default", images, None)], tmp_path)
+    assert np.array_equal(served["classes"], pixels["classes"])
+
+
+def test_a_frozen_encoder_stays_as_it_is_and_a_head_learns(place, tmp_path):
+    from moco_tf.transfer import segmenters, views
+    from moco_tf.transfer.trunk import trunk
+
+    settings = settings_of(segment.Settings, place, tmp_path / "out", "--freeze")
+    maps, inputs = trunk(settings, dilated=True)
+    network = segmenters.fcn(maps, 3, SIDE)
+    start = {layer.name: layer for layer in build.trained(place / "run").backbone.layers}
+    learner = learning.Learner(network, segmenters.loss, settings)
+    head = network.get_layer("fcn.conv1").get_weights()[0]
+    canvas = views.Canvas(inputs, SIDE, enlarge=False)
+    image = np.random.default_rng(0).integers(0, 255, (4, SIDE, SIDE, 3))
+    batch = {"image": canvas.preprocessing.normalize(image), "mask": tf.ones((4, SIDE, SIDE, 1), tf.uint8)}
+    learner.learn(batch)  # the rate begins at 0
+    learner.learn(batch)
+    for layer in maps.layers:
+        if layer.weights:
+            assert all(map(np.array_equal, layer.get_weights(), start[layer.name].get_weights())), layer.name
+    assert not np.array_equal(head, network.get_layer("fcn.conv1").get_weights()[0])
+
+
+def test_init_takes_a_files_layers_by_their_names_and_refuses_others(place, tmp_path):
+    from moco_tf.transfer.trunk import trunk
+
+    backbone = build.trained(place / "run").backbone
+    spread = [weight + 0.5 for weight in backbone.get_weights()]
+    backbone.set_weights(spread)
+    keras.Model(backbone.input, keras.layers.Dense(3, name="fc")(backbone.output)).save(tmp_path / "model.keras")
+    parse = lambda file: settings_of(detect.Settings, place, tmp_path / "out", f"--init={file}")  # noqa: E731
+    maps, _ = trunk(parse(tmp_path / "model.keras"))
+    assert all(map(np.array_equal, maps.get_weights(), spread))
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]).save(tmp_path / "other.keras")
+    with pytest.raises(common.ConfigError, match="has the layers of the encoder; conv1 is"):
+        trunk(parse(tmp_path / "other.keras"))
+    (tmp_path / "broken.keras").write_bytes(b"")
+    with pytest.raises(common.ConfigError, match="cannot be read"):
+        trunk(parse(tmp_path / "broken.keras"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--encoder="], "--encoder has no default"),
+        (["--image_size=100"], "--image_size is a multiple of 32"),
+        (["--scale_min=2"], "--scale_max is at least --scale_min=2"),
+        (["--eval_every=3"], "--eval_every is a multiple of --record_every=2"),
+        (["--lr_drops=3"], "--lr_drops needs --lr_schedule=step"),
+        (["--init=weights.h5"], "--init is encoder, random or a .keras file"),
+        (["--labels=0"], "--labels is a percentage"),
+        (["--encoder=nowhere"], "is to be a run folder"),
+    ],
+)
+def test_flags_that_do_not_fit_end_in_a_line(place, tmp_path, capsys, flags, said):
+    assert detect.main([*flags_of(place, tmp_path / "out"), *flags]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_data_and_outputs_that_do_not_fit_end_in_a_line(place, tmp_path, capsys, monkeypatch):
+    assert detect.main(flags_of(place, tmp_path / "out", "--batch_size=13")) == 2
+    assert "--batch_size=13 needs as many images, but 12 are used" in capsys.readouterr().err
+    assert detect.main(flags_of(place, tmp_path / "out", "--eval_split=val")) == 2
+    assert "boxes come from COCO's annotation file of the split 'val'" in capsys.readouterr().err
+    assert export.main([f"--run_dir={place}/run", f"--output={tmp_path}/served"]) == 2
+    assert "is to be a folder of moco_tf.transfer.detect or segment" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
+    assert detect.main(flags_of(place, tmp_path / "out")) == 2
+    assert "pip install 'moco_tf[transfer]'" in capsys.readouterr().err
+
+
+def test_a_smaller_share_of_labels_is_a_part_of_a_larger_one():
+    tenth, third = (set(learning.subset(100, percent, seed=3).tolist()) for percent in (10, 30))
+    assert len(tenth) == 10 and len(third) == 30 and tenth < third
+    assert learning.subset(3, 1, 0).tolist() and len(learning.subset(3, 1, 0)) == 1
+
+
+def test_the_learning_rate_warms_up_and_falls(place, tmp_path):
+    schedule = ["--warmup_steps=10", "--lr=1", "--lr_schedule=step", "--lr_drops=60,80"]
+    settings = settings_of(detect.Settings, place, "out", "--steps=100", *schedule)
+    rates = [float(learning.learning_rate(settings, step)) for step in (0, 5, 10, 59, 60, 99)]
+    np.testing.assert_allclose(rates, [0, 0.5, 1, 1, 0.1, 0.01])
+
+
+@pytest.mark.slow
+def test_a_killed_detector_goes_on_bit_for_bit_and_is_exported(place, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    command = [sys.executable, "-m", "moco_tf.transfer.detect"]
+    flags = ["--init=random", "--smallest_anchor=16", "--checkpoint_every=2", "--steps=12"]
+    subprocess.run([*command, *flags_of(place, whole, *flags)], check=True)
+    process = subprocess.Popen([*command, *flags_of(place, parts, *flags)])
+    while not (parts / "checkpoints/step-000000004").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run([*command, *flags_of(place, parts, *flags)], check=True)
+    assert equal(state(whole, 12), state(parts, 12)) and rows(whole) == rows(parts)
+    assert run_folder.recorded(whole, detect.Settings.read).steps == 12
+
+    assert export.main([f"--run_dir={whole}", f"--output={tmp_path}/served"]) == 0
+    images = np.stack([np.asarray(Image.open(place / f"images/images/test/{n}.png")) for n in range(2)])
+    wide = np.pad(images, ((0, 0), (0, 0), (0, SIDE), (0, 0)))  # twice as wide: half the scale
+    model = tf.saved_model.load(str(tmp_path / "served/1")).signatures["serving_default"]
+    for given in (images, wide):
+        answer = model(images=tf.constant(given))
+        assert answer["boxes"].shape == (2, 100, 4) and answer["scores"].shape == answer["classes"].shape == (2, 100)
+        (served,) = c_api(tmp_path / "served/1", None, [("serving_default", given, None)], tmp_path)
+        for name in served:
+            np.testing.assert_allclose(served[name], answer[name], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_detector_and_a_segmenter_overfit_twenty_images(place, tmp_path):
+    """So the way from images to losses is right: AP50 and mean IoU on what was learnt are above 90."""
+    images = shapes(tmp_path / "images", 20, side=96)
+    shapes(tmp_path / "images", 20, side=96, split="test")  # the same ones
+    flags = [f"--encoder={place}/run", f"--dataset={images}", "--image_size=96", "--scale_min=1", "--scale_max=1"]
+    flags += ["--batch_size=5", "--checkpoint_every=1000"]
+    detector = [*flags, "--steps=400", "--smallest_anchor=16", f"--output={tmp_path}/detect"]
+    assert detect.main(detector) == 0
+    assert json.loads((tmp_path / "detect/summary.json").read_text())["ap50"] > 90
+    assert segment.main([*flags, "--steps=250", "--lr=0.05", f"--output={tmp_path}/segment"]) == 0
+    assert json.loads((tmp_path / "segment/summary.json").read_text())["miou"] > 90
+
+
+def test_deeplab_gives_logits_of_every_pixel(place, tmp_path):
+    settings = settings_of(segment.Settings, place, tmp_path / "out", "--head=deeplab")
+    model, _ = segment.network(settings, 4)
+    logits = model(np.zeros((2, SIDE, SIDE, 3), np.float32))
+    assert logits.shape == (2, SIDE, SIDE, 4)
+    np.testing.assert_allclose(tf.reduce_sum(tf.exp(logits), axis=-1), 1, rtol=1e-5)
+
+
+def test_anchors_are_as_many_as_predictions(place, tmp_path):
+    from moco_tf.transfer import retinanet
+
+    settings = settings_of(detect.Settings, place, tmp_path / "out", "--image_size=96")
+    model, _ = detect.network(settings, 3)
+    predictions = model({"images": np.zeros((1, 96, 96, 3), np.float32)})
+    anchors = retinanet.anchors(model, 96)
+    assert predictions["box"].shape == (1, len(anchors), 4)
+    assert predictions["classification"].shape == (1, len(anchors), 3)
+    sides = np.sqrt((anchors[:, 2] - anchors[:, 0]) * (anchors[:, 3] - anchors[:, 1]))
+    assert sides.min() <= settings.smallest_anchor
+
+
+def test_sent_bytes_that_are_no_image_are_refused(place, tmp_path):
+    assert segment.main(flags_of(place, tmp_path / "out", "--steps=1", "--record_every=1")) == 0
+    assert export.main([f"--run_dir={tmp_path}/out", f"--output={tmp_path}/served"]) == 0
+    model = tf.saved_model.load(str(tmp_path / "served/1")).signatures["encoded_images"]
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        model(images=tf.constant(["no image"]))
+    file = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(file, "JPEG")
+    assert model(images=tf.constant([file.getvalue()]))["size"].numpy().tolist() == [[20, 40]]
