@@ -2,15 +2,17 @@
 
   python -m moco_tf.torch_weights --checkpoint=moco_v2_800ep_pretrain.pth.tar --output=runs/v2   # a run, or an encoder
   python -m moco_tf.torch_weights --encoder=runs/v2 --output=resnet50.safetensors                # and back
+  python -m moco_tf.torch_weights --encoder=runs/v2 --output=resnet50.pkl --to=detectron2        # for detection
 
 In: checkpoints of MoCo become a run folder that `moco_tf.train` goes on with, every other file an encoder
 (`encoder.keras`); the names of mmselfsup, mmpretrain, solo-learn and lightly are known too. Out: a run folder or an
-encoder becomes a state dict. PyTorch is needed to write .pth only. The flags of `moco_tf.train` shape the run that is
-made; what the file says of the model need not be given.
+encoder becomes a state dict, or weights for Detectron2. PyTorch is needed to write .pth only. The flags of
+`moco_tf.train` shape the run that is made; what the file says of the model need not be given.
 """
 
 import dataclasses
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -47,6 +49,12 @@ class Settings:
         "Default: with --checkpoint all that the file has, with --encoder the encoder.",
         choices=("whole", "encoder"),
     )
+    to: str = command.flag(
+        "pytorch",
+        "With --encoder, the names. pytorch: torchvision's, timm's or the authors', by --part. detectron2: those of "
+        "Detectron2's ResNets, in the .pkl that its MODEL.WEIGHTS takes; the settings beside it are printed.",
+        choices=("pytorch", "detectron2"),
+    )
     heads: int = command.flag(
         0,
         "Attention heads of a ViT that becomes an encoder, which its tensors do not show; 0: as MoCo v3 has them "
@@ -74,6 +82,15 @@ def _parse(arguments):
     named = {name for name in flag_values if flag_values[name].present}
     if bool(flag_values.checkpoint) == bool(flag_values.encoder) or not flag_values.output:
         raise ConfigError("give --checkpoint=FILE or --encoder=DIR, one of them, and --output: see --help")
+    if flag_values.to == "detectron2" and flag_values.checkpoint:
+        raise ConfigError(
+            f"--to=detectron2 writes what --encoder names; got --checkpoint={flag_values.checkpoint}: make a run or "
+            "an encoder of it, and give that as --encoder"
+        )
+    if flag_values.to == "detectron2" and flag_values.part == "whole":
+        raise ConfigError(
+            "--to=detectron2 writes a backbone, which is all that Detectron2 takes: leave out --part=whole"
+        )
     for name in ("run_dir", "resume"):
         if name in named:
             raise ConfigError(f"--{name} belongs to moco_tf.train; here --output names the folder")
@@ -87,7 +104,7 @@ def _run(flag_values, named):
             raise ConfigError(f"--output={output} exists: choose another folder, or delete it yourself")
         tensors = checkpoint_files.read(flag_values.checkpoint)
     else:
-        checkpoint_files.check_writable(output)
+        checkpoint_files.check_writable(output, flag_values.to)
         if not Path(flag_values.encoder).exists():
             raise ConfigError(f"--encoder={flag_values.encoder}: there is no such file or folder")
     load_tensorflow()  # takes seconds: what could be refused without it has been
@@ -208,7 +225,8 @@ def _write_encoder(folder, tensors, architecture, values, named, heads):
 
 
 def _bring_out(output, flag_values):
-    from moco_tf.pytorch import conversion
+    from moco_tf.data.inputs.image import IMAGENET
+    from moco_tf.pytorch import conversion, detectron2
 
     source = Path(flag_values.encoder)
     model = _load(source)
@@ -217,12 +235,18 @@ def _bring_out(output, flag_values):
     whole = flag_values.part == "whole"
     state_dict = conversion.whole_state_dict if whole else conversion.backbone_state_dict
     tensors = state_dict(model, counters)
-    checkpoint_files.write(output, tensors)
+    advice = "Its 3x3 stem pads by 2: so does the network to load this into." if conversion.has_border(model) else ""
+    if flag_values.to == "detectron2":
+        settings = detectron2.settings(tensors, getattr(model, "preprocessing", IMAGENET))  # an encoder has none
+        tensors = detectron2.state_dict(tensors)
+        words = [str(word) for setting in settings.items() for word in setting]
+        advice = f"Detectron2 builds the network with: {shlex.join(words)}"
+    checkpoint_files.write(output, tensors, flag_values.to)
     if flag_values.verbose:
         print("\n".join(f"{name} {value.shape} {value.dtype}" for name, value in tensors.items()))
-    if conversion.has_border(model):
-        print("Its 3x3 stem pads by 2: so does the network to load this into.")
     print(f"Wrote {output}: {len(tensors)} tensors.")
+    if advice:
+        print(advice)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import re
 import sys
 from pathlib import Path
 
@@ -19,7 +20,8 @@ import timm  # noqa: E402
 import torch_agreement  # noqa: E402
 import torchvision  # noqa: E402
 
-from moco_tf.pytorch import checkpoint_files  # noqa: E402
+from moco_tf.encoders import resnet  # noqa: E402
+from moco_tf.pytorch import checkpoint_files, tensor_names  # noqa: E402
 from moco_tf.torch_weights import main  # noqa: E402
 from moco_tf.train import main as train  # noqa: E402
 
@@ -102,3 +104,17 @@ def test_torchvisions_own_state_dict_goes_in_and_comes_out_loadable(name, tmp_pa
     assert again.keys() == state.keys()
     for key, value in state.items():
         np.testing.assert_array_equal(again[key].numpy(), value, strict=True)
+
+
+def test_the_documented_lines_give_torchvisions_detector_the_backbone(tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs/torch_weights.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    tensors = tensor_names.state_dict(resnet.resnet50())
+    checkpoint_files.write(tmp_path / "resnet50.safetensors", tensors)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(example, "torch_weights.md", "exec"), names)
+    body = names["detector"].backbone.body
+    assert body.state_dict().keys() == tensors.keys() and all(value.requires_grad for value in body.parameters())
+    for key, value in body.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), tensors[key])

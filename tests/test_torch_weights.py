@@ -449,5 +449,5 @@ def test_verbose_prints_a_line_for_each_tensor(tmp_path, capsys):
 def test_help_explains_each_flag(capsys):
     assert run("--help") == 0
     output = capsys.readouterr().out
-    for name in ("--checkpoint", "--encoder", "--output", "--part", "--[no]verbose", "--batch_size"):
+    for name in ("--checkpoint", "--encoder", "--output", "--part", "--to", "--[no]verbose", "--batch_size"):
         assert name in output

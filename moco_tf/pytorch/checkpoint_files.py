@@ -3,7 +3,7 @@
 Three formats: the zip archive that `torch.save` writes today, the pickle stream that it wrote before (PyTorch < 1.6;
 the early MoCo checkpoints), and safetensors. Both of PyTorch's hold a pickle, which can name any Python callable. The
 small machine below reads pickles by itself: it knows tensors, containers and plain values, refuses every other name,
-and imports nothing. `moco_tf.torch_weights` calls this.
+and imports nothing. Detectron2's .pkl is written only. `moco_tf.torch_weights` calls this.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import io
 import math
 import mmap
 import os
+import pickle
 import pickletools
 import struct
 import zipfile
@@ -49,6 +50,10 @@ STORAGES = {
     "torch.ByteStorage": "U8",
     "torch.BoolStorage": "BOOL",
 }
+ENDINGS = {  # of the files that are written, by whose names the tensors have
+    "pytorch": (".safetensors", ".pth", ".pt"),
+    "detectron2": (".pkl", ".safetensors"),
+}
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 MAX_DIMENSIONS = 16
 
@@ -80,14 +85,16 @@ def read(path):
     return tensors
 
 
-def write(path, tensors):
+def write(path, tensors, to="pytorch"):
     """Writes {name: NumPy array} as a state dict: .safetensors, or .pth or .pt where PyTorch is installed.
+
+    to: "detectron2" takes .safetensors, or the .pkl of Detectron2's model zoo.
 
     Raises:
       TorchFileError: the file exists, its ending is another, or PyTorch is missing.
     """
     path = Path(path)
-    check_writable(path)
+    check_writable(path, to)
     tensors = {
         name: np.array(value, order="C") for name, value in tensors.items()
     }  # safetensors takes memory as it lies
@@ -95,6 +102,9 @@ def write(path, tensors):
         with files.aside(path) as aside, open(aside, "wb") as file:
             if path.suffix == ".safetensors":
                 file.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+            elif path.suffix == ".pkl":
+                contents = {"model": tensors, "__author__": "MOCO", "matching_heuristics": True}
+                _ArrayPickler(file, protocol=5).dump(contents)  # older ones have no bytes that NumPy may write to
             else:
                 import torch
 
@@ -103,16 +113,17 @@ def write(path, tensors):
         raise TorchFileError(f"{path}: {error.strerror or error}") from None
 
 
-def check_writable(path):
+def check_writable(path, to="pytorch"):
     """Refuses what `write` would refuse, before the work that leads to it."""
     path = Path(path)
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise TorchFileError(f"{path}: a state dict is written to a file that ends in .safetensors, .pth or .pt")
+    if path.suffix not in ENDINGS[to]:
+        *others, last = ENDINGS[to]
+        raise TorchFileError(f"{path}: a state dict is written to a file that ends in {', '.join(others)} or {last}")
     if path.exists() or path.is_symlink():
         raise TorchFileError(f"{path} exists: choose another name, or delete it yourself")
     if not path.parent.is_dir():
         raise TorchFileError(f"{path}: there is no folder {path.parent}")
-    if path.suffix != ".safetensors":
+    if path.suffix in (".pth", ".pt"):
         try:
             import torch  # noqa: F401
         except ImportError:
@@ -120,6 +131,18 @@ def check_writable(path):
                 f"{path}: PyTorch writes this format and is not installed: pip install 'moco_tf[torch]', "
                 "or let the name end in .safetensors"
             ) from None
+
+
+class _ArrayPickler(pickle.Pickler):
+    """Pickles arrays as calls of `numpy.ndarray`, the only name in the file.
+
+    NumPy 2 would name a module that NumPy 1.23 does not have, and Detectron2 often runs beside an old NumPy.
+    """
+
+    def reducer_override(self, value):
+        if isinstance(value, np.ndarray):
+            return np.ndarray, (value.shape, value.dtype.str, bytearray(value.tobytes()))
+        return NotImplemented
 
 
 # What a pickle's tensors become; their numbers stay in the file until `array` asks for them.
