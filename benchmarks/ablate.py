@@ -13,20 +13,18 @@ compares pretext tasks at equal numbers of images, and then at equal wall time: 
 that the first point took. A linear probe and fine-tuning on a tenth of the labels judge beside kNN.
 """
 
-import concurrent.futures
 import csv
 import dataclasses
 import json
 import math
 import os
-import queue
 import re
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+from benchmarks import side_by_side
 from moco_tf import command, config, run_folder
 
 REPOSITORY = Path(__file__).parent.parent
@@ -281,34 +279,15 @@ def run_missing(settings, study, known, file):
     missing = [(seed, flags) for seed in settings.seeds for flags in _distinct(study)]
     missing = [(seed, flags) for seed, flags in missing if (flags, settings.epochs, seed) not in known]
     print(f"{settings.study}: {len(missing)} runs to do of {len(_distinct(study)) * len(settings.seeds)}", flush=True)
-    slots = queue.SimpleQueue()
-    cores = sorted(os.sched_getaffinity(0))
-    for slot in range(settings.jobs):
-        slots.put({core for i, core in enumerate(cores) if i % settings.jobs == slot % len(cores)})
-
-    def work(seed, flags):
-        mine = slots.get()
-        try:
-            return run(settings, seed, flags, mine)
-        finally:
-            slots.put(mine)
-
     failures = 0
-    with concurrent.futures.ThreadPoolExecutor(settings.jobs) as pool:
-        futures = {pool.submit(work, *point): point for point in missing}
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                seed, flags = futures[future]
-                result, text = future.result()
-                print(f"  {flags or 'as it is'}, seed {seed}: {text}", flush=True)
-                if result is None:
-                    failures += 1
-                    continue
-                known[flags, settings.epochs, seed] = result
-                write(file, study, known)
-        except KeyboardInterrupt:  # the runs have got the signal too, and save
-            pool.shutdown(cancel_futures=True)
-            raise
+    results = side_by_side.done(missing, settings.jobs, lambda point, cores: run(settings, *point, cores))
+    for (seed, flags), (result, text) in results:
+        print(f"  {flags or 'as it is'}, seed {seed}: {text}", flush=True)
+        if result is None:
+            failures += 1
+            continue
+        known[flags, settings.epochs, seed] = result
+        write(file, study, known)
     return failures
 
 
@@ -365,16 +344,8 @@ def run(settings, seed, flags, cores):
             if not (output / "summary.json").exists():
                 commands.append((*judge, f"--encoder={folder}", f"--seed={seed}", f"--output={output}"))
     for words in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),  # TensorFlow has a thread for each core it may use
-        )
-        if done.returncode:
-            return None, f"failed: {(done.stdout.splitlines() or ['without a word'])[-1]}"
+        if said := side_by_side.failure(words, cores):
+            return None, f"failed: {said}"
     found = figures(folder, epochs)
     return found, f"kNN {float(found['knn_top1']):.1f} %, {time.monotonic() - begun:.0f} s"
 
