@@ -101,7 +101,7 @@ class Settings:
 
     @property
     def sets(self):
-        return tuple(self.set.split(","))
+        return tuple(dict.fromkeys(self.set.split(",")))
 
 
 def main(arguments):

@@ -116,6 +116,13 @@ def test_runs_that_stand_in_the_csv_are_not_run_again(tmp_path, monkeypatch, cap
     ]  # their files are there
 
 
+def test_jobs_share_the_cores_and_a_failed_command_is_known_by_its_last_line():
+    given = dict(side_by_side.done(range(6), 2, lambda point, cores: cores))
+    assert sorted(given) == list(range(6)) and set().union(*given.values()) == side_by_side.os.sched_getaffinity(0)
+    assert side_by_side.failure(["platform"], given[0]) is None
+    assert "No module named no_such" in side_by_side.failure(["no_such"], given[0])
+
+
 def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path, monkeypatch, capsys):
     def run(settings, point, cores):
         return (None, "failed: x") if point[1] == "MoCo" else (FIGURES, "fine")
