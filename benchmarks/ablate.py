@@ -20,6 +20,7 @@ import math
 import os
 import re
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -344,8 +345,16 @@ def run(settings, seed, flags, cores):
             if not (output / "summary.json").exists():
                 commands.append((*judge, f"--encoder={folder}", f"--seed={seed}", f"--output={output}"))
     for words in commands:
-        if said := side_by_side.failure(words, cores):
-            return None, f"failed: {said}"
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),  # TensorFlow has a thread for each core it may use
+        )
+        if done.returncode:
+            return None, f"failed: {(done.stdout.splitlines() or ['without a word'])[-1]}"
     found = figures(folder, epochs)
     return found, f"kNN {float(found['knn_top1']):.1f} %, {time.monotonic() - begun:.0f} s"
 

@@ -13,7 +13,7 @@ Rules that keep the set honest:
    pixels and compressed as the objects are, then pasted by the same lines. Squares are drawn first, then which of them
    are objects. So neither seam nor size tells the one from the other, and brightness, contrast and blur hardly do.
 3. Scales and brightness vary.
-4. Objects hide at most a tenth of each other, and all boxes stay; what is pasted later lies on top, in the mask too.
+4. Squares hide at most a tenth of each other, and all boxes stay; what is pasted later lies on top, in the mask too.
 
 Such a set compares initialisations of one network. It says nothing of real scenes: never quote it beside VOC or COCO.
 """
