@@ -14,13 +14,11 @@ first point took. Seconds are those of the cores that a run got, so that other w
 probe and fine-tuning on a tenth of the labels judge beside kNN.
 """
 
-import concurrent.futures
 import csv
 import dataclasses
 import json
 import math
 import os
-import queue
 import re
 import statistics
 import subprocess
@@ -29,6 +27,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks import side_by_side
 from moco_tf import command, config, run_folder
 
 REPOSITORY = Path(__file__).parent.parent
@@ -284,34 +283,15 @@ def run_missing(settings, study, known, file):
     missing = [(seed, flags) for seed in settings.seeds for flags in _distinct(study)]
     missing = [(seed, flags) for seed, flags in missing if (flags, settings.epochs, seed) not in known]
     print(f"{settings.study}: {len(missing)} runs to do of {len(_distinct(study)) * len(settings.seeds)}", flush=True)
-    slots = queue.SimpleQueue()
-    cores = sorted(os.sched_getaffinity(0))
-    for slot in range(settings.jobs):
-        slots.put({core for i, core in enumerate(cores) if i % settings.jobs == slot % len(cores)})
-
-    def work(seed, flags):
-        mine = slots.get()
-        try:
-            return run(settings, seed, flags, mine)
-        finally:
-            slots.put(mine)
-
     failures = 0
-    with concurrent.futures.ThreadPoolExecutor(settings.jobs) as pool:
-        futures = {pool.submit(work, *point): point for point in missing}
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                seed, flags = futures[future]
-                result, text = future.result()
-                print(f"  {flags or 'as it is'}, seed {seed}: {text}", flush=True)
-                if result is None:
-                    failures += 1
-                    continue
-                known[flags, settings.epochs, seed] = result
-                write(file, study, known)
-        except KeyboardInterrupt:  # the runs have got the signal too, and save
-            pool.shutdown(cancel_futures=True)
-            raise
+    results = side_by_side.done(missing, settings.jobs, lambda point, cores: run(settings, *point, cores))
+    for (seed, flags), (result, text) in results:
+        print(f"  {flags or 'as it is'}, seed {seed}: {text}", flush=True)
+        if result is None:
+            failures += 1
+            continue
+        known[flags, settings.epochs, seed] = result
+        write(file, study, known)
     return failures
 
 

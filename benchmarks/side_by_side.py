@@ -1,0 +1,47 @@
+"""Runs of a study side by side, each on its share of the cores; ablate.py and transfer.py call it."""
+
+import concurrent.futures
+import os
+import queue
+import subprocess
+import sys
+
+
+def done(points, jobs, work):
+    """Yields (point, work(point, cores)) of each point as it is done; `jobs` of them work at a time.
+
+    cores: the set of those that are this job's own.
+    """
+    slots = queue.SimpleQueue()
+    cores = sorted(os.sched_getaffinity(0))
+    for slot in range(jobs):
+        slots.put({core for i, core in enumerate(cores) if i % jobs == slot % len(cores)})
+
+    def on_own_cores(point):
+        mine = slots.get()
+        try:
+            return work(point, mine)
+        finally:
+            slots.put(mine)
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(on_own_cores, point): point for point in points}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                yield futures[future], future.result()
+        except KeyboardInterrupt:  # the runs have got the signal too, and save
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def failure(words, cores):
+    """Runs `python -m words` on some cores; returns the last line that it said if it failed, None if all went well."""
+    ended = subprocess.run(
+        [sys.executable, "-m", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),  # TensorFlow has a thread for each core it may use
+    )
+    return (ended.stdout.splitlines() or ["without a word"])[-1] if ended.returncode else None
