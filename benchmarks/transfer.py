@@ -50,6 +50,12 @@ LABELLED = ("moco_tf.evaluate.finetune", "--init=random", "--crop_min=0.2", f"--
 SUPERVISED = "supervised/model.keras"
 
 
+HEADS = {  # boxes have sides of 20 to 40 pixels; rates are those at which either learns some drawn shapes quickly
+    "detect": ("--smallest_anchor=16", "--lr=0.01"),
+    "segment": ("--lr=0.03",),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Set:
     task: str  # the command, moco_tf.transfer.<task>
@@ -224,6 +230,7 @@ def words(settings, name, init, labels, steps, seed):
         f"--dataset={runs / chosen.data}",
         *("--train_split=train", "--eval_split=test", f"--labels={labels}", f"--seed={seed}", f"--steps={steps}"),
         *("--batch_size=8", f"--image_size={SIZE}"),
+        *HEADS[chosen.task],
         f"--output={runs / name / init.replace(', ', '-')},{labels},{steps},{seed}",
     )
 

@@ -14,6 +14,8 @@ from moco_tf.command import ConfigError, HelpAsked
 from moco_tf.config import kind, parse
 from moco_tf.evaluate import compare, features, finetune, knn, linear_probe, look
 from moco_tf.serving import export_classifier, export_client, export_encoder
+from moco_tf.transfer import detect, segment
+from moco_tf.transfer import export as transfer_export
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -120,6 +122,9 @@ PATHS = {
     export_encoder.Settings: {"run_dir", "output"},
     export_classifier.Settings: {"run_dir", "probe", "output"},
     export_client.Settings: {"images", "output", "compare"},
+    detect.Settings: OF_EVALUATION | {"init"},
+    segment.Settings: OF_EVALUATION | {"init"},
+    transfer_export.Settings: {"run_dir", "output"},
 }
 
 
@@ -210,16 +215,22 @@ def test_only_mathematics_must_be_equal_on_resume():
     assert sorted(a.differences(parse([]))) == ["lr", "seed"]
 
 
+OF_OTHER_COMMANDS = {  # what a recipe's name says: its command, settings, and the flags that it leaves open
+    "linear_": ("moco_tf.evaluate.linear_probe", linear_probe.Settings, ["--encoder=x"]),
+    "_detect": ("moco_tf.transfer.detect", detect.Settings, ["--encoder=x", "--dataset=y"]),
+    "_segment": ("moco_tf.transfer.segment", segment.Settings, ["--encoder=x", "--dataset=y"]),
+}
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.flags")), ids=lambda path: path.stem)
 def test_each_recipe_parses_and_opens_with_a_lab_record(path):
-    probe = path.stem.startswith("linear_")
-    if probe:
-        command.parse(linear_probe.Settings, "moco_tf.evaluate.linear_probe", [f"--flagfile={path}", "--encoder=x"])
-    else:
-        parse([f"--flagfile={path}"])
+    name, parse_with, more = next(
+        (how for word, how in OF_OTHER_COMMANDS.items() if word in path.stem), ("moco_tf.train", None, [])
+    )
+    words = [f"--flagfile={path}", *more]
+    command.parse(parse_with, name, words) if parse_with else parse(words)
     text = path.read_text()
     head = [line for line in text.splitlines() if line.startswith("#")]
-    name = "moco_tf.evaluate.linear_probe" if probe else "moco_tf.train"
     assert any(f"Command: python -m {name}" in line for line in head)
     assert any("Expected" in line or "Measured" in line for line in head)
     assert not any(line.startswith("--flagfile") for line in text.splitlines())

@@ -8,6 +8,7 @@ import pytest
 from benchmarks import side_by_side, transfer
 from moco_tf import config as config_lib
 from moco_tf.evaluate import finetune
+from moco_tf.transfer import detect, segment
 
 FIGURES = dict.fromkeys(transfer.NAMES, "50.0") | {"seconds": "9"}
 
@@ -49,7 +50,9 @@ def test_runs_that_are_compared_differ_in_nothing_but_where_they_start(tmp_path)
             assert {flag: values[flag] for flag in values if flag not in ("--encoder", "--init", "--output")} == {
                 **{"--dataset": f"{tmp_path}/runs/{one.data}", "--train_split": "train", "--eval_split": "test"},
                 **{"--labels": "10", "--seed": "0", "--steps": "300", "--batch_size": "8", "--image_size": "96"},
+                **dict(flag.split("=") for flag in transfer.HEADS[one.task]),
             }
+            transfer.command.parse({"detect": detect, "segment": segment}[one.task].Settings, program, flags)
 
 
 def test_every_encoder_is_made_by_a_sound_command_before_what_needs_it(tmp_path):

@@ -44,6 +44,7 @@ def _export(arguments):
     settings = command.parse(Settings, "moco_tf.transfer.export", arguments)
     kind, recorded = _of_run(settings.run_dir)
     load_tensorflow()
+    import keras
     import tensorflow as tf
 
     from moco_tf.serving import saved_model, warm_up
@@ -60,9 +61,10 @@ def _export(arguments):
     example = tf.zeros((1, recorded.image_size, recorded.image_size, 3), tf.uint8)
     examples = {"serving_default": example.numpy(), "encoded_images": [tf.io.encode_png(example[0]).numpy()]}
     with saved_model.aside(path) as folder:
-        module = tf.Module()
-        module.model = model
-        tf.saved_model.save(module, files.for_tensorflow(folder), signatures=answers)
+        archive = keras.export.ExportArchive()  # it keeps the variables that its endpoints read
+        for name, (answer, spec) in answers.items():
+            archive.add_endpoint(name, answer, [spec])
+        archive.write_out(files.for_tensorflow(folder), verbose=False)
         about = {"kind": recorded.NAME, "classes": names, "canvas": recorded.image_size, "steps": step}
         files.write_json(folder / DESCRIPTION, about | {"input": dataclasses.asdict(inputs)})
         warm_up.write(folder, [(name, {"images": value}) for name, value in examples.items()])
@@ -88,7 +90,7 @@ def _of_run(run_dir):
 
 
 def _detector(model, canvas):
-    """{name: a function for a signature} of a detector."""
+    """{signature: (function, spec of its argument)} of a detector."""
     import tensorflow as tf
 
     from moco_tf.transfer import retinanet
@@ -105,7 +107,7 @@ def _detector(model, canvas):
 
 
 def _segmenter(model, canvas):
-    """{name: a function for a signature} of a segmenter."""
+    """As `_detector`, of a segmenter."""
     import tensorflow as tf
 
     def whole(on_canvas, sizes, scaled):
@@ -134,17 +136,17 @@ def _signatures(canvas, of_one_size, of_own_sizes):
         place = canvas.place(*tf.unstack(tf.shape(image)[:2]))
         return canvas.image(image, place), tf.cast(tf.shape(image)[:2], tf.float32), tf.cast(place[0], tf.float32)
 
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, "images")], autograph=False)
     def of_images(images):
         return of_one_size(*tf.map_fn(lay, images, fn_output_signature=laid))
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "images")], autograph=False)
     def of_encoded(images):
-        return (of_own_sizes or of_one_size)(
-            *tf.map_fn(lambda image: lay(decode_safely(image)), images, fn_output_signature=laid)
-        )
+        of_sizes = of_own_sizes or of_one_size
+        return of_sizes(*tf.map_fn(lambda image: lay(decode_safely(image)), images, fn_output_signature=laid))
 
-    return {"serving_default": of_images, "encoded_images": of_encoded}
+    return {
+        "serving_default": (of_images, tf.TensorSpec((None, None, None, 3), tf.uint8, "images")),
+        "encoded_images": (of_encoded, tf.TensorSpec((None,), tf.string, "images")),
+    }
 
 
 if __name__ == "__main__":
