@@ -143,3 +143,20 @@ def test_keras_hub_still_sets_its_prior_on_the_wrong_head_and_ours_is_the_papers
     assert np.allclose(biases()[0], 0) and np.allclose(biases()[1], prior)
     set_prior(detector)
     assert np.allclose(biases()[0], prior) and np.allclose(biases()[1], 0)
+
+
+def test_a_served_encoder_gives_its_maps_where_asked_to(tmp_path):
+    import moco_tf
+
+    model = MoCo(with_statistics(resnet.resnet10(image_size=64, width=4)), dim=8, queue_size=16)
+    moco_tf.export_encoder(model, tmp_path / "1", feature_maps=True)
+    signatures = tf.saved_model.load(str(tmp_path / "1")).signatures
+    assert set(signatures) >= {"serving_default", "encoded_images", "preprocessed", "feature_maps"}
+    maps, wide = moco_tf.encoders.pyramid(model), np.concatenate([IMAGES, IMAGES], axis=2)
+    for images in (IMAGES, wide):
+        served = signatures["feature_maps"](images=tf.constant(images))
+        for level, value in maps(images).items():
+            np.testing.assert_allclose(served[level], value, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="cifar stem"):
+        small = MoCo(resnet.resnet10(image_size=32, width=4, stem="cifar"), dim=8, queue_size=16)
+        moco_tf.export_encoder(small, tmp_path / "2", feature_maps=True)

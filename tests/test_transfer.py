@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -275,3 +276,18 @@ def test_sent_bytes_that_are_no_image_are_refused(place, tmp_path):
     file = io.BytesIO()
     Image.new("RGB", (40, 20)).save(file, "JPEG")
     assert model(images=tf.constant([file.getvalue()]))["size"].numpy().tolist() == [[20, 40]]
+
+
+@pytest.mark.slow
+def test_the_documented_lines_run(place, monkeypatch):
+    pytest.importorskip("keras_hub", reason="keras-hub is not installed")
+    monkeypatch.chdir(place)
+    text = (Path(__file__).parent.parent / "docs/transfer.md").read_text()
+    blocks = [block.partition("```")[0] for block in text.split("```python\n")[1:]]
+    assert len(blocks) == 2
+    names = {}
+    for block in blocks:
+        exec(block.replace("runs/v2", "run").replace("512, 512", f"{2 * SIDE}, {2 * SIDE}"), names)
+    assert names["model"](np.zeros((1, 96, 64, 3), np.float32)).shape == (1, 12, 8, 1)
+    outputs = names["detector"](np.zeros((1, 2 * SIDE, 2 * SIDE, 3), np.float32))
+    assert {value.shape[0] for value in tf.nest.flatten(outputs)} == {1}

@@ -2,8 +2,9 @@
 
 from moco_tf.encoders import heads, resnet, vit
 from moco_tf.encoders.batch_norm import BatchNorm
+from moco_tf.encoders.pyramid import pyramid
 
-__all__ = ["BatchNorm", "heads", "of_config", "resnet", "vit"]
+__all__ = ["BatchNorm", "heads", "of_config", "pyramid", "resnet", "vit"]
 
 
 def of_config(config, zero_init_residual=False, any_size=None, **more):

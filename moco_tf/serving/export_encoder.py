@@ -29,6 +29,10 @@ class Settings:
         "zeros: give rows of zeros, and `valid`, false there.",
         choices=("error", "zeros"),
     )
+    feature_maps: bool = command.flag(
+        False,
+        "Write a signature `feature_maps`, too: a ResNet's maps P2 to P5, strides 4 to 32, of images of any size.",
+    )
 
     def __post_init__(self):
         command.check_values(self)
@@ -40,7 +44,7 @@ class Settings:
         if self.format == "onnx":
             if not self.output.endswith(".onnx"):
                 raise ConfigError(f"--format=onnx writes a file, --output=NAME.onnx; got {self.output}")
-            for name, default in (("version", 0), ("on_bad_image", "error")):
+            for name, default in (("version", 0), ("on_bad_image", "error"), ("feature_maps", False)):
                 rule = "belongs to a SavedModel; an ONNX file takes pixels and has no versions"
                 command.require(self, getattr(self, name) == default, name, rule)
         elif self.version and (Path(self.output) / str(self.version)).exists():
@@ -64,7 +68,7 @@ def _run(settings):
     from moco_tf.serving import saved_model
 
     path = saved_model.version_to_write(settings.output, settings.version)
-    saved_model.export_run(settings.run_dir, path, settings.on_bad_image)
+    saved_model.export_run(settings.run_dir, path, settings.on_bad_image, settings.feature_maps)
     print(f"Wrote {path}. Serve it: {shlex.join([_start_script(), str(path.parent.parent)])}")
     return 0
 

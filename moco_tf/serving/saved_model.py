@@ -7,6 +7,7 @@ their sides, S side of the encoder's input, D features, L classes.
   serving_default  `images`: uint8 (N, H, W, 3), any H and W
   encoded_images   `images`: string (N,), encoded; of any size, each its own
   preprocessed     `images`: float32 (N, S, S, 3), normalised; for probes with their own augmentation
+  feature_maps     where asked for: `images`: float32 (N, H, W, 3), normalised, any H and W; returns P2 to P5
 
 A classifier's also return `probabilities` float32 (N, L) and `label` int64 (N,).
 """
@@ -24,15 +25,17 @@ import tensorflow as tf
 
 from moco_tf import build, files, frozen
 from moco_tf.command import ConfigError
+from moco_tf.encoders import pyramid
 from moco_tf.serving import model_card, signatures, warm_up
 
 BAD_IMAGES = ("error", "zeros")
 
 
-def export_run(run_dir, path, on_bad_image="error"):
+def export_run(run_dir, path, on_bad_image="error", feature_maps=False):
     """Writes the encoder of a run folder's last checkpoint; raises as `export_encoder` and `build.trained`."""
     model = build.trained(run_dir)
-    export_encoder(model, path, on_bad_image=on_bad_image, about=_of_run(run_dir, model))
+    about = _of_run(run_dir, model)
+    export_encoder(model, path, on_bad_image=on_bad_image, about=about, feature_maps=feature_maps)
 
 
 def export_probe(run_dir, probe, path, on_bad_image="error"):
@@ -73,7 +76,7 @@ def _of_run(run_dir, model):
     return model_card.of_run(run_dir) | {"steps": model.steps_done}
 
 
-def export_encoder(model, path, preprocessing=None, on_bad_image="error", about=None):
+def export_encoder(model, path, preprocessing=None, on_bad_image="error", about=None, feature_maps=False):
     """Writes a SavedModel that TF Serving and `frozen.read` take.
 
     Args:
@@ -82,12 +85,14 @@ def export_encoder(model, path, preprocessing=None, on_bad_image="error", about=
       on_bad_image: what `encoded_images` does about bytes that cannot be decoded. "error": refuses the batch, naming
         their indices. "zeros": gives rows of zeros, and `valid` bool (N,), false there.
       about: what encoder.json is to say beside input and outputs, a dict that JSON takes.
+      feature_maps: whether to write a signature `feature_maps`, the encoder's pyramid (`encoders.pyramid`).
 
     Raises:
-      ConfigError: a ValueError; the path exists, or does not end in a whole number.
+      ConfigError: a ValueError; the path exists, or does not end in a whole number; the encoder has no pyramid.
     """
     encoder = frozen.of_model(model, preprocessing)
-    _write(encoder, [frozen.query_encoder(model)], path, on_bad_image, about or {})
+    maps = _maps_of(model) if feature_maps else None
+    _write(encoder, [frozen.query_encoder(model)], path, on_bad_image, about or {}, maps)
 
 
 def export_classifier(model, kernel, bias, path, class_names=(), preprocessing=None, on_bad_image="error", about=None):
@@ -126,8 +131,19 @@ def export_classifier(model, kernel, bias, path, class_names=(), preprocessing=N
     _write(classifier, [frozen.query_encoder(model), linear], path, on_bad_image, about)
 
 
-def _write(encoder, parts, path, on_bad_image, about):
-    """Writes an encoder; `parts` are the layers that own its variables."""
+def _maps_of(model):
+    """The pyramid of a model of which ResNets take images of any size; refuses what has none or grows new layers."""
+    try:
+        maps = pyramid(model)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if maps.count_params() > getattr(model, "backbone", model).count_params():
+        raise ConfigError("the maps of a ViT's pyramid come from layers that are not trained: train them with a head")
+    return maps
+
+
+def _write(encoder, parts, path, on_bad_image, about, maps=None):
+    """Writes an encoder; `parts` are the layers that own its variables, `maps` its pyramid, if that is wanted."""
     path = Path(path)
     if not path.name.isdigit():
         raise ConfigError(f"a SavedModel's folder ends in its version, a whole number, as in encoder/1; got {path}")
@@ -139,6 +155,9 @@ def _write(encoder, parts, path, on_bad_image, about):
         archive = keras.export.ExportArchive()
         for name, (answer, spec) in signatures.of(encoder, on_bad_image).items():
             archive.add_endpoint(name, answer, [spec])
+        if maps:
+            images = tf.TensorSpec((None, None, None, maps.input.shape[-1]), tf.float32, "images")
+            archive.add_endpoint("feature_maps", lambda images: maps(images, training=False), [images])
         archive.write_out(files.for_tensorflow(folder), verbose=False)
         kinds = encoder.preprocessing.signatures()
         about = about | describe(encoder, parts) | {"on_bad_image": on_bad_image}
