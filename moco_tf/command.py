@@ -212,8 +212,7 @@ def _help(flag_values, groups):
         for name in (field.name for field in fields(kind)):
             flag = flag_values[name]
             usage = f"--[no]{name}" if flag.boolean else f"--{name}"
-            choices = f"<{'|'.join(flag.parser.enum_values)}>: " if hasattr(flag.parser, "enum_values") else ""
-            lines.append(flags.text_wrap(f"{usage}: {choices}{flag.help}", 100, "    ", "  "))
+            lines.append(flags.text_wrap(f"{usage}: {flag.help}", 100, "    ", "  "))
             lines.append(f"    (default: {flag.default_as_str})")
     return "\n".join(lines)
 

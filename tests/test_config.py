@@ -90,6 +90,12 @@ def test_help_names_every_flag():
         assert f"  --{name}: " in str(help.value) or f"  --[no]{name}: " in str(help.value)
 
 
+def test_help_says_the_choices_once():
+    with pytest.raises(command.HelpAsked) as help:
+        command.parse(finetune.Settings, "a command", ["--help"])
+    assert str(help.value).count("<encoder|random>") == 1
+
+
 def test_help_has_titled_groups_with_the_methods_and_the_tasks_own_flags():
     with pytest.raises(HelpAsked) as help:
         parse(["--method=memory_bank", "--help"])

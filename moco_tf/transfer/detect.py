@@ -104,11 +104,8 @@ class Judge:
         return [tuple(values[answer[2] != NOTHING] for values in answer) for answer in zip(*answers, strict=True)]
 
     def training(self, batch):
-        import numpy as np
-
-        nothing = (np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
         examples = zip(batch["image"], batch["boxes"], batch["classes"], strict=True)
-        return [(image, _real(of, classes), nothing) for image, of, classes in examples][:SHOWN]
+        return [(image, _real(of, classes), None) for image, of, classes in examples][:SHOWN]
 
     def picture(self, path, shown):
         from moco_tf.transfer import pictures

@@ -13,7 +13,7 @@ from moco_tf.checkpoint import Checkpoints
 from moco_tf.data.errors import ERRORS, reason
 from moco_tf.optimizers import SGD
 
-BEFORE, AFTER = ("step", "loss", "learning_rate", "images_per_second"), ()
+BEFORE = ("step", "loss", "learning_rate", "images_per_second")  # columns of metrics.csv, before what is judged
 LINE_EVERY = 60  # seconds
 
 log = logging.getLogger("moco_tf")
@@ -139,10 +139,10 @@ def _row(settings, learner, step, images_per_second):
 
 
 def _shown(row):
-    names = {
-        name: f"{value:.3f}" if name == "loss" else f"{value:.1f}" for name, value in row.items() if value is not None
-    }
-    return ", ".join(f"{name} {text}" for name, text in names.items() if name not in ("step", "learning_rate"))
+    """A row of metrics.csv in words."""
+    judged = [f"{name} {value:.1f}" for name, value in row.items() if name not in BEFORE]
+    speed = [f"{row['images_per_second']:.0f} images/s"] if row["images_per_second"] else []
+    return ", ".join([f"loss {row['loss']:.3f}", *speed, *judged])
 
 
 def subset(count, percent, seed):

@@ -5,14 +5,14 @@ import numpy as np
 from moco_tf.data.masks import IGNORED
 from moco_tf.evaluate import plots
 
-COLUMNS = 4
 BLEND = 0.55  # of a mask's colour over the image
 
 
 def boxes(path, images, truth, found, names):
     """Two rows of images, uint8 (H, W, 3): above with the boxes that are there, below with those that were found.
 
-    truth: of each image (boxes (n, 4), left, top, right, bottom; classes (n,)). found: (boxes, scores, classes).
+    truth: of each image (boxes (n, 4), left, top, right, bottom; classes (n,)). found: (boxes, scores, classes), or
+    None: the image alone.
     """
     plt = plots.pyplot()
     if not plt:
@@ -31,12 +31,13 @@ def boxes(path, images, truth, found, names):
     for column, image in enumerate(images):
         of, classes = truth[column]
         draw(axes[0][column], of, classes, [names[one] for one in classes])
-        of, scores, classes = found[column]
-        labels = [f"{names[one]} {score:.2f}" for one, score in zip(classes, scores, strict=True)]
-        draw(axes[1][column], of, classes, labels)
+        if found[column] is not None:
+            of, scores, classes = found[column]
+            labels = [f"{names[one]} {score:.2f}" for one, score in zip(classes, scores, strict=True)]
+            draw(axes[1][column], of, classes, labels)
         for row in range(2):
             axes[row][column].imshow(image)
-    _finish(plt, figure, axes, path)
+    _finish(plt, figure, axes, path, found)
 
 
 def masks(path, images, truth, found, names):
@@ -47,23 +48,23 @@ def masks(path, images, truth, found, names):
     figure, axes = _grid(plt, len(images))
     for column, image in enumerate(images):
         for row, mask in enumerate((truth[column], found[column])):
-            axes[row][column].imshow(_blended(plt, image, np.asarray(mask)))
-    present = sorted(set(np.unique(np.concatenate([np.ravel(m) for m in (*truth, *found)])).tolist()) - {0, IGNORED})
+            axes[row][column].imshow(image if mask is None else _blended(plt, image, np.asarray(mask)))
+    shown = [np.ravel(mask) for mask in (*truth, *found) if mask is not None]
+    present = sorted(set(np.unique(np.concatenate(shown)).tolist()) - {0, IGNORED})
     patches = [plt.Rectangle((0, 0), 1, 1, color=_colour(plt, one)) for one in present[:20]]
     if patches:
         labels = [plots.no_formula(names[one]) for one in present[:20]]
-        figure.legend(
-            patches, labels, loc="outside lower center", ncols=min(10, len(labels)), fontsize=7, frameon=False
-        )
-    _finish(plt, figure, axes, path)
+        columns = min(10, len(labels))
+        figure.legend(patches, labels, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
+    _finish(plt, figure, axes, path, found)
 
 
 def _grid(plt, count):
     return plt.subplots(2, count, figsize=(2.2 * count + 0.6, 4.6), constrained_layout=True, squeeze=False)
 
 
-def _finish(plt, figure, axes, path):
-    for row, word in enumerate(("there", "found")):
+def _finish(plt, figure, axes, path, found):
+    for row, word in enumerate(("there", "image" if found[0] is None else "found")):
         axes[row][0].set_ylabel(word)
         for one in axes[row]:
             one.set(xticks=[], yticks=[])

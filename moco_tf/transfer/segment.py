@@ -94,10 +94,7 @@ class Judge:
         return {"miou": mean_iou.mean_iou(confusion)}, facts, shown
 
     def training(self, batch):
-        import numpy as np
-
-        masks = batch["mask"][..., 0]
-        return [(image, mask, np.zeros_like(mask)) for image, mask in zip(batch["image"], masks, strict=True)][:SHOWN]
+        return [(image, mask[..., 0], None) for image, mask in zip(batch["image"], batch["mask"], strict=True)][:SHOWN]
 
     def picture(self, path, shown):
         from moco_tf.transfer import pictures
