@@ -108,6 +108,9 @@ def test_an_interrupted_segmenter_goes_on_bit_for_bit_and_is_exported(place, tmp
     assert "Going on from step 3 of 6" in capsys.readouterr().out
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["miou"] == float(rows(whole)[-1]["miou"]) and summary["eval_images"] == 4
+    (whole / "summary.json").unlink()  # as if it had been killed before
+    assert segment.main(flags_of(place, whole, "--init=random", "--scale_max=1")) == 0
+    assert json.loads((whole / "summary.json").read_text())["miou"] == summary["miou"]
     assert (whole / "predictions.png").stat().st_size > 1000 and (whole / "training.png").exists()
 
     assert export.main([f"--run_dir={whole}", f"--output={tmp_path}/served"]) == 0

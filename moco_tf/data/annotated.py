@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moco_tf.data import manifest
+from moco_tf.data.check import remarks
 from moco_tf.data.folder import UNREADABLE, Besides, Listing, some
 from moco_tf.files import printable
 
@@ -51,6 +52,8 @@ def check(root, paths, remembered, max_bad_fraction):
     checked = manifest.check_files(listing, remembered)
     if refusal := manifest.too_many_bad(checked.bad, len(paths), max_bad_fraction):
         raise ValueError(refusal)
+    for sentence in remarks(checked.verdicts):
+        log.info(f"  {sentence}")
     if checked.bad:
         log.warning(f"  Left out, as they cannot be decoded: {len(checked.bad)} images, {some(dict(checked.bad))}")
     good = [number for number, verdict in enumerate(checked.verdicts) if not verdict.problem]

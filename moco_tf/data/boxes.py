@@ -81,9 +81,9 @@ def find(dataset, data_dir, split, max_bad_fraction, remembered=None):
 def _of_folder(root, split, max_bad_fraction, remembered):
     parts = annotated.parts(split)
     if file := coco.file_of(root, split):
-        paths, *annotations, names = coco.read(file, root, split)
+        paths, sizes, *annotations, names = coco.read(file, root, split)
     elif any(voc.is_at(root, part) for part, _ in parts):
-        paths, *annotations, names = voc.boxes(root, parts)
+        paths, sizes, *annotations, names = voc.boxes(root, parts)
     else:
         wanted = ", ".join(name.format(split) for name in coco.FILES)
         raise ValueError(
@@ -98,6 +98,7 @@ def _of_folder(root, split, max_bad_fraction, remembered):
     checked = annotated.check(root, paths, remembered, max_bad_fraction)
     boxes, classes, crowds = ([values[number] for number in checked.good] for values in annotations)
     paths = [paths[number] for number in checked.good]
+    _check_sizes(np.array(sizes)[checked.good], checked.sizes, paths)
     boxes, kept = repaired(boxes, checked.sizes, paths)
     classes, crowds = ([of[k] for of, k in zip(values, kept, strict=True)] for values in (classes, crowds))
     _say(boxes, classes, crowds, names)
@@ -144,6 +145,23 @@ def repaired(boxes, sizes, names):
     if counts["empty"]:
         log.warning(f"  Left out: {counts['empty']} boxes without area inside their image")
     return inside, kept
+
+
+def _check_sizes(said, found, names):
+    """Refuses images of other sizes, (N, 2), than annotations say (0: they do not): boxes would lie elsewhere."""
+    wrong = np.flatnonzero((said != found).any(axis=1) & (said > 0).all(axis=1))
+    if len(wrong):
+        first = wrong[0]
+        here, there = ("{1} x {0}".format(*size) for size in (found[first], said[first]))
+        turned = (
+            "; it is turned, as EXIF may say of it, which is not applied"
+            if here.split()[::-1] == there.split()
+            else ""
+        )
+        raise ValueError(
+            f"boxes are those of images as they are stored; {len(wrong)} images have other sizes than annotations say, "
+            f"the first {printable(names[first])} {here} pixels, not {there}{turned}"
+        )
 
 
 def _say(boxes, classes, crowds, names):

@@ -22,8 +22,9 @@ def read(file, root, split):
     """What an annotation file says of boxes.
 
     Returns:
-      (paths of the images relative to `root`; of each its boxes, left, top, right, bottom in pixels, float64 (n, 4),
-      their classes, int64 (n,), and whether each is a region of a crowd, bool (n,); the classes' names).
+      (paths of the images relative to `root`; of each its height and width as the file says, zeros where it does not;
+      of each its boxes, left, top, right, bottom in pixels, float64 (n, 4), their classes, int64 (n,), and whether
+      each is a region of a crowd, bool (n,); the classes' names).
 
     Raises:
       ValueError: it is no such file, or names an unknown image or category.
@@ -36,6 +37,7 @@ def read(file, root, split):
         names = tuple(printable(category["name"]) for category in categories)
         places = {image["id"]: place for place, image in enumerate(images)}
         files = [image["file_name"] for image in images]
+        sizes = [(int(image.get("height") or 0), int(image.get("width") or 0)) for image in images]
         boxes, classes, crowds = ([[] for _ in images] for _ in range(3))
         for annotation in content.get("annotations", ()):
             place, category = places.get(annotation["image_id"]), numbers.get(annotation["category_id"])
@@ -62,6 +64,7 @@ def read(file, root, split):
     shaped = [np.array(of_image, np.float64).reshape(-1, 4) for of_image in boxes]
     return (
         paths,
+        sizes,
         shaped,
         [np.array(c, np.int64) for c in classes],
         [np.array(c, bool) for c in crowds],

@@ -22,15 +22,18 @@ def boxes(root, parts):
 
     Coordinates in files count from 1 and include the last pixel: 1 is taken off left and top.
     """
-    paths, found = [], []
+    paths, sizes, found = [], [], []
     for part, split in parts:
         for name in _listed(root, part, "Main", split):
             paths.append(_image(root, part, name))
-            found.append(_objects(Path(root, part, ANNOTATIONS, f"{name}.xml")))
+            size, objects = _annotation(Path(root, part, ANNOTATIONS, f"{name}.xml"))
+            sizes.append(size)
+            found.append(objects)
     names = tuple(sorted({one[0] for objects in found for one in objects}))
     numbers = {name: number for number, name in enumerate(names)}
     return (
         paths,
+        sizes,
         [np.array([one[1] for one in objects], np.float64).reshape(-1, 4) for objects in found],
         [np.array([numbers[one[0]] for one in objects], np.int64) for objects in found],
         [np.array([one[2] for one in objects], bool) for objects in found],
@@ -69,17 +72,17 @@ def _image(root, part, name):
     return next((path for path in paths if os.path.exists(os.path.join(root, path))), paths[0])
 
 
-def _objects(file):
-    """[(class, (left, top, right, bottom), difficult)] of an annotation file."""
+def _annotation(file):
+    """((height, width), zeros where it does not say; [(class, (left, top, right, bottom), difficult)]) of a file."""
     try:
         root = xml.etree.ElementTree.parse(file).getroot()
-        objects = []
+        objects, size = [], tuple(int(root.findtext(f"size/{side}", "0")) for side in ("height", "width"))
         for one in root.iter("object"):
             corners = [float(one.find("bndbox").find(side).text) for side in ("xmin", "ymin", "xmax", "ymax")]
             difficult = one.findtext("difficult", "0").strip() == "1"
             box = (corners[0] - 1, corners[1] - 1, *corners[2:])
             objects.append((one.findtext("name").strip(), box, difficult))
-        return objects
+        return size, objects
     except OSError as error:
         raise ValueError(f"{printable(str(file))} cannot be read: {error.strerror}") from None
     except (xml.etree.ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:

@@ -91,7 +91,6 @@ class Judge:
                     shown.append((one["image"], _real(one["boxes"], one["classes"]), tuple(x[good] for x in answer)))
         result = average_precision.average_precision(truth, found, len(self.source.class_names))
         of_class = dict(zip(self.source.class_names, result.pop("ap_of_class").tolist(), strict=True))
-        of_class = {name: None if value != value else value for name, value in of_class.items()}
         return result, {"eval_images": len(truth), "ap_of_class": of_class}, shown
 
     def _found(self, seen):

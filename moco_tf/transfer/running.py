@@ -14,6 +14,7 @@ from moco_tf.startup import load_tensorflow
 from moco_tf.transfer.settings import ENCODER_FLAGS
 
 CLASSES = "classes.json"  # in the output: the names of the classes, in their order
+SUMMARY = "summary.json"
 
 log = logging.getLogger("moco_tf")
 
@@ -74,11 +75,12 @@ def train(settings, find, network, loss, view, judge):
             return row
 
         status, last = learning.learn(settings, run, learner, batches_at, evaluate)
-        if last is not None:
+        if status == 0 and learner.steps_done == settings.steps and not (run.path / SUMMARY).exists():
+            last = last or evaluate()  # it may have been killed after its last checkpoint
             facts = {"init": settings.init, "labels": settings.labels, "seed": settings.seed}
             facts |= {"train_images": train.size, "steps": learner.steps_done} | last | results["facts"]
             facts["seconds"] = round(time.monotonic() - begun_at, 1)
-            _write_summary(run.path, facts)
+            files.write_json(run.path / SUMMARY, _plain(facts))
             shown = ", ".join(f"{name} {last[name]:.1f}" for name in judging.columns)
             log.info(
                 f"From {settings.init} weights on {train.size} images of {train.name}, judged on {test.name}: {shown}."
@@ -134,7 +136,8 @@ def _record(settings, run, source, columns):
     files.write_json(run.path / CLASSES, list(source.class_names))
 
 
-def _write_summary(output, facts):
-    """Writes summary.json; a NaN becomes null."""
-    plain = {name: None if isinstance(value, float) and value != value else value for name, value in facts.items()}
-    files.write_json(Path(output) / "summary.json", plain)
+def _plain(facts):
+    """As JSON has it: a NaN becomes null."""
+    if isinstance(facts, dict):
+        return {name: _plain(value) for name, value in facts.items()}
+    return None if isinstance(facts, float) and facts != facts else facts

@@ -89,8 +89,8 @@ class Judge:
                 if len(shown) < SHOWN:
                     shown.append((one["image"], one["mask"][..., 0], np.argmax(logits, axis=-1)))
         of_class = mean_iou.iou_of_classes(confusion)
-        named = zip(self.source.class_names, of_class.tolist(), strict=True)
-        facts = {"eval_images": count, "iou_of_class": {name: None if v != v else v for name, v in named}}
+        of_class = dict(zip(self.source.class_names, of_class.tolist(), strict=True))
+        facts = {"eval_images": count, "iou_of_class": of_class}
         return {"miou": mean_iou.mean_iou(confusion)}, facts, shown
 
     def training(self, batch):
