@@ -159,7 +159,7 @@ def _check_sizes(said, found, names):
             else ""
         )
         raise ValueError(
-            f"boxes are those of images as they are stored; {len(wrong)} images have other sizes than annotations say, "
+            f"boxes are those of images as they are stored; {len(wrong)} have other sizes than annotations say, "
             f"the first {printable(names[first])} {here} pixels, not {there}{turned}"
         )
 
