@@ -208,6 +208,12 @@ class Run:
     seed: int = flag(0, "Seed of weights, order, views and shuffles: the same seed repeats the run.")
     run_dir: str = flag("", "Folder of the run; '': runs/<name of the flag file>.", about=FREE, path=True)
     resume: bool = flag(True, "Go on from the run folder's last checkpoint.", about=FREE)
+    start_from: str = flag(
+        "",
+        "Weights that the encoder starts from, by its layers' names: a run folder, a .keras file, or a PyTorch "
+        "checkpoint; all else (head, queue, optimizer, step) starts anew.",
+        path=True,
+    )
     checkpoint_every: int = flag(1000, "Steps between checkpoints; each epoch's end has one as well.", about=FREE)
     knn_every: int = flag(1, "Epochs between kNN evaluations (k 200, t 0.1); 0: never.", about=FREE)
     strategy: str = flag(

@@ -1,7 +1,7 @@
 """The files of a training run: one folder holds all that a run leaves behind, and one process writes to it.
 
 config.flags  data.json  train_images.csv  eval_images.csv  metrics.csv  baselines.json  train.log  views.png
-checkpoints/  tensorboard/
+checkpoints/  tensorboard/  encoder.keras
 """
 
 import contextlib

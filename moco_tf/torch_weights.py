@@ -91,9 +91,9 @@ def _parse(arguments):
         raise ConfigError(
             "--to=detectron2 writes a backbone, which is all that Detectron2 takes: leave out --part=whole"
         )
-    for name in ("run_dir", "resume"):
+    for name in ("run_dir", "resume", "start_from"):
         if name in named:
-            raise ConfigError(f"--{name} belongs to moco_tf.train; here --output names the folder")
+            raise ConfigError(f"--{name} belongs to moco_tf.train: leave it out")
     return flag_values, named
 
 

@@ -10,10 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-from moco_tf import command
+from moco_tf import command, files
 from moco_tf import config as config_lib
 from moco_tf.command import ConfigError
 from moco_tf.startup import computes_bfloat16, load_tensorflow
+
+ENCODER = "encoder.keras"  # in a run folder
+SHOWN = 5  # layers that a line names
 
 log = logging.getLogger("moco_tf")
 
@@ -66,6 +69,8 @@ def _train(config, open_until_the_end):
         checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints", model, writes=chief)
         restored = checkpoints.restore_last()
         step = restored or 0  # a converted checkpoint stands at step 0
+        if restored is None and config.start_from:
+            _start_from(config, model)
         _check_that_all_begin_alike(strategy, step, records.size)
     if step >= last:
         log.info(f"{config.run_dir} is finished, at step {step} of {total}; a larger --epochs or --max_steps goes on.")
@@ -157,7 +162,43 @@ def _train(config, open_until_the_end):
         log.info("kNN top-1: " + _percents(run.baselines() | result))
     if wall_time:
         log.info(f"Wall time {wall_time}.")
+    if chief:
+        _keep_encoder(config, model, records)
     return 0
+
+
+def _start_from(config, model):
+    """Gives the encoder the weights that --start_from names; says which of its layers, and which not."""
+    from moco_tf import start_from
+    from moco_tf.methods.ema import copy_weights
+
+    taken = start_from.copy_by_name(start_from.encoder(config.start_from, "--start_from"), model.backbone)
+    if not taken.layers:
+        raise ConfigError(
+            f"--start_from={config.start_from} has layers of this run's encoder, by their names; {taken.left[0]}, nor "
+            "does another fit: take an encoder of the same --arch"
+        )
+    if hasattr(model, "key_encoder"):
+        copy_weights(model.query_encoder, model.key_encoder)
+    log.info(f"Starts from {config.start_from}: {len(taken.layers)} layers of the encoder.")
+    if taken.left:
+        log.warning(f"- Not taken: {'; '.join(taken.left[:SHOWN])}{'; ...' if len(taken.left) > SHOWN else ''}")
+
+
+def _keep_encoder(config, model, records):
+    """Keeps the trained backbone as a Keras file, and names what comes next."""
+    kept = Path(config.run_dir) / ENCODER
+    with files.aside(kept) as writing:
+        model.backbone.save(files.for_tensorflow(writing))
+    log.info(f"Encoder: {kept}, {records.unit} -> features, a Keras model. Next:")
+    run = f"--encoder={config.run_dir}"
+    commands = {
+        "images": (["moco_tf.evaluate.look", run], ["moco_tf.search.build", run, "--images=DIR", "--output=INDEX"]),
+        "sentences": (["moco_tf.evaluate.sts", run, "--pairs=FILE"],),
+    }
+    export = ["moco_tf.serving.export", f"--run_dir={config.run_dir}", "--output=models/encoder"]
+    for words in (*commands.get(records.unit, commands["images"]), export):
+        log.info(f"  python -m {shlex.join(words)}")
 
 
 def _check_that_all_begin_alike(strategy, step, size):

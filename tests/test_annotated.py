@@ -82,9 +82,7 @@ def test_annotations_that_cannot_be_meant_are_refused(tmp_path, annotation, said
 def test_images_of_other_sizes_than_annotations_say_are_refused(tmp_path):
     folder = coco(tmp_path, [one()])
     Image.new("RGB", (H, W)).save(folder / "train/2.png")
-    with pytest.raises(
-        ConfigError, match=r"1 have other .*train/2.png 30 x 40 pixels, not 40 x 30; it is turned"
-    ):
+    with pytest.raises(ConfigError, match=r"1 have other .*train/2.png 30 x 40 pixels, not 40 x 30; it is turned"):
         find(folder)
 
 

@@ -117,7 +117,7 @@ def test_a_flag_file_written_by_a_config_repeats_it(tmp_path):
 
 OF_EVALUATION = {"encoder", "dataset", "data_dir", "output"}
 PATHS = {
-    kind(): {"dataset", "data_dir", "run_dir"},
+    kind(): {"dataset", "data_dir", "run_dir", "start_from"},
     torch_weights.Settings: {"checkpoint", "encoder", "output"},
     compare.Settings: OF_EVALUATION | {"supervised"},
     features.Settings: OF_EVALUATION,

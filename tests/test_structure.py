@@ -22,7 +22,7 @@ FLOORS = [
     {"checkpoint", "frozen"},
     {"build"},
     {"pytorch", "serving"},
-    {"evaluate"},
+    {"evaluate", "start_from"},
     {"callbacks", "transfer"},
 ]
 

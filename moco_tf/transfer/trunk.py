@@ -4,7 +4,7 @@ import dataclasses
 
 import keras
 
-from moco_tf import build
+from moco_tf import build, start_from
 from moco_tf.command import ConfigError
 from moco_tf.encoders.pyramid import pyramid
 
@@ -26,9 +26,9 @@ def trunk(settings, dilated=False, start=True):
     keras.utils.set_random_seed(settings.seed)
     backbone = build.backbone(config)
     if start and settings.init == "encoder":
-        copy_by_name(build.trained(settings.encoder).backbone, backbone, f"--encoder={settings.encoder}")
+        _start(backbone, settings.encoder, "--encoder")
     elif start and settings.init != "random":
-        copy_by_name(_loaded(settings.init), backbone, f"--init={settings.init}")
+        _start(backbone, settings.init, "--init")
     if settings.freeze:
         for layer in backbone.layers:
             layer.trainable = False
@@ -38,34 +38,8 @@ def trunk(settings, dilated=False, start=True):
         raise ConfigError(f"--encoder={settings.encoder}: {error}") from None
 
 
-def copy_by_name(source, target, name):
-    """Gives each layer of a model the weights of the layer of its name in another.
-
-    A ViT's positions stay as they are: they are a function of the size.
-
-    Raises:
-      ConfigError: the other has no such layer, or one of another shape; it begins with `name`.
-    """
-    known = {layer.name: layer for layer in source.layers}
-    for layer in target.layers:
-        if not layer.weights:
-            continue
-        there = known[layer.name].weights if layer.name in known else []
-        shapes = [tuple(weight.shape) for weight in layer.weights]
-        if layer.name == "tokens" and there:
-            there = [a if a.name != "pos_embed" else b for a, b in zip(there, layer.weights, strict=True)]
-        if [tuple(weight.shape) for weight in there] != shapes:
-            found = f"{[tuple(weight.shape) for weight in there]}" if there else "none of that name"
-            raise ConfigError(f"{name} has the layers of the encoder; {layer.name} is {shapes} there; got {found}")
-        for mine, other in zip(layer.weights, there, strict=True):
-            mine.assign(other)
-
-
-def _loaded(file):
-    import moco_tf  # noqa: F401 - its classes
-
-    try:
-        model = keras.models.load_model(file, compile=False)
-    except Exception as error:  # whatever Keras says of files that it cannot read
-        raise ConfigError(f"--init={file} cannot be read: {str(error).strip().splitlines()[0]}") from None
-    return getattr(model, "backbone", model)
+def _start(backbone, path, flag):
+    """Gives a backbone the weights of the encoder at a path; refuses one that lacks any of its layers."""
+    taken = start_from.copy_by_name(start_from.encoder(path, flag), backbone)
+    if taken.left:
+        raise ConfigError(f"{flag}={path} has all layers of the encoder; {taken.left[0]}")
