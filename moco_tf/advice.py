@@ -7,6 +7,8 @@ import math
 
 from moco_tf import command
 
+# Of the wall time, the part that training may wait for images without a word.
+WAIT = 0.1
 # A gradient this many times its usual norm is a spike; the paper's curves rise by more, usual steps do not.
 SPIKE = 10
 
@@ -138,6 +140,14 @@ def after_epoch(config, logs, best_knn, features):
         yield (
             f"The embeddings are collapsing: feature_std is {logs['feature_std']:.4f}, well spread ones have "
             f"{spread:.3f}. {remedy} usually helps."
+        )
+    if logs.get("data_wait", 0) > WAIT:
+        remedies = ["more or faster processor cores", "smaller files"]
+        if getattr(config, "views_on", "device") == "host":
+            remedies.insert(0, "--views_on=device, which crops and distorts in the training step (or both)")
+        yield (
+            f"Training waited for images for {100 * logs['data_wait']:.0f} % of the time (data_wait). What helps: "
+            f"{', '.join(remedies)}."
         )
     knn = logs.get("knn_top1")
     if (

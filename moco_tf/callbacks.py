@@ -233,11 +233,11 @@ class Progress(keras.callbacks.Callback):
 
 
 class WallTime(keras.callbacks.Callback):
-    """Knows where a run's wall time goes, and adds `step_share` to an epoch's logs.
+    """Knows where a run's wall time goes, and adds `step_share` and `data_wait` to an epoch's logs.
 
     `step_share` is the part of the wall time since the epoch before was recorded, evaluation apart, that was spent in
-    training steps, with their wait for images, which the model measures. The first step of a process is part of its
-    start: it traces.
+    training steps, with their wait for images; `data_wait` is the part of that wait, which the model measures. The
+    first step of a process is part of its start: it traces.
 
     Args:
       started: when the run began, as `time.perf_counter` has it.
@@ -253,7 +253,7 @@ class WallTime(keras.callbacks.Callback):
         self.saver = saver
         self.start = None  # seconds until the first step was done, evaluation apart
         self.steps = 0.0
-        self.recorded = None  # (time, seconds of steps, of evaluation) when the epoch before was recorded
+        self.recorded = None  # (time, seconds of steps, waited, of evaluation) when the epoch before was recorded
 
     def on_train_batch_begin(self, batch, logs=None):
         self.begun = time.perf_counter()
@@ -263,15 +263,17 @@ class WallTime(keras.callbacks.Callback):
         if self.start is None:
             self.start = now - self.started - self.evaluation - self.before_epoch.seconds
             self.waited_at_start = self.model.seconds_waited
-            self.recorded = now, 0.0, self.evaluation
+            self.recorded = now, 0.0, self.waited_at_start, self.evaluation
             return
         self.steps += now - self.begun
 
     def on_epoch_end(self, epoch, logs=None):
-        before, self.recorded = self.recorded, (time.perf_counter(), self.steps, self.evaluation)
-        seconds, steps, evaluation = (now - then for now, then in zip(self.recorded, before, strict=True))
+        now = time.perf_counter(), self.steps, self.model.seconds_waited, self.evaluation
+        before, self.recorded = self.recorded, now
+        seconds, steps, waited, evaluation = (new - old for new, old in zip(now, before, strict=True))
         if steps:
             logs["step_share"] = round(steps / (seconds - evaluation), 4)
+            logs["data_wait"] = round(waited / (seconds - evaluation), 4)
 
     @property
     def evaluation(self):

@@ -17,7 +17,7 @@ from moco_tf import config as config_lib
 from moco_tf.command import ConfigError
 
 # The columns of metrics.csv, around those that the model names: its metrics and the rates of its schedules.
-BEFORE, AFTER = ("epoch", "step", "loss"), ("images_per_second", "step_share", "knn_top1")
+BEFORE, AFTER = ("epoch", "step", "loss"), ("images_per_second", "step_share", "data_wait", "knn_top1")
 
 log = logging.getLogger("moco_tf")
 

@@ -69,6 +69,7 @@ def test_a_run_of_it_has_its_own_metrics_and_none_of_contrast(run):
         "learning_rate",
         "images_per_second",
         "step_share",
+        "data_wait",
         "knn_top1",
     ]
     assert 0.1 < float(row["accuracy"]) < 1 and float(row["loss"]) < 3

@@ -67,6 +67,8 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
                 data = next(iterator)
             with tf.control_dependencies(tf.nest.flatten(data, expand_composites=True)):
                 waited = tf.timestamp() - begun
+            with tf.control_dependencies([waited]):  # else a single thread may look at the clock after the step
+                data = tf.nest.map_structure(tf.identity, data, expand_composites=True)
             logs = strategy.run(train_step, (data,))
             # The replicas have agreed on them: the first has what all have.
             return {k: tf.reshape(strategy.experimental_local_results(v)[0], ()) for k, v in logs.items()}, waited
