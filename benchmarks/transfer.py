@@ -51,7 +51,7 @@ SUPERVISED = "supervised/model.keras"
 
 
 HEADS = {  # boxes have sides of 20 to 40 pixels; rates are those at which either learns some drawn shapes quickly
-    "detect": ("--smallest_anchor=16", "--lr=0.01"),
+    "detect": ("--smallest_anchor=16", "--head_layers=1", "--lr=0.01"),
     "segment": ("--lr=0.03",),
 }
 

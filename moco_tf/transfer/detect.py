@@ -32,12 +32,15 @@ class Settings(common.Settings):
         "Side in pixels of the anchors at stride 8; each of four further levels doubles it. Less for small objects.",
     )
 
+    head_layers: int = flag(3, "Convolutions of 256 channels before boxes and classes are predicted. Paper: 4.")
+
     NAME: ClassVar[str] = "detect"
     ENLARGE: ClassVar[bool] = True  # every image fills the canvas
 
     def __post_init__(self):
         super().__post_init__()
         command.require(self, self.smallest_anchor > 0, "smallest_anchor", "is more than 0")
+        command.require(self, self.head_layers >= 0, "head_layers", "is 0 or more")
 
 
 def main(arguments):
@@ -59,7 +62,7 @@ def network(settings, classes, start=True):
     from moco_tf.transfer import retinanet, trunk
 
     maps, inputs = trunk.trunk(settings, start=start)
-    return retinanet.retinanet(maps, classes, settings.smallest_anchor), inputs
+    return retinanet.retinanet(maps, classes, settings.smallest_anchor, settings.head_layers), inputs
 
 
 class Judge:

@@ -5,6 +5,8 @@ with BatchNorm, which the paper adds to new layers (He et al. 2020, section 4.2:
 without labels have other distributions, and tuning BN calibrates them). Axes: N batch, S canvas, L classes, A anchors.
 """
 
+import math
+
 import keras
 import keras_cv
 import numpy as np
@@ -19,15 +21,17 @@ BOXES = "xyxy"  # keras-cv's word for left, top, right, bottom in pixels
 LEVELS = ("P3", "P4", "P5", "P6", "P7")
 SCALES, ASPECT_RATIOS = (1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0)
 CHANNELS = 256
+PRIOR = 0.01  # probability of an object before anything is learnt (section 4.1)
 LEAST_SCORE, MOST_OVERLAP = 0.05, 0.5  # of boxes that are kept, as Detectron2 has them
 
 
-def retinanet(trunk, classes, smallest_anchor):
+def retinanet(trunk, classes, smallest_anchor, head_layers):
     """The model: images float32 (N, S, S, 3), normalised -> {"box": (N, A, 4), "classification": (N, A, L)}.
 
     Args:
       trunk: what `encoders.pyramid.pyramid` gives.
       smallest_anchor: side in pixels of the anchors at P3; each level doubles it. 32 in the paper.
+      head_layers: convolutions before the predictions of boxes and of classes.
     """
     model = keras_cv.models.RetinaNet(
         backbone=trunk,
@@ -41,6 +45,8 @@ def retinanet(trunk, classes, smallest_anchor):
             strides=[2**level for level in range(3, 3 + len(LEVELS))],
             clip_boxes=True,
         ),
+        classification_head=_head(classes, -math.log((1 - PRIOR) / PRIOR), head_layers),
+        box_head=_head(4, 0.0, head_layers),
         feature_pyramid=_feature_pyramid({level: trunk.output[level].shape[-1] for level in LEVELS[:3]}),
         prediction_decoder=keras_cv.layers.MultiClassNonMaxSuppression(
             bounding_box_format=BOXES,
@@ -70,6 +76,15 @@ def detect(model, images):
     found = model.decode_predictions(model({"images": images}, training=False), images)
     classes = tf.cast(found["classes"], tf.int64)
     return found["boxes"], tf.where(classes == NOTHING, 0.0, found["confidence"]), classes
+
+
+def _head(outputs, bias, head_layers):
+    """A head of keras-cv that predicts so many numbers for each anchor of a place, at first by `bias`."""
+    return keras_cv.models.retinanet.PredictionHead(
+        output_filters=len(SCALES) * len(ASPECT_RATIOS) * outputs,
+        bias_initializer=keras.initializers.Constant(bias),
+        num_conv_layers=head_layers,
+    )
 
 
 def _feature_pyramid(channels):
