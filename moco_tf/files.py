@@ -5,6 +5,7 @@ file, screen or library in C++ takes. Imports nothing heavy.
 """
 
 import contextlib
+import csv
 import errno
 import json
 import os
@@ -63,6 +64,17 @@ def write_bytes(path, content):
     """Writes a file of bytes in one step."""
     with aside(path) as writing:
         writing.write_bytes(content)
+
+
+def write_csv(path, columns, rows):
+    """Writes a CSV file in one step. Names and paths in it keep their bytes, which need be no text."""
+    with (
+        aside(path) as writing,
+        open(writing, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def write_arrays(path, arrays):
