@@ -23,7 +23,7 @@ FLOORS = [
     {"build"},
     {"pytorch", "serving"},
     {"evaluate"},
-    {"callbacks"},
+    {"callbacks", "search"},
 ]
 
 

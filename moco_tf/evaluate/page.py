@@ -23,7 +23,7 @@ figure {{ margin: 0; width: 5.2rem; font-size: .7rem; line-height: 1.25; overflo
 figure img {{ width: 4.6rem; height: 4.6rem; display: block; border: 2px solid #ccc; }}
 figure.query {{ margin-right: 1rem; }} figure.query img {{ border-color: #222; }}
 figure.same img {{ border-color: #2a9d4a; }} figure.other img {{ border-color: #d1495b; }}
-.files {{ gap: 1rem .8rem; }}
+.files {{ gap: 1rem .8rem; margin-bottom: 2rem; }}
 .files figure {{ width: 10rem; max-width: 45%; margin: 0; font-size: .8rem; line-height: 1.35; }}
 .files img, .files .missing {{ box-sizing: border-box; width: 100%; height: 10rem; object-fit: contain; }}
 .files img {{ background: #f4f4f4; }}
