@@ -5,6 +5,7 @@ file, screen or library in C++ takes. Imports nothing heavy.
 """
 
 import contextlib
+import csv
 import errno
 import json
 import os
@@ -15,6 +16,8 @@ from pathlib import Path
 
 # Characters that are not text, or end a line or steer a terminal: lone surrogates, controls, separators of lines.
 UNPRINTABLE = ("Cs", "Cc", "Zl", "Zp")
+# Those that turn round what follows, so that a name shows as another one (exe.png).
+TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 _folders_of_links = {}  # by what the link in them leads to; each goes when the process ends
 
@@ -65,6 +68,17 @@ def write_bytes(path, content):
         writing.write_bytes(content)
 
 
+def write_csv(path, columns, rows):
+    """Writes a CSV file in one step. Names and paths in it keep their bytes, which need be no text."""
+    with (
+        aside(path) as writing,
+        open(writing, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
 def write_arrays(path, arrays):
     """Writes {name: array} as an .npz file in one step."""
     import numpy as np
@@ -89,11 +103,12 @@ def sync(path):
 
 
 def printable(name):
-    """A name or path as one line of text: what is not text in it, and what would break the line, is escaped."""
-    return "".join(
-        c.encode("unicode_escape", "surrogatepass").decode() if unicodedata.category(c) in UNPRINTABLE else c
-        for c in str(name)
-    )
+    """A name or path as one line of text: what is not text, or would break or turn the line, is escaped."""
+    return "".join(c.encode("unicode_escape", "surrogatepass").decode() if _steers(c) else c for c in str(name))
+
+
+def _steers(character):
+    return unicodedata.category(character) in UNPRINTABLE or unicodedata.bidirectional(character) in TURNING
 
 
 def json_text(value, indent=None):

@@ -5,8 +5,9 @@ Evaluation judges it, serving writes it.
 
 import dataclasses
 import functools
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tensorflow as tf
@@ -31,11 +32,23 @@ class Encoder:
       encode: that input, normalised float32 (N, S, S, 3) or int32 (N, length) -> {"features": float32 (N, D),
         "embedding": float32 (N, dim), of unit length}; in inference mode.
       name: for reports.
+      weights: the variables that `encode` computes with, in any order.
     """
 
     preprocessing: inputs.Preprocessing | inputs.Words
     encode: Callable
     name: str
+    weights: Sequence = ()
+
+    @functools.cached_property
+    def identity(self):
+        """A hash, 64 hex digits, of preprocessing and weights: encoders that differ in either have another one.
+
+        Names and order of the weights have no part in it, so that a run and its SavedModel have the same.
+        """
+        hashes = sorted(hashlib.sha256(_described(weight.numpy())).hexdigest() for weight in self.weights)
+        about = json.dumps([dataclasses.asdict(self.preprocessing), hashes], sort_keys=True)
+        return hashlib.sha256(about.encode()).hexdigest()
 
 
 def of_model(model, preprocessing=None):
@@ -61,7 +74,11 @@ def of_model(model, preprocessing=None):
     def encode(images):
         return {name: tf.cast(value, tf.float32) for name, value in of_normalized(images).items()}
 
-    return Encoder(preprocessing, encode, name)
+    return Encoder(preprocessing, encode, name, query_encoder(model).weights)
+
+
+def _described(array):
+    return f"{array.dtype} {array.shape} ".encode() + array.tobytes()
 
 
 def _encode(model, images):
@@ -101,7 +118,9 @@ def read(path):
     def encode(values, _keep=loaded):  # a signature does not keep the variables that it reads
         return signature(**{name: tf.cast(values, spec.dtype)})
 
-    return Encoder(_preprocessing(path, spec), encode, str(path))
+    # Where the weights are constants, they are in the graph's own file.
+    weights = signature.variables or [tf.io.decode_raw((path / "saved_model.pb").read_bytes(), tf.uint8)]
+    return Encoder(_preprocessing(path, spec), encode, str(path), weights)
 
 
 def load(path):

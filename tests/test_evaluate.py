@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from moco_tf import build, command, files, frozen, run_folder, train
 from moco_tf.checkpoint import Checkpoints
-from moco_tf.evaluate import compare, features, finetune, knn, linear_probe, look, subject
+from moco_tf.evaluate import compare, features, finetune, knn, linear_probe, look, planar_map, subject
 from moco_tf.serving import saved_model
 
 REPOSITORY = Path(__file__).parent.parent
@@ -236,6 +236,69 @@ def test_interrupted_features_go_on_and_equal_those_of_one_go(run, photos, tmp_p
             np.testing.assert_array_equal(a[key], b[key])
     assert a["features"].shape == (4, 32) and Path(a["paths"][-1]).is_relative_to(photos / "train")
     assert Path(a["paths"][-1]).parent.name == CLASSES[a["labels"][-1]]
+
+
+def test_shards_of_features_have_each_image_once_and_lie_side_by_side(run, photos, tmp_path, capsys):
+    arguments = [f"--encoder={run}", "--shard_size=5"]
+    assert features.main([*arguments, f"--output={tmp_path / 'whole'}"]) == 0
+    for number in (1, 3):
+        assert features.main([*arguments, f"--output={tmp_path / 'parts'}", f"--shard={number}/3"]) == 0
+    assert features.main([*arguments, f"--output={tmp_path / 'parts'}", "--shard=3/3"]) == 0
+    assert "0 images of" in capsys.readouterr().out.splitlines()[-1]
+    assert features.main([*arguments, f"--output={tmp_path / 'parts'}"]) == 0  # what no shard has
+    names = [f"features-0000{n}.npz" for n in (0, 1)] + [
+        f"features-{s}-of-3-0000{n}.npz" for s in (1, 3) for n in (0, 1)
+    ]
+    assert sorted(path.name for path in (tmp_path / "parts").glob("*.npz")) == names
+    whole, parts = (
+        [np.load(path) for path in sorted((tmp_path / folder).glob("*.npz"))] for folder in ("whole", "parts")
+    )
+    ids = np.concatenate([part["ids"] for part in parts])
+    assert sorted(ids.tolist()) == list(range(24))
+    together = np.concatenate([part["features"] for part in parts])[np.argsort(ids)]
+    np.testing.assert_allclose(together, np.concatenate([part["features"] for part in whole]), atol=1e-5)
+
+
+def test_features_become_one_parquet_file_with_a_map(run, photos, tmp_path):
+    from pyarrow import parquet
+
+    arguments = [f"--encoder={run}", "--shard_size=10", f"--output={tmp_path}"]
+    assert features.main([*arguments, "--format=parquet"]) == 0
+    table = parquet.read_table(tmp_path / "features.parquet")
+    assert table.column_names == ["path", "id", "label", "class", "vector", "x", "y"]
+    assert [str(field.type) for field in table.schema] == [
+        "string", "int64", "int64", "string", "fixed_size_list<element: float>[32]", "float", "float"
+    ]  # fmt: skip
+    shards = [np.load(path) for path in sorted(tmp_path.glob("*.npz"))]
+    for column, name in (("path", "paths"), ("id", "ids"), ("label", "labels"), ("vector", "features")):
+        assert table[column].to_pylist() == np.concatenate([shard[name] for shard in shards]).tolist()
+    assert table["class"].to_pylist() == [CLASSES[label] for label in table["label"].to_pylist()]
+    places = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1)
+    assert np.isfinite(places).all() and len(np.unique(places, axis=0)) == 24
+
+
+def test_a_map_of_many_images_shows_their_principal_components(monkeypatch):
+    monkeypatch.setattr(planar_map, "TSNE_UP_TO", 50)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(90, 2)) @ rng.normal(size=(2, 12)) + 0.01 * rng.normal(size=(90, 12))
+    places = planar_map.places([lambda n=n: features[n : n + 30] for n in (0, 30, 60)], seed=0)
+    directions = features / np.linalg.norm(features, axis=1, keepdims=True)
+    centred = directions - directions.mean(axis=0)
+    exact = centred @ np.linalg.svd(centred)[2][:2].T
+    assert places.shape == (90, 2)
+    for axis in range(2):
+        assert abs(np.corrcoef(places[:, axis], exact[:, axis])[0, 1]) > 0.99
+
+
+def test_what_shards_and_tables_need_is_said_in_a_line(run, tmp_path, capsys, monkeypatch):
+    arguments = [f"--encoder={run}", f"--output={tmp_path}"]
+    assert features.main([*arguments, "--shard=4/3"]) == 2
+    assert "--shard=3/16 is the third of 16 parts" in capsys.readouterr().err
+    assert features.main([*arguments, "--shard=1/3", "--format=parquet"]) == 2
+    assert "into one folder" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert features.main([*arguments, "--format=parquet"]) == 2
+    assert "pip install 'moco_tf[search]'" in capsys.readouterr().err and not list(tmp_path.glob("*.npz"))
 
 
 def test_features_of_another_encoder_or_data_set_are_not_mixed(run, tmp_path, capsys):

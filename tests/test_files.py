@@ -93,6 +93,7 @@ def test_printable_names_keep_every_script_and_are_one_line():
     for name in ("猫\u3000犬", "می\u200cخو", "क\u094d\u200dष", "👩\u200d🔬", "no\u00a0break", "back\\slash"):
         assert files.printable(name) == name
     assert files.printable(f"{LATIN1}\n\r\x1b[0m\x85\u2028\0") == "m\\udcfcnchen\\n\\r\\x1b[0m\\x85\\u2028\\x00"
+    assert files.printable("\u202egnp.exe \u2067a\u2069 שלום") == "\\u202egnp.exe \\u2067a\\u2069 שלום"
 
 
 def test_tensorflow_is_given_text_that_leads_to_the_same_place(tmp_path, monkeypatch):

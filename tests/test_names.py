@@ -109,8 +109,8 @@ def test_an_encoder_is_judged_and_its_classes_have_names_that_are_text(place, ru
 
 
 def test_features_go_on_and_keep_the_paths_that_the_system_knows(place, run):
-    for _ in range(2):
-        assert features.main([f"--encoder={run}"]) == 0
+    for format in ("npz", "parquet"):
+        assert features.main([f"--encoder={run}", f"--format={format}"]) == 0
     paths = np.load(run / "features/features-00000.npz")["paths"]
     assert len(paths) == 12 and all(os.path.exists(path) for path in paths.tolist())
     assert_text(run / "features")

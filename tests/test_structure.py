@@ -23,7 +23,7 @@ FLOORS = [
     {"build"},
     {"pytorch", "serving"},
     {"evaluate", "start_from"},
-    {"callbacks", "transfer"},
+    {"callbacks", "transfer", "search"},
 ]
 
 

@@ -166,6 +166,12 @@ def test_a_limit_is_spread_over_the_split(home):
     assert len(ids) == 12 and all(sum(low <= i < low + 50 for i in ids) >= 3 for low in (0, 50, 100))
 
 
+def test_records_that_are_wanted_come_alone(home):
+    source = prepared.find("small", home)
+    wanted = np.arange(source.size) % 7 == 3
+    assert [int(record["id"]) for record in source.in_order(wanted=wanted)] == np.flatnonzero(wanted).tolist()
+
+
 def test_imagenet_unprepared_says_what_to_fetch_where_to_put_it_and_the_command(tmp_path):
     with pytest.raises(ValueError) as error:
         prepared.find("imagenet2012", tmp_path)

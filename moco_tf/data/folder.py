@@ -276,6 +276,14 @@ def list_images(path, folders, root, left_out=()):
     return Listing(path, folders, list(files), np.array(sizes, np.int64), np.array(times, np.int64), besides, root)
 
 
+def divided(listing, numbers, size):
+    """Listings of the files with these numbers, at most `size` each."""
+    for first in range(0, len(numbers), size):
+        some = list(numbers[first : first + size])
+        files, sizes, times = [listing.files[n] for n in some], listing.sizes[some], listing.times[some]
+        yield dataclasses.replace(listing, files=files, sizes=sizes, times=times)
+
+
 def _holds_images(path):
     return any(True for _ in _image_files(os.fsencode(path), Besides()))
 

@@ -18,7 +18,7 @@ from moco_tf.data.check import Verdict
 from moco_tf.data.folder import UNREADABLE, Listing, list_images, some, subfolders
 from moco_tf.data.sources import Source
 from moco_tf.data.splits import split_of
-from moco_tf.files import aside, printable
+from moco_tf.files import printable, write_csv
 
 GONE = "no such file"
 COLUMNS = ("path", "size", "mtime_ns", "problem", "format", "height", "width", "peak", "orientation")
@@ -180,11 +180,6 @@ def _read(manifest, begun):
 
 def _write(manifest, checked):
     listing = checked.listing
-    with (
-        aside(manifest) as writing,
-        open(writing, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        rows = csv.writer(file)
-        rows.writerow([*COLUMNS, RULES])
-        stats = zip(listing.files, listing.sizes.tolist(), listing.times.tolist(), checked.verdicts, strict=True)
-        rows.writerows((path, size, time, *verdict) for path, size, time, verdict in stats)
+    stats = zip(listing.files, listing.sizes.tolist(), listing.times.tolist(), checked.verdicts, strict=True)
+    rows = ((path, size, time, *verdict) for path, size, time, verdict in stats)
+    write_csv(manifest, [*COLUMNS, RULES], rows)

@@ -1,7 +1,7 @@
 """What a source of records is, and the packaged images; `folder.py` and `tfds.py` make the others.
 
 A record is {"image": encoded bytes, "id": int64, "label": int64, -1 if unknown}. A source has a `name`, a `size`,
-`class_names`, `labelled`, `paths`, `only(numbers)`, `shared_with(other)`, `in_order(limit, after)`, `unchecked()`,
+`class_names`, `labelled`, `paths`, `only(numbers)`, `shared_with(other)`, `in_order(limit, wanted)`, `unchecked()`,
 `cost_of_entering(place)` and `shuffled(seed, start, per_epoch, share)`: the order of training is a function of (seed,
 position), so that an interrupted run goes on by computing where it was.
 """
@@ -118,10 +118,10 @@ class Source:
         known = {mine + path[len(os.fsencode(self.name)) :] for path in self.paths.numpy()}
         return sum(others + path[len(os.fsencode(other.name)) :] in known for path in other.paths.numpy())
 
-    def in_order(self, limit=None, after=-1):
-        """All good records once, by number; or `limit`, evenly spread. Of these, those above number `after`."""
+    def in_order(self, limit=None, wanted=None):
+        """All good records once, by number; or `limit`, evenly spread; of these those `wanted`, bool (size,)."""
         numbers = self.good[evenly_spread(len(self.good), limit)]
-        numbers = numbers[numbers > after]
+        numbers = numbers if wanted is None else numbers[wanted[numbers]]
         return fixed(parallel_map(tf.data.Dataset.from_tensor_slices(numbers), self.record))
 
     def unchecked(self):

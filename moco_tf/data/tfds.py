@@ -91,16 +91,18 @@ class Prepared:
             if ours.filename == theirs.filename
         )
 
-    def in_order(self, limit=None, after=-1):
-        """All good records once, by id; or about `limit`, spread over the shards. Of these, those above id `after`."""
-        return check.good_only(self.unchecked(limit, after))
+    def in_order(self, limit=None, wanted=None):
+        """All good records once, by id; or about `limit`, spread over shards; of these the `wanted`, bool (size,)."""
+        return check.good_only(self.unchecked(limit, wanted))
 
-    def unchecked(self, limit=None, after=-1):
+    def unchecked(self, limit=None, wanted=None):
         """`in_order`, undecodable records among them."""
         numbers = evenly_spread(self.size, limit)
+        if wanted is None:
+            return self._parsed(self._numbered(numbers))
         if self.seekable:
-            return self._parsed(self._numbered(numbers[numbers > after]))
-        return self._parsed(self._numbered(numbers).filter(lambda number, _: number > after))
+            return self._parsed(self._numbered(numbers[wanted[numbers]]))
+        return self._parsed(self._numbered(numbers).filter(lambda number, _: tf.constant(wanted)[number]))
 
     def shuffled(self, seed, start=0, per_epoch=None, share=WHOLE):
         """Endless (epoch, record) pairs from position `start` on; (seed, epoch) determine the order of an epoch.

@@ -1,8 +1,8 @@
 """`python -m moco_tf.evaluate.features --encoder=DIR --dataset=photos --output=F`: of any number of images.
 
 Writes F/features-00000.npz, ...: `features` float32 (N, D), `labels` int64 (-1: unknown), `ids` int64 (numbers in
-the data set), and `paths` where the images are files. Each file is whole or absent; the same command goes on after the
-last one. F/features.json says what they are of.
+the data set), and `paths` where the images are files. Each file is whole or absent; the same command goes on where it
+stopped. F/features.json says what they are of. --format=parquet also writes F/features.parquet, with a map.
 """
 
 import dataclasses
@@ -31,12 +31,26 @@ class Settings(common.Settings):
         choices=("features", "embedding"),
     )
     shard_size: int = command.flag(10_000, "Images a file: what is lost at most when the command is interrupted.")
+    shard: str = command.flag(
+        "", "Part of the images to encode here, as in 3/16, 1/16 to 16/16. '': all that no file in --output has."
+    )
+    format: str = command.flag(
+        "npz",
+        "npz: the files of --shard_size images; parquet: these, and one table of all, with a map in two dimensions.",
+        choices=("npz", "parquet"),
+    )
 
     NAME = "features"
 
     def __post_init__(self):
         super().__post_init__()
         command.require(self, self.shard_size > 0, "shard_size", "is more than 0")
+        _, of = common.shard(self.shard)
+        if of > 1 and self.format == "parquet":
+            raise ConfigError(
+                f"--format=parquet is a table of all images; got --shard={self.shard}: put the files of all shards "
+                "into one folder, and give that as --output without --shard"
+            )
 
     def resolved(self):
         for name in ("train_split", "eval_split"):
@@ -53,9 +67,11 @@ def main(arguments):
 def write(settings):
     """Writes what is missing of the shards that the settings describe."""
     from moco_tf.data.views import central
-    from moco_tf.evaluate import subject
+    from moco_tf.evaluate import parquet, subject
     from moco_tf.evaluate.extract import stream
 
+    if settings.format == "parquet":
+        parquet.require()
     started = time.monotonic()
     folder = Path(settings.output)
     encoder, model = subject.encoder(settings)
@@ -77,22 +93,32 @@ def write(settings):
     source = subject.source(settings, settings.split, encoder.preprocessing)
     files.write_json(description, about)
 
-    shards = sorted(folder.glob("features-*.npz"))
-    last = int(np.load(shards[-1])["ids"][-1]) if shards else -1
-    if shards:
-        log.info(f"Going on after image {last}, the last of {shards[-1]}.")
-    most = min(settings.limit or source.size, source.size)
-    views = central(source.in_order(settings.limit or None, after=last), encoder.preprocessing)
+    number, of = common.shard(settings.shard)
+    name = "features" if of == 1 else f"features-{number}-of-{of}"
+    shards = sorted(folder.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9].npz"))
+    wanted = np.arange(source.size) % of == number - 1
+    known = sorted(folder.glob("features-*.npz")) if of == 1 else shards
+    for shard in known:
+        wanted[np.load(shard)["ids"]] = False
+    if known:
+        log.info(f"Going on: {len(known)} files are there, the last is {known[-1]}.")
+    most = min(settings.limit or source.size, int(wanted.sum()))
+    views = central(source.in_order(settings.limit or None, wanted), encoder.preprocessing)
     batches = stream(lambda images: encoder.encode(images)[settings.on], views, most)
-    paths, number, written = source.paths, len(shards), 0
+    paths, written = source.paths, 0
     for features, labels, ids in _regrouped(batches, settings.shard_size):
         arrays = {"features": features, "labels": labels, "ids": ids}
         if paths is not None:
             arrays["paths"] = np.array([os.fsdecode(path) for path in paths.numpy()[ids]])
-        files.write_arrays(folder / f"features-{number:05d}.npz", arrays)
-        number, written = number + 1, written + len(ids)
+        files.write_arrays(folder / f"{name}-{len(shards):05d}.npz", arrays)
+        shards.append(folder / f"{name}-{len(shards):05d}.npz")
+        written += len(ids)
     rate = written / (time.monotonic() - started)
-    log.info(f"{written} images of {source.name} encoded, {rate:.0f} images/s; {folder} holds {number} files.")
+    log.info(f"{written} images of {source.name} encoded, {rate:.0f} images/s; {folder} holds {len(shards)} files.")
+    if settings.format == "parquet":
+        table = folder / "features.parquet"
+        parquet.write(table, sorted(folder.glob("features-*.npz")), source.class_names, settings.seed)
+        log.info(f"Table: {table}")
 
 
 def _regrouped(batches, size):

@@ -51,12 +51,12 @@ def look(settings):
     """Writes the report and the projector files that the settings describe."""
     try:
         import matplotlib  # noqa: F401
-        from sklearn.manifold import TSNE
+        import sklearn  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"a look needs {error.name}: pip install 'moco_tf[eval]'") from None
     import numpy as np
 
-    from moco_tf.evaluate import nearest_neighbors, plots, projector, report, subject
+    from moco_tf.evaluate import nearest_neighbors, planar_map, plots, projector, report, subject
 
     output = Path(settings.output)
     encoder, _ = subject.encoder(settings)
@@ -70,10 +70,7 @@ def look(settings):
         raise ConfigError(f"--encoder={settings.encoder} gives features that are not finite for {bad} images")
     names = [source.class_names[label] if label >= 0 else "no label" for label in labels]
 
-    directions = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-6)
-    perplexity = min(settings.perplexity, (len(features) - 1) / 3)
-    # Of unit length, the nearest by distance are the nearest by cosine.
-    places = TSNE(perplexity=perplexity, random_state=settings.seed, init="pca").fit_transform(directions)
+    places = planar_map.tsne(features, settings.seed, settings.perplexity)
     plots.points(output / "map.png", places, labels, source.class_names)
 
     some = np.linspace(0, len(features) - 1, min(settings.queries, len(features))).round().astype(int)

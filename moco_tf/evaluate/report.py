@@ -1,35 +1,12 @@
 """A report of an encoder in one HTML file: pictures are inside it, and it asks nothing of a network."""
 
-import base64
 import csv
-import html
 import json
 from pathlib import Path
 
 import tensorflow as tf
 
-from moco_tf import files
-from moco_tf.evaluate import plots
-
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.5rem; overflow-wrap: anywhere; }} h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; }}
-td.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
-.wide {{ max-width: 100%; }} .half {{ width: 48%; min-width: 20rem; }}
-.row {{ display: flex; flex-wrap: wrap; gap: .4rem; margin-bottom: .5rem; }}
-figure {{ margin: 0; width: 5.2rem; font-size: .7rem; line-height: 1.25; overflow-wrap: anywhere; }}
-figure img {{ width: 4.6rem; height: 4.6rem; display: block; border: 2px solid #ccc; }}
-figure.query {{ margin-right: 1rem; }} figure.query img {{ border-color: #222; }}
-figure.same img {{ border-color: #2a9d4a; }} figure.other img {{ border-color: #d1495b; }}
-.note {{ color: #666; }}
-</style></head><body>
-<h1>{title}</h1>
-{body}
-</body></html>
-"""
+from moco_tf.evaluate import page, plots
 
 
 def write(path, settings, source, names, pictures, neighbours):
@@ -40,9 +17,9 @@ def write(path, settings, source, names, pictures, neighbours):
       neighbours: for each image that is asked about its number and a list of (number, cosine), the nearest first.
     """
     run = Path(settings.encoder)
-    parts = [f"<p>{len(names)} images of {html.escape(source)}.</p>"]
+    parts = [f"<p>{len(names)} images of {page.text(source)}.</p>"]
     if results := _results(run):
-        parts += ["<h2>Accuracies, top-1 in percent</h2>", _table(("evaluation", "images", "", "top-1"), results)]
+        parts += ["<h2>Accuracies, top-1 in percent</h2>", page.table(("evaluation", "images", "", "top-1"), results)]
     curves = _curves(run, path.parent)
     if curves:
         parts += ["<h2>Training</h2>", *curves]
@@ -59,8 +36,7 @@ def write(path, settings, source, names, pictures, neighbours):
             kind = "same" if names[number] == names[query] else "other"
             figures.append(_figure(pictures[number], f"{names[number]} {cosine:.2f}", kind))
         parts.append(f'<div class="row">{"".join(figures)}</div>')
-    title = html.escape(f"What {run.absolute().name} has learnt")
-    files.write_text(path, PAGE.format(title=title, body="\n".join(parts)))
+    page.write(path, f"What {run.absolute().name} has learnt", parts)
 
 
 def _results(run):
@@ -94,23 +70,10 @@ def _curves(run, folder):
     return pictures
 
 
-def _table(heads, rows):
-    head = "".join(f"<th>{cell}</th>" for cell in heads)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
 def _file(path, alternative, kind):
-    return _image(path.read_bytes(), alternative, f' class="{kind}"')
+    return page.image(path.read_bytes(), alternative, f' class="{kind}"')
 
 
 def _figure(picture, caption, kind):
-    text = html.escape(caption)
-    return (
-        f'<figure class="{kind}">{_image(tf.io.encode_png(picture).numpy(), text)}'
-        f"<figcaption>{text}</figcaption></figure>"
-    )
-
-
-def _image(png, alternative, attributes=""):
-    return f'<img{attributes} alt="{alternative}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    text = page.text(caption)
+    return page.figure(page.image(tf.io.encode_png(picture).numpy(), text), text, kind, text)

@@ -5,6 +5,7 @@ Imports nothing heavy, so that a wrong flag is answered at once.
 
 import dataclasses
 import logging
+import re
 from pathlib import Path
 
 from moco_tf import command, run_folder
@@ -57,14 +58,9 @@ class Settings:
           ConfigError: --encoder is neither a run folder nor a folder that may hold a SavedModel.
         """
         path = Path(self.encoder)
-        run = run_folder.recorded(path)
+        run = run_folder.recorded(path) if self.RUNS_ONLY else recorded_run(path)
         if run is None and self.RUNS_ONLY:
             raise ConfigError(f"--encoder={path} is to be a run folder, as moco_tf.train writes it, with config.flags")
-        if run is None and not ((path / "saved_model.pb").exists() or list(path.glob("*/saved_model.pb"))):
-            raise ConfigError(
-                f"--encoder={path} is neither a run folder (config.flags) nor a SavedModel (saved_model.pb, or "
-                "<version>/saved_model.pb)"
-            )
         inherited = run if run and not self.dataset else None
         base = path.parent if (path / "saved_model.pb").exists() else path
         name = self.NAME + (f"-{Path(self.dataset).name}" if self.dataset else "")
@@ -77,6 +73,34 @@ class Settings:
             # A server polls the folder of a SavedModel: nothing else is written there.
             output=self.output or str(path / name if run else base.with_name(f"{base.absolute().name}-{name}")),
         )
+
+
+def recorded_run(path):
+    """The config of the run that --encoder names, None if it is a SavedModel.
+
+    Raises:
+      ConfigError: the path is neither a run folder nor a folder that may hold a SavedModel.
+    """
+    path = Path(path)
+    run = run_folder.recorded(path)
+    if run is None and not ((path / "saved_model.pb").exists() or list(path.glob("*/saved_model.pb"))):
+        raise ConfigError(
+            f"--encoder={path} is neither a run folder (config.flags) nor a SavedModel (saved_model.pb, or "
+            "<version>/saved_model.pb)"
+        )
+    return run
+
+
+def shard(text):
+    """(number, of) of --shard=3/16, the third of 16 parts; (1, 1), the whole, of ''.
+
+    Raises:
+      ConfigError: it is not written so, or there is no such part.
+    """
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text or "1/1")
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"--shard=3/16 is the third of 16 parts, 1/16 to 16/16; got {text!r}")
+    return int(match[1]), int(match[2])
 
 
 def run(program, doc, kind, function, arguments, training=False):

@@ -1,0 +1,74 @@
+"""Files of images -> vectors of unit length, and what is known of each image. Axes: N images, D numbers."""
+
+import numpy as np
+import tensorflow as tf
+
+from moco_tf.command import ConfigError
+from moco_tf.data.inputs.image import Preprocessing
+from moco_tf.data.manifest import check_files
+from moco_tf.data.views import central
+from moco_tf.evaluate import subject
+from moco_tf.evaluate.extract import stream
+from moco_tf.files import printable
+from moco_tf.methods.losses import unit_length
+from moco_tf.search import parts
+
+
+def open_encoder(settings):
+    """The `Encoder` that --encoder names.
+
+    Raises:
+      ConfigError: it is not one of single images.
+    """
+    encoder, _ = subject.encoder(settings)
+    if type(encoder.preprocessing) is not Preprocessing:
+        raise ConfigError(f"search takes encoders of single images; {printable(settings.encoder)} is of another input")
+    return encoder
+
+
+def function(encoder, on):
+    """A function of normalised images (N, S, S, 3) -> (N, D + 2): vectors of unit length, brightness, contrast.
+
+    on: which of the encoder's outputs.
+    """
+
+    @tf.function(input_signature=[encoder.preprocessing.spec])
+    def encode(images):
+        grey = tf.reduce_mean(encoder.preprocessing.denormalize(images), axis=-1)
+        mean, variance = tf.nn.moments(grey, axes=(1, 2))
+        vectors = unit_length(encoder.encode(images)[on])
+        return tf.concat([vectors, tf.stack([mean, tf.sqrt(variance)], axis=1)], axis=1)
+
+    return encode
+
+
+def encode_listing(encode, preprocessing, listing):
+    """Encodes the files of a `folder.Listing`.
+
+    Args:
+      encode: what `function` makes.
+
+    Returns:
+      A list of `parts.Image`, one of `parts.Broken`, and the vectors of the former, float32 (N, D).
+
+    Raises:
+      ConfigError: a vector is not finite.
+    """
+    checked = check_files(listing)
+    facts = list(zip(listing.files, listing.sizes.tolist(), listing.times.tolist(), checked.verdicts, strict=True))
+    broken = [parts.Broken(*file, verdict.problem) for *file, verdict in facts if verdict.problem]
+    good = [fact for fact in facts if not fact[-1].problem]
+    rows = [encode(tf.zeros((1, *preprocessing.spec.shape[1:]))).numpy()[:0]]  # the width, where none is good
+    if good:
+        batches = central(checked.source().in_order(), preprocessing)
+        rows += [rows_of for rows_of, _, _ in stream(encode, batches, len(good))]
+    rows = np.concatenate(rows)
+    if bad := int((~np.isfinite(rows).all(axis=1)).sum()):
+        raise ConfigError(
+            f"the encoder gives vectors that are not finite for {bad} of {len(rows)} images: its training has diverged"
+        )
+    images = [
+        parts.Image(*file, verdict.height, verdict.width, *np.round(facts_of, 2).tolist())
+        for (*file, verdict), facts_of in zip(good, rows[:, -2:].astype(float), strict=True)
+    ]
+    return images, broken, rows[:, :-2]

@@ -1,0 +1,224 @@
+"""The folder of an index: what it is of, its images and vectors, and the faiss index of these.
+
+index.json says which encoder, output and folder of images it is of, and names the folder, built-1 and so on, that
+holds the rest: a `parts.Part` and vectors.faiss. A new one is written beside the old one, and counts once index.json
+names it. encoded/ holds parts that a build has encoded and not yet taken in.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import shutil
+import urllib.parse
+from pathlib import Path
+
+from moco_tf import files
+from moco_tf.command import ConfigError
+from moco_tf.files import printable
+from moco_tf.search import parts, vector_index
+
+DESCRIPTION = "index.json"
+VERSION = 1
+VECTORS = "vectors.faiss"
+PENDING = "encoded"
+SHARD = "shard-{}-of-{}"  # the folder of a part of the images, an index of its own until it is merged
+
+log = logging.getLogger("moco_tf")
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What an index is of.
+
+    Attributes:
+      encoder: where it was, a path; identity: its `Encoder.identity`; on: which of its outputs.
+      images: the folder that the images' paths start from.
+      index_type: "flat", "hnsw" or "ivfpq"; built: the name of the folder that holds it; None: nothing is built yet.
+    """
+
+    encoder: Path
+    identity: str
+    on: str
+    images: Path
+    index_type: str | None = None
+    built: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Index:
+    """An index that is open: what it is of, its `Part`, and the faiss index of its vectors."""
+
+    about: About
+    part: parts.Part
+    vectors: object
+
+    def search(self, queries, k):
+        """Cosines float32 (Q, k) and numbers of images int64 (Q, k) of the nearest to each query (Q, D)."""
+        return vector_index.search(self.vectors, self.about.index_type, self.part.vectors, queries, k)
+
+    def path(self, number):
+        """Where the image of this number lies."""
+        return self.about.images / self.part.images[number].path
+
+
+def about(folder):
+    """What the index in a folder is of, an `About`; None where there is none.
+
+    Raises:
+      ConfigError: index.json is damaged.
+    """
+    path = Path(folder) / DESCRIPTION
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("version") != VERSION:
+            raise ConfigError(f"{printable(path)} is of another version of moco_tf: build the index anew")
+        return About(**values | {name: _path(values[name]) for name in ("encoder", "images")})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{printable(path)} is damaged: move the folder away and build the index anew") from None
+
+
+def describe(folder, about):
+    """Writes index.json."""
+    values = {"version": VERSION} | dataclasses.asdict(about)
+    files.write_json(Path(folder) / DESCRIPTION, values | {n: _uri(values[n]) for n in ("encoder", "images")})
+
+
+def read(folder):
+    """The `Index` in a folder.
+
+    Raises:
+      ConfigError: there is none, it is not finished, or it is damaged.
+    """
+    folder = Path(folder)
+    known = about(folder)
+    if known is None or known.built is None:
+        state = "holds no index" if known is None else "holds an index that is not finished"
+        raise ConfigError(f"--index={printable(folder)} {state}: moco_tf.search.build makes it")
+    part = parts.read(folder / known.built)
+    return Index(known, part, _vectors(folder, known, part))
+
+
+def _vectors(folder, about, part):
+    file = Path(folder) / about.built / VECTORS
+    try:
+        return vector_index.read(file, part.vectors.shape)
+    except ValueError as error:
+        raise ConfigError(
+            f"{printable(file)} is damaged ({error}): moco_tf.search.build makes it anew, and encodes nothing again"
+        ) from None
+
+
+def begin(folder, settings, identity, images):
+    """The `About` of an index that a build makes in a folder or goes on with.
+
+    Args:
+      settings: with `encoder` and `on`; identity: of the encoder; images: the folder of images, which may have moved.
+
+    Raises:
+      ConfigError: the folder holds an index of another encoder, or of another of its outputs.
+    """
+    before = about(folder) or About(Path(settings.encoder), identity, settings.on, images)
+    if before.identity != identity:
+        raise ConfigError(
+            f"{printable(folder)} holds an index of another encoder than --encoder={printable(settings.encoder)}, "
+            "or of an earlier state of it: choose another --output"
+        )
+    if before.on != settings.on:
+        raise ConfigError(
+            f"{printable(folder)} holds an index of --on={before.on}; got --on={settings.on}: choose another --output"
+        )
+    return dataclasses.replace(before, encoder=Path(settings.encoder), images=images)
+
+
+def pieces(folder, about):
+    """The parts in a folder: what is built, and what has been encoded since."""
+    built = [folder / about.built] if about.built else []
+    return [parts.read(path) for path in (*built, *sorted((Path(folder) / PENDING).glob("[0-9]*")))]
+
+
+def save(folder, images, broken, vectors):
+    """Keeps what has been encoded, whole or not at all, for the next `write`; returns the part."""
+    place = Path(folder) / PENDING
+    place.mkdir(exist_ok=True)
+    path = place / f"{len(list(place.glob('[0-9]*'))):06d}"
+    with files.aside(path) as writing:
+        writing.mkdir()
+        parts.write(writing, images, broken, [vectors], vectors.shape[1])
+    return parts.read(path)
+
+
+def is_whole(folder, about, part):
+    """Whether the index of this part is built, and can be read."""
+    try:
+        return about.built is not None and bool(_vectors(folder, about, part))
+    except ConfigError as error:
+        log.warning(f"{error}. It is made anew.")
+        return False
+
+
+def write(folder, about, kind, pieces, wanted=None):
+    """Builds the index of parts, which takes the place of the one before once it is whole; returns its `About`.
+
+    Args:
+      kind: "flat", "hnsw" or "ivfpq"; None: what suits the number of images.
+      pieces, wanted: as `parts.merged` takes them.
+
+    Raises:
+      ConfigError: no image is left, or the disk is full.
+    """
+    folder = Path(folder)
+    images, broken, blocks = parts.merged(pieces, wanted)
+    if not images:
+        raise ConfigError(f"none of the {len(broken)} images in {printable(about.images)} can be decoded")
+    width = pieces[-1].vectors.shape[1]
+    kind = kind or vector_index.choose(len(images), width)
+    number = max((int(path.name.split("-")[1]) for path in folder.glob("built-*")), default=0) + 1
+    about = dataclasses.replace(about, index_type=kind, built=f"built-{number}")
+    with files.aside(folder / about.built) as writing:
+        writing.mkdir()
+        parts.write(writing, images, broken, blocks, width)
+        vector_index.write(vector_index.build(kind, parts.read(writing).vectors), writing / VECTORS)
+    describe(folder, about)
+    for path in folder.glob("built-*"):
+        if path.name != about.built:
+            shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(folder / PENDING, ignore_errors=True)
+    return about
+
+
+@contextlib.contextmanager
+def held(folder):
+    """Makes a folder and holds it, so that one process at a time writes to it.
+
+    Raises:
+      ConfigError: another one does, or the folder cannot be made.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise ConfigError(f"{printable(folder)} cannot be made or written to: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system however the process ends
+        except BlockingIOError:
+            raise ConfigError(f"another process writes to {printable(folder)}: wait for it") from None
+        except OSError as error:  # some network file systems know no locks
+            log.warning(f"{printable(folder)} cannot be locked ({error.strerror}): let one process write to it.")
+        for path in (*folder.glob(".writing-*"), *folder.glob(f"{PENDING}/.writing-*")):  # of killed processes
+            shutil.rmtree(path, ignore_errors=True)
+        yield
+
+
+def _uri(path):
+    return Path(os.path.abspath(path)).as_uri()  # keeps the bytes of names that are not text
+
+
+def _path(uri):
+    return Path(os.fsdecode(urllib.parse.unquote_to_bytes(uri.removeprefix("file://"))))

@@ -1,0 +1,40 @@
+"""The nearest others of each image of an index, by blocks. Axes: N images, k neighbours of each."""
+
+import logging
+import time
+
+import numpy as np
+
+from moco_tf.evaluate import nearest_neighbors
+from moco_tf.search import vector_index
+
+log = logging.getLogger("moco_tf")
+
+
+def nearest_others(index, k):
+    """The k nearest other images of each image of an `Index`, the nearest first.
+
+    Returns:
+      cosines float32 (N, k), numbers int32 (N, k), -1 where an approximate index finds no more; k is at most N - 1.
+    """
+    count = len(index.part.images)
+    k = min(k, count - 1)
+    cosines, numbers = np.full((count, k), -1, np.float32), np.full((count, k), -1, np.int32)
+    last_line, first = time.monotonic(), 0
+    for block in vector_index.blocks(index.part.vectors):
+        near, rows = _nearest(index, block, k + 1)
+        itself = rows == np.arange(first, first + len(block))[:, None]
+        itself[~itself.any(axis=1), -1] = True  # among k + 1 copies it need not find itself: the last one goes
+        cosines[first : first + len(block)] = near[~itself].reshape(len(block), k)
+        numbers[first : first + len(block)] = rows[~itself].reshape(len(block), k)
+        first += len(block)
+        if time.monotonic() - last_line > 60:
+            last_line = time.monotonic()
+            log.info(f"  {first} of {count} images compared")
+    return cosines, numbers
+
+
+def _nearest(index, queries, k):
+    if index.about.index_type == "flat":  # as exact, by matrix products: for many queries at once several times faster
+        return nearest_neighbors.nearest(index.part.vectors, queries, k)
+    return index.search(queries, k)

@@ -1,0 +1,137 @@
+"""Encoded images on disk: a folder with a line an image and its vector. An index is one, and what is merged into one.
+
+images.csv has a line for each image that was encoded, vectors.npy a row for each such line, float16 of unit length;
+broken.csv has the images that cannot be decoded. Paths are relative to the folder of images and keep their bytes.
+Axes: N images, D numbers of a vector.
+"""
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from moco_tf import files
+from moco_tf.command import ConfigError
+from moco_tf.files import printable
+
+BLOCK = 8192  # vectors in memory at a time
+
+
+class Image(NamedTuple):
+    """A line of images.csv. brightness, contrast: mean and standard deviation of the view's grey values, 0 to 255."""
+
+    path: str
+    size: int  # bytes
+    mtime_ns: int
+    height: int
+    width: int
+    brightness: float
+    contrast: float
+
+
+class Broken(NamedTuple):
+    """A line of broken.csv."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    problem: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """images, broken: lists of `Image` and `Broken`, by path; vectors: float16 (N, D), on disk."""
+
+    images: list
+    broken: list
+    vectors: np.ndarray
+
+    def known(self):
+        """{path: (size, mtime_ns)} of all files, the broken ones as well."""
+        return {file.path: (file.size, file.mtime_ns) for file in (*self.images, *self.broken)}
+
+
+def write(folder, images, broken, blocks, width):
+    """Writes a part into a folder that is there and empty.
+
+    Args:
+      blocks: arrays (n, D) of vectors, together a row for each of `images`; width: D.
+    """
+    folder = Path(folder)
+    files.write_csv(folder / "images.csv", Image._fields, images)
+    files.write_csv(folder / "broken.csv", Broken._fields, broken)
+    with open(folder / "vectors.npy", "wb") as file:
+        about = {"descr": "<f2", "fortran_order": False, "shape": (len(images), width)}
+        np.lib.format.write_array_header_1_0(file, about)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, "<f2").tobytes())
+
+
+def read(folder):
+    """The `Part` in a folder.
+
+    Raises:
+      ConfigError: a file is missing or not as `write` leaves it.
+    """
+    folder = Path(folder)
+    images, broken = _read_rows(folder / "images.csv", Image), _read_rows(folder / "broken.csv", Broken)
+    try:
+        vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+        fits = vectors.dtype == np.float16 and vectors.ndim == 2 and len(vectors) == len(images)
+    except (OSError, ValueError, EOFError):
+        fits = False
+    if not fits:
+        raise damaged(folder / "vectors.npy")
+    return Part(images, broken, vectors)
+
+
+def damaged(path):
+    """The refusal of a file of an index that is not as it was written."""
+    return ConfigError(
+        f"{printable(path)} is missing or damaged: move the folder {printable(path.parent.parent)} away, and build "
+        "the index anew"
+    )
+
+
+def merged(parts, wanted=None):
+    """(images, broken, blocks of their vectors) of several parts, each sorted by path, as `write` takes them.
+
+    parts: of a file that several have, the last counts.
+    wanted: {path: (size, mtime_ns)}: leaves out what is not in it, or has another size or time; None: takes all.
+    """
+    good, broken = {}, {}
+    for number, part in enumerate(parts):
+        for row, image in enumerate(part.images):
+            good[image.path] = (number, row)
+            broken.pop(image.path, None)
+        for file in part.broken:
+            broken[file.path] = file
+            good.pop(file.path, None)
+    is_wanted = lambda file: wanted is None or wanted.get(file.path) == (file.size, file.mtime_ns)  # noqa: E731
+    places = [(number, row) for _, (number, row) in sorted(good.items()) if is_wanted(parts[number].images[row])]
+    images = [parts[number].images[row] for number, row in places]
+    return images, [file for _, file in sorted(broken.items()) if is_wanted(file)], _gathered(parts, places)
+
+
+def _gathered(parts, places):
+    """Blocks of the vectors at (number of the part, row)."""
+    for first in range(0, len(places), BLOCK):
+        numbers, rows = np.array(places[first : first + BLOCK]).T
+        block = np.empty((len(rows), parts[numbers[0]].vectors.shape[1]), np.float16)
+        for number in np.unique(numbers):
+            block[numbers == number] = parts[number].vectors[rows[numbers == number]]
+        yield block
+
+
+def _read_rows(path, kind):
+    types = [kind.__annotations__[name] for name in kind._fields]
+    try:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = csv.reader(file)
+            if next(rows, None) != list(kind._fields):
+                raise ValueError
+            return [kind(*(of(value) for of, value in zip(types, row, strict=True))) for row in rows]
+    except (OSError, ValueError, csv.Error):
+        raise damaged(path) from None
