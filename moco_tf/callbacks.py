@@ -4,7 +4,6 @@ import collections
 import logging
 import math
 import statistics
-import sys
 import time
 
 import keras
@@ -12,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.image.metadata import create_summary_metadata
 
-from moco_tf import advice, build, files
+from moco_tf import advice, build, files, progress
 from moco_tf.command import ConfigError
 from moco_tf.data import dataset
 from moco_tf.data.sources import Source
@@ -200,19 +199,29 @@ def _watched(model):
 
 
 class Progress(keras.callbacks.Callback):
-    """A bar with ETA on a terminal; elsewhere a line a minute. Adds `images_per_second` to the epoch's logs."""
+    """A bar with ETA on a terminal or in a notebook; elsewhere a line a minute.
 
-    def __init__(self, config):
+    After the first steps of a process it says how long an epoch and what is left of the run will take. Adds
+    `images_per_second` to the epoch's logs.
+
+    Args:
+      total: steps of the whole run.
+      steps_per_epoch: training steps in an epoch.
+    """
+
+    ENOUGH = 20, 5.0  # steps and seconds from which on a step's time is known
+
+    def __init__(self, config, total, steps_per_epoch):
         super().__init__()
         self.config = config
-        self.interactive = sys.stdout.isatty()
+        self.total = total
+        self.steps_per_epoch = steps_per_epoch
+        self.estimated = False
+        self.bar = None
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.started = None
-        if self.interactive:
-            print(f"Epoch {epoch + 1}/{self.config.epochs}")
-            shown = ("loss", *_watched(self.model), "images/s")
-            self.bar = keras.utils.Progbar(self.params["steps"], stateful_metrics=shown, unit_name="step")
+        self.started = self.rate = None
+        self.bar = progress.bar(self.params["steps"], "steps", f"Epoch {epoch + 1}/{self.config.epochs}")
 
     def on_train_batch_end(self, batch, logs=None):
         now = time.perf_counter()
@@ -220,16 +229,36 @@ class Progress(keras.callbacks.Callback):
             self.started = self.last_line = now
         self.rate = batch * self.config.batch_size / (now - self.started) if batch else None
         shown = {name: logs[name] for name in ("loss", *_watched(self.model))}
-        if self.interactive:
-            self.bar.update(batch + 1, [*shown.items(), *([("images/s", self.rate)] if self.rate else [])])
+        if not self.bar.disable:
+            speed = {"images/s": f"{self.rate:.0f}"} if self.rate else {}
+            self.bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()} | speed, refresh=False)
+            self.bar.update()
         elif now - self.last_line > 60:
             self.last_line = now
             figures = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
             log.info(f"  step {self.model.steps_done}: {figures}, {self.rate:.0f} images/s")
+        steps, seconds = self.ENOUGH
+        if not self.estimated and batch >= steps and now - self.started >= seconds:
+            self._estimate((now - self.started) / batch)
 
     def on_epoch_end(self, epoch, logs=None):
+        self.bar.close()
         if self.rate is not None:
             logs["images_per_second"] = round(self.rate, 2)
+
+    def close(self):
+        """Takes the bar away, wherever training has ended."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _estimate(self, step):
+        """Says how long all takes, when a step takes so many seconds."""
+        self.estimated = True
+        epoch, rest = step * self.steps_per_epoch, step * (self.total - self.model.steps_done)
+        log.info(
+            f"- A step takes {step:.2g} s: an epoch about {progress.duration(epoch)}, what is left of the run about "
+            f"{progress.duration(rest)}, evaluation apart."
+        )
 
 
 class WallTime(keras.callbacks.Callback):

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from absl import flags
 
+from moco_tf.progress import Screen
+
 HELP = ("--help", "-h", "--helpfull", "--helpshort")
 
 
@@ -59,7 +61,7 @@ def shipped(installed, checkout):
 
 def log_to_screen():
     """Shows the package's messages, as they are, on stdout; returns the logger."""
-    screen = logging.StreamHandler(sys.stdout)
+    screen = Screen()
     screen.setFormatter(logging.Formatter("%(message)s"))
     screen.setLevel(logging.INFO)
     log = logging.getLogger("moco_tf")

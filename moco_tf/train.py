@@ -90,7 +90,8 @@ def _train(config, open_until_the_end):
     if chief:
         run.begin(config, records.size, model.columns())
         _introduce(config, strategy, records, steps_per_epoch, model)
-        progress = callbacks.Progress(config)
+        progress = callbacks.Progress(config, last, steps_per_epoch)
+        open_until_the_end.callback(progress.close)
         watch = callbacks.GradientWatch(config)
         recorder = callbacks.Recorder(run, config)
         open_until_the_end.callback(recorder.writer.close)

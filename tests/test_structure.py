@@ -13,7 +13,8 @@ MAINS = [path for path in FILES if path.name == "__main__.py" or '\nif __name__ 
 
 # From the ground up: a file imports only from floors below its own. A folder is one floor; the mains stand above all.
 FLOORS = [
-    {"registration", "command", "files"},
+    {"registration", "progress", "files"},
+    {"command"},
     {"config"},
     {"schedules", "replicas", "optimizers", "startup"},
     {"encoders", "data", "run_folder", "advice"},

@@ -1,12 +1,11 @@
 """Which images can be decoded: all of a folder's before training, those of a stream on their way."""
 
 import os
-import sys
 from typing import NamedTuple
 
-import keras
 import tensorflow as tf
 
+from moco_tf import progress
 from moco_tf.data import encoded
 from moco_tf.data.errors import ERRORS, reason
 from moco_tf.data.pipeline import fixed, parallel_map
@@ -36,12 +35,11 @@ _verify = tf.function(encoded.verify, input_signature=[tf.TensorSpec((), tf.stri
 
 
 def verdicts(items, read, total):
-    """A list of a `Verdict` for each of `total` items, with a progress bar on a terminal; all processors take part.
+    """A list of a `Verdict` for each of `total` items, with a progress bar; all processors take part.
 
     items: a dataset that is cheap to iterate over; read: an item -> its encoded bytes, in the graph.
     """
     known = [None] * total
-    bar = keras.utils.Progbar(total, unit_name="image") if sys.stdout.isatty() and total > 1000 else None
     # An item that fails leaves no trace behind `ignore_errors`: the bad ones are those that are missing.
     items = fixed(items)
 
@@ -52,15 +50,12 @@ def verdicts(items, read, total):
 
     facts = parallel_map(items.enumerate(), look, deterministic=False)
     done = 0
-    with _silent_decoders():
+    with progress.bar(total, "images", "Checking") as bar, _silent_decoders():
         for numbers, batch, heads in facts.ignore_errors().batch(256).as_numpy_iterator():
             for number, facts_of, head in zip(numbers.tolist(), batch.tolist(), heads, strict=True):
                 known[number] = _good(head, *facts_of)
             done += len(numbers)
-            if bar:
-                bar.update(done, finalize=False)
-        if bar:
-            bar.update(total, finalize=True)
+            bar.update(len(numbers))
         if done < total:
             missing = tf.constant([verdict is None for verdict in known])
             verify_one = tf.function(lambda item: encoded.verify(read(item)), input_signature=[items.element_spec])

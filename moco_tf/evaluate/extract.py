@@ -6,6 +6,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
+from moco_tf import progress
 from moco_tf.data.views import central
 
 log = logging.getLogger("moco_tf")
@@ -44,13 +45,15 @@ def views_of(source, preprocessing, limit=None, labelled=False):
 
 
 def stream(encode, batches, total):
-    """Batches of (features (N, C) float32, labels (N,), ids (N,)) of central views, NumPy; says a line a minute."""
+    """Batches of (features (N, C) float32, labels (N,), ids (N,)) of views, NumPy; a bar, or a line a minute."""
     started = last_line = time.monotonic()
     done = 0
-    for images, labels, ids in batches:
-        yield tf.cast(encode(images), tf.float32).numpy(), labels.numpy(), ids.numpy()
-        done += len(ids)
-        now = time.monotonic()
-        if now - last_line > 60:
-            last_line = now
-            log.info(f"  {done} of {total} images encoded, {done / (now - started):.0f} images/s")
+    with progress.bar(total, "images", "Encoding") as bar:
+        for images, labels, ids in batches:
+            yield tf.cast(encode(images), tf.float32).numpy(), labels.numpy(), ids.numpy()
+            done += len(ids)
+            bar.update(len(ids))
+            now = time.monotonic()
+            if bar.disable and now - last_line > 60:
+                last_line = now
+                log.info(f"  {done} of {total} images encoded, {done / (now - started):.0f} images/s")

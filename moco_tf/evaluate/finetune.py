@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moco_tf import command, files
+from moco_tf import command, files, progress
 from moco_tf.command import ConfigError
 from moco_tf.evaluate import settings as common
 
@@ -106,7 +106,8 @@ def train_and_judge(settings, train, test):
 
     rows = []
     every = max(1, settings.epochs // EVALUATIONS)
-    for epoch in range(1, settings.epochs + 1):
+    epochs = range(1, settings.epochs + 1)
+    for epoch in progress.bar(settings.epochs, "epochs", "Fine-tuning", epochs):
         loss = right = seen = 0.0
         for images, of_images in views.labelled(train, task, batch_size, settings.seed, epoch):
             if len(of_images) > 1:  # one image has no variance, which BatchNorm needs

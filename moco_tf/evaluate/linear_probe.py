@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from moco_tf import command, files
+from moco_tf import command, files, progress
 from moco_tf.command import ConfigError
 from moco_tf.evaluate import settings as common
 
@@ -125,7 +125,8 @@ def probe(settings, encoder, train, test, learning=None, evaluation=None):
         epochs = _of_crops(settings, encoder, train, heads, factors)
 
     rows, last_line = [], started
-    for epoch, (factor, losses) in enumerate(zip(factors, epochs, strict=True), 1):
+    shown = progress.bar(settings.epochs, "epochs", "Linear probe", zip(factors, epochs, strict=True))
+    for epoch, (factor, losses) in enumerate(shown, 1):
         kernel, bias = (part[..., 0, :] for part in heads.folded())
         result = scores.score(linear_classifiers.rank(evaluation[0], kernel, bias), evaluation[1], classes)
         loss = float(losses[0])

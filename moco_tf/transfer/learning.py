@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from moco_tf import command, schedules
+from moco_tf import command, progress, schedules
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.data.errors import ERRORS, reason
 from moco_tf.optimizers import SGD
@@ -90,10 +90,12 @@ def learn(settings, run, learner, batches_at, judge):
     begun = said = time.monotonic()
     counted = first = None  # when the clock began, and at which step: the first one traces, which is no training
     try:
-        with command.signals_to(interrupt):
+        with command.signals_to(interrupt), progress.bar(last, "steps") as bar:
+            bar.update(step)
             for batch in batches_at(step):
                 loss = float(learner.learn(batch))
                 step += 1
+                bar.update()
                 if first is None:
                     counted, first = time.monotonic(), step
                 if not math.isfinite(loss):
@@ -109,7 +111,7 @@ def learn(settings, run, learner, batches_at, judge):
                     log.info(f"Step {step}/{settings.steps}: " + _shown(row))
                     learner.totals.assign(tf.zeros(2))
                     counted, first = time.monotonic(), step
-                elif time.monotonic() - said > LINE_EVERY:
+                elif bar.disable and time.monotonic() - said > LINE_EVERY:
                     log.info(f"  step {step}: loss {loss:.3f}")
                     said = time.monotonic()
                 stops = interrupt.signal or step >= last
