@@ -81,7 +81,7 @@ def encoder_of_text(backbone, shape):
     """SimCSE's: a head of as many units as there are features, with tanh, for training alone.
 
     Args:
-      backbone: a Keras model of words, int32 (N, *shape) -> features (N, D).
+      backbone: a Keras model of words, int32 `(N, *shape)` -> features (N, D).
 
     Returns:
       A functional model of words -> {"features": (N, D), "projection": (N, D)}.
