@@ -1,0 +1,93 @@
+"""The documentation as a site, by Sphinx: pip install -e ".[docs]" && sphinx-build -W -c docs . build/site
+
+Its source is the whole repository: the site has the same folders, and one link is right in both.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "docs")]
+
+project = html_title = "moco_tf"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+include_patterns = ["*.md", "docs/**.md", "docs/reference/*.rst"]
+root_doc = "README"
+html_theme = "furo"
+html_copy_source = False
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+smartquotes = False  # a flag's two hyphens are no dash
+default_role = "code"  # docstrings write `code` with one backtick
+autodoc_member_order = "bysource"
+napoleon_use_rtype = False
+
+CONTENTS = {
+    "How to": """
+        docs/tutorial
+        docs/data
+        docs/training
+        docs/pretext
+        docs/methods
+        docs/evaluation
+        docs/search
+        docs/transfer
+        docs/serving
+        docs/torch_weights
+        docs/scaling
+    """,
+    "Results": """
+        docs/performance
+        docs/results/embedded_reference
+        docs/results/frontier
+        docs/results/search
+        docs/results/evaluation
+        docs/results/pretext
+        docs/results/cifar10
+        docs/results/moco_v3
+        docs/results/ablations
+        docs/results/ablations_longer
+        docs/results/shuffle_bn
+    """,
+    "Reference": """
+        docs/reference/train
+        docs/reference/evaluate
+        docs/reference/search
+        docs/reference/transfer
+        docs/reference/serving
+        docs/reference/other
+        docs/reference/moco_tf
+        docs/reference/encoders
+        docs/reference/augment
+        docs/reference/methods
+    """,
+    "Project": """
+        docs/architecture
+        CONTRIBUTING
+        CHANGELOG
+        SECURITY
+    """,
+}
+
+
+def contents(app, name, source):
+    """Ends the home page with the contents, which a theme shows beside all pages."""
+    if name == root_doc:
+        for caption, pages in CONTENTS.items():
+            lines = ["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages.split(), "```", ""]
+            source[0] += "\n".join(lines)
+
+
+def begin_at_home(app, error):
+    """The home page under the name that servers look for."""
+    if not error and app.builder.name == "html":
+        shutil.copy(f"{app.outdir}/README.html", f"{app.outdir}/index.html")
+
+
+def setup(app):
+    import make_reference
+
+    make_reference.write(REPOSITORY / "docs/reference")
+    app.connect("source-read", contents)
+    app.connect("build-finished", begin_at_home)
