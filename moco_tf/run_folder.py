@@ -90,12 +90,14 @@ class RunFolder:
         self._recorded = self.path / "config.flags"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - `close` closes it
+            self._lock = files.open_lock(self.path / ".lock")
         except OSError as error:
             text = f"{self._flag} names a folder to make or to go on in; {self.path}: {error.strerror}"
             raise ConfigError(text) from None
         try:
             self._hold()
+            for left in self.path.glob(".writing-*"):  # by a killed process: no other one is here
+                files.remove(left)
             self._check(config)
         except BaseException:
             self.close()

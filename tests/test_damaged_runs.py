@@ -99,3 +99,15 @@ def test_empty_flags_are_not_the_defaults(run, capsys):
     assert main([*TINY, f"--run_dir={run}"]) == 2
     error = capsys.readouterr().err
     assert "config.flags is empty" in error and error.count("\n") == 1
+
+
+def test_a_lock_that_is_a_link_is_not_followed_and_what_it_leads_to_stays(run, tmp_path, capsys):
+    (tmp_path / "precious").write_text("kept")
+    (run / ".lock").unlink()
+    (run / ".lock").symlink_to(tmp_path / "precious")
+    assert main([*TINY, f"--run_dir={run}"]) == 2
+    assert "Too many levels of symbolic links" in capsys.readouterr().err
+    assert (tmp_path / "precious").read_text() == "kept"
+    (run / ".lock").unlink()
+    (run / ".lock").write_text("kept")
+    assert main([*TINY, f"--run_dir={run}"]) == 0 and (run / ".lock").read_text() == "kept"
