@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from absl import flags
@@ -89,8 +90,11 @@ def log_to_file(path):
 def signals_to(saver):
     """Notes the first Ctrl-C or SIGTERM as `saver.signal`, for work that ends after the step at hand.
 
-    A second one ends the process at once.
+    A second one ends the process at once. Outside of the main thread, where Python takes no signals, it does nothing.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def note(number, frame):
         saver.signal = signal.Signals(number)

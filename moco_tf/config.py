@@ -216,6 +216,11 @@ class Run:
     )
     checkpoint_every: int = flag(1000, "Steps between checkpoints; each epoch's end has one as well.", about=FREE)
     knn_every: int = flag(1, "Epochs between kNN evaluations (k 200, t 0.1); 0: never.", about=FREE)
+    callbacks: str = flag(
+        "",
+        "Keras callbacks of your own, module:function; the function takes this run's settings and returns a list.",
+        about=FREE,
+    )
     strategy: str = flag(
         "auto",
         "Where to train: single, on one device; mirrored, on all GPUs of this machine; multiworker, on the machines "

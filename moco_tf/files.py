@@ -9,6 +9,7 @@ import csv
 import errno
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import unicodedata
@@ -33,20 +34,26 @@ def aside(path):
     folder is not. Whatever ends the writing early, an exception or a kill, leaves the old one as it was.
     """
     path = Path(path)
-    writing = path.with_name(f".writing-{os.getpid()}-{path.name}")
-    _remove(writing)  # what a killed process of the same number has left
+    # A name that nobody can guess, and put a link there; with the ending, by which some libraries choose a format.
+    writing = path.with_name(f".writing-{os.getpid()}-{secrets.token_hex(8)}{path.suffix}")
     try:
         yield writing
         for file in (writing, *writing.rglob("*")):
             sync(file)
         os.replace(writing, path)
     except BaseException:
-        _remove(writing)
+        remove(writing)
         raise
     sync(path.parent)
 
 
-def _remove(path):
+def open_lock(path):
+    """Opens a file to lock, made if it is not there. A link is not followed, and nothing in the file is changed."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+")
+
+
+def remove(path):
+    """Removes a file or a folder, if it is there."""
     with contextlib.suppress(OSError):  # it may not be there
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -7,6 +7,7 @@ checkpoints/  tensorboard/  encoder.keras
 import contextlib
 import csv
 import fcntl
+import io
 import json
 import logging
 from pathlib import Path
@@ -28,16 +29,23 @@ def recorded(path, read=config_lib.read):
     read: a flag file's path -> settings, of another command than `moco_tf.train`.
     """
     flags = Path(path) / "config.flags"
-    return read(flags) if flags.exists() else None
+    if not flags.exists():
+        return None
+    if not flags.stat().st_size:  # else it would be a run with every flag's default
+        raise ConfigError(f"{flags} is empty: bring back the flags that the run was started with, a line each")
+    return read(flags)
 
 
 def rows(path):
-    """The rows of a run folder's metrics.csv, a list of dicts of strings."""
+    """The rows of a run folder's metrics.csv, a list of dicts of strings; without a last line that was cut off."""
     try:
-        with open(Path(path) / "metrics.csv", newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        text = (Path(path) / "metrics.csv").read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
+    whole, newline, cut = text.rpartition("\n")
+    if cut:
+        log.warning(f"{Path(path) / 'metrics.csv'} ends in the middle of a line, which is left out.")
+    return list(csv.DictReader(io.StringIO(whole + newline)))
 
 
 class Data(NamedTuple):
@@ -49,7 +57,13 @@ class Data(NamedTuple):
 def data(path):
     """The `Data` of the run in a folder, None if it has not begun."""
     file = Path(path) / "data.json"
-    return Data(json.loads(file.read_text())["images"]) if file.exists() else None
+    try:
+        return Data(json.loads(file.read_text())["images"]) if file.exists() else None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f'{file} does not say how many images the run has, as in {{"images": 10000}}: write that into it, or '
+            "choose another folder"
+        ) from None
 
 
 def baselines(path):
@@ -76,12 +90,14 @@ class RunFolder:
         self._recorded = self.path / "config.flags"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - `close` closes it
+            self._lock = files.open_lock(self.path / ".lock")
         except OSError as error:
             text = f"{self._flag} names a folder to make or to go on in; {self.path}: {error.strerror}"
             raise ConfigError(text) from None
         try:
             self._hold()
+            for left in self.path.glob(".writing-*"):  # by a killed process: no other one is here
+                files.remove(left)
             self._check(config)
         except BaseException:
             self.close()

@@ -4,6 +4,7 @@ Parses the flags, builds data and model, fits, saves. `--help` lists the flags.
 """
 
 import contextlib
+import importlib
 import logging
 import shlex
 import sys
@@ -83,6 +84,7 @@ def _train(config, open_until_the_end):
             model.views_become(build.on_device(config, size))
         return build.batches(config, strategy, records, build.task(config, size), step, model)
 
+    own = _own_callbacks(config) if chief else []
     before_epoch = callbacks.BeforeEpoch(records, steps_per_epoch)
     batches = batches_at(step)  # refuses views that the model does not take
     saver = callbacks.Saver(checkpoints, config.checkpoint_every)
@@ -130,7 +132,7 @@ def _train(config, open_until_the_end):
                             None,
                             [
                                 *(before_epoch, wall_time, callbacks.StopOnNaN(), progress, watch),
-                                *(evaluator, recorder, saver),
+                                *(evaluator, recorder, *own, saver),
                             ],
                         )
                     ),
@@ -166,6 +168,25 @@ def _train(config, open_until_the_end):
     if chief:
         _keep_encoder(config, model, records)
     return 0
+
+
+def _own_callbacks(config):
+    """The Keras callbacks that --callbacks names, a list; refuses what gives none."""
+    if not config.callbacks:
+        return []
+    import keras
+
+    module, colon, name = config.callbacks.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), name)(config) if module and colon and name else None
+    except Exception as error:  # whatever a user's own module raises
+        raise ConfigError(f"--callbacks={config.callbacks}: {type(error).__name__}: {error}") from error
+    if not isinstance(made, list) or not all(isinstance(one, keras.callbacks.Callback) for one in made):
+        raise ConfigError(
+            "--callbacks=module:function names a function of a run's settings that returns a list of Keras callbacks; "
+            f"{config.callbacks!r} gives {type(made).__name__}"
+        )
+    return made
 
 
 def _start_from(config, model):

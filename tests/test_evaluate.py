@@ -342,6 +342,16 @@ def test_a_report_holds_its_pictures_and_asks_nothing_of_a_network(run, tmp_path
     assert (tmp_path / config.embeddings[0].tensor_path).exists()
 
 
+def test_neighbours_without_labels_are_not_shown_as_of_one_class(run, photos, tmp_path):
+    (tmp_path / "flat").mkdir()
+    for number, file in enumerate(sorted(file for file in photos.rglob("*") if file.is_file())[:6]):
+        shutil.copy(file, tmp_path / "flat" / f"{number}{file.suffix}")
+    flags = [f"--encoder={run}", f"--dataset={tmp_path}/flat", "--queries=2", "--neighbours=2", "--perplexity=2"]
+    assert look.main([*flags, f"--output={tmp_path}/out"]) == 0
+    text = (tmp_path / "out/report.html").read_text()
+    assert text.count("<figure") == 6 and 'class="same"' not in text and "Green" not in text
+
+
 def test_a_class_without_images_to_learn_from_is_named_and_its_images_count_as_wrong(run, photos, tmp_path, capsys):
     shutil.copytree(photos, tmp_path / "photos")
     shutil.rmtree(tmp_path / "photos/train/red")

@@ -58,7 +58,8 @@ def test_a_file_is_on_disk_before_it_has_its_name_and_the_name_before_all_goes_o
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", lambda a, b: done.append("named") or replace(a, b))
-    writing = f".writing-{os.getpid()}-a"
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "token")
+    writing = f".writing-{os.getpid()}-token"
     for write in (
         lambda path: files.write_text(path, "text"),
         lambda path: files.write_bytes(path, b"bytes"),
@@ -72,7 +73,16 @@ def test_a_file_is_on_disk_before_it_has_its_name_and_the_name_before_all_goes_o
     with files.aside(tmp_path / "b") as folder:
         folder.mkdir()
         (folder / "inside").write_text("")
-    assert done == [f".writing-{os.getpid()}-b", "inside", "named", tmp_path.name]
+    assert done == [writing, "inside", "named", tmp_path.name]
+
+
+def test_a_file_is_written_aside_under_a_name_that_nobody_can_guess_and_as_long_as_its_own_may_be(tmp_path):
+    names = set()
+    for _ in range(8):
+        with files.aside(tmp_path / ("x" * 250 + ".csv")) as writing:
+            writing.write_text("")
+            names.add(writing.name)
+    assert len(names) == 8 and all(len(name) < 64 and name.endswith(".csv") for name in names)
 
 
 def test_names_that_are_no_text_are_escaped_in_text_or_kept_byte_for_byte(tmp_path):

@@ -265,16 +265,6 @@ def test_what_does_not_fit_is_refused_in_one_line_with_status_2(undisturbed, cap
     assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*") if p.name != ".lock"}
 
 
-def test_a_damaged_checkpoint_is_refused_in_one_line_with_status_2(undisturbed, tmp_path, capsys):
-    shutil.copytree(undisturbed, tmp_path / "run")
-    (data,) = (tmp_path / "run/checkpoints").glob(f"step-{last_checkpoint(undisturbed):09d}/state.data*")
-    data.write_bytes(data.read_bytes()[:-10_000])
-    assert main([*TINY, f"--run_dir={tmp_path / 'run'}"]) == 2
-    error = capsys.readouterr().err
-    assert f"{data.parent} cannot be read" in error and "the checkpoint before it is taken" in error
-    assert error.count("\n") == 1
-
-
 def test_fewer_images_than_a_batch_are_refused(tmp_path, capsys):
     assert main([*TINY, f"--run_dir={tmp_path}", "--batch_size=20000"]) == 2
     error = capsys.readouterr().err

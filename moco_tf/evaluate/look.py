@@ -61,7 +61,7 @@ def look(settings):
     output = Path(settings.output)
     encoder, _ = subject.encoder(settings)
     subject.check_images(encoder.preprocessing)
-    source = subject.source(settings, settings.eval_split, encoder.preprocessing)
+    source = _shown(settings, encoder.preprocessing)
     features, labels, pictures = _encoded(settings, encoder, source)
     if len(features) < 3:
         raise ConfigError(f"a map needs at least 3 images; {source.name} has {len(features)}")
@@ -83,11 +83,30 @@ def look(settings):
         neighbours.append((int(query), others[: settings.neighbours]))
 
     projector.write(output, features, names, pictures)
-    report.write(output / "report.html", settings, source.name, names, pictures, neighbours)
+    report.write(output / "report.html", settings, source.name, names, labels, pictures, neighbours)
     log.info(
         f"{len(features)} images of {source.name}: {output / 'report.html'}; "
         f"tensorboard --logdir={output} shows them in its projector."
     )
+
+
+def _shown(settings, preprocessing):
+    """The images of --eval_split; of a folder that has no such split, and was not asked for it, those of training."""
+    from moco_tf.evaluate import subject
+
+    try:
+        return subject.source(settings, settings.eval_split, preprocessing)
+    except ConfigError:
+        if settings.eval_split != settings.default_eval_split:
+            raise
+        try:
+            source = subject.source(settings, settings.train_split, preprocessing)
+        except ConfigError:
+            source = None
+        if source is None:
+            raise
+        log.info(f"There is no split {settings.eval_split!r}: the images of {settings.train_split!r} are shown.")
+        return source
 
 
 def _encoded(settings, encoder, source):

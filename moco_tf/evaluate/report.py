@@ -9,11 +9,12 @@ import tensorflow as tf
 from moco_tf.evaluate import page, plots
 
 
-def write(path, settings, source, names, pictures, neighbours):
+def write(path, settings, source, names, labels, pictures, neighbours):
     """Writes the report; map.png lies beside it.
 
     Args:
-      source: the name of the images that are shown; names: a text for each; pictures: uint8 (N, T, T, 3).
+      source: the name of the images that are shown; names: a text for each; labels: int (N,), -1 unknown; pictures:
+        uint8 (N, T, T, 3).
       neighbours: for each image that is asked about its number and a list of (number, cosine), the nearest first.
     """
     run = Path(settings.encoder)
@@ -28,15 +29,21 @@ def write(path, settings, source, names, pictures, neighbours):
         '<p class="note">t-SNE of the features: near is similar, distances between groups mean little.</p>',
         _file(path.parent / "map.png", "map of the features", "wide"),
         "<h2>Nearest neighbours</h2>",
-        '<p class="note">By cosine, the nearest first. Green: of the same class, which it was never told.</p>',
+        '<p class="note">By cosine, the nearest first. '
+        + ("Green: of the same class, which it was never told.</p>" if (labels >= 0).any() else "</p>"),
     ]
     for query, others in neighbours:
         figures = [_figure(pictures[query], names[query], "query")]
         for number, cosine in others:
-            kind = "same" if names[number] == names[query] else "other"
+            kind = _kind(labels[query], labels[number])
             figures.append(_figure(pictures[number], f"{names[number]} {cosine:.2f}", kind))
         parts.append(f'<div class="row">{"".join(figures)}</div>')
     page.write(path, f"What {run.absolute().name} has learnt", parts)
+
+
+def _kind(label, other):
+    """How a neighbour is framed: by its class, where both are known."""
+    return "" if min(label, other) < 0 else "same" if label == other else "other"
 
 
 def _results(run):

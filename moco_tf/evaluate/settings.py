@@ -51,6 +51,12 @@ class Settings:
         command.require(self, self.limit >= 0, "limit", "is 0 or more")
         command.require(self, 0 <= self.seed < 2**31, "seed", "is 0 or more and less than 2^31")
 
+    @property
+    def default_eval_split(self):
+        """What --eval_split is where nobody gives it."""
+        run = run_folder.recorded(self.encoder)
+        return run.eval_split if run else "test"
+
     def resolved(self):
         """These settings with data set, splits and output filled in.
 

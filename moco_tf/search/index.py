@@ -201,7 +201,7 @@ def held(folder):
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")  # noqa: SIM115 - closed below
+        file = files.open_lock(folder / ".lock")
     except OSError as error:
         raise ConfigError(f"{printable(folder)} cannot be made or written to: {error.strerror}") from None
     with file:

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from moco_tf import files as files_lib
 from moco_tf.command import ConfigError
 
 SIGNATURE = "encoded_images"
+MOST_BYTES, MOST_TEXT = 2**28, 2**16  # of an answer, of what a refusal says
 # How the files begin that `data/encoded.py` reads.
 STARTS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|BM|GIF8|RIFF....WEBP", re.DOTALL)
 
@@ -37,8 +39,17 @@ def image_files(path):
 
 
 def _start(file):
-    with open(file, "rb") as opened:
-        return opened.read(12)
+    return _read(file, 12)
+
+
+def _read(file, most=-1):
+    """The first bytes of a file, or all; refuses one that cannot be read."""
+    try:
+        with open(file, "rb") as opened:
+            return opened.read(most)
+    except OSError as error:
+        name = files_lib.printable(str(file))
+        raise ConfigError(f"{name} cannot be read ({error.strerror}): allow reading it, or take it out") from None
 
 
 def embed(files, predict, batch_size):
@@ -55,7 +66,7 @@ def embed(files, predict, batch_size):
     for first in range(0, len(files), batch_size):
         part = files[first : first + batch_size]
         try:
-            batches.append(predict([file.read_bytes() for file in part]))
+            batches.append(predict([_read(file) for file in part]))
         except ServerError as error:
             raise ServerError(_name_files(str(error), part)) from None
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
@@ -66,7 +77,7 @@ def _name_files(message, files):
     by_index = re.search(r"images that cannot be decoded, by their index in the batch of \d+: \[([\d ]+)\]", message)
     if not by_index:
         return message
-    names = ", ".join(str(files[int(index)]) for index in by_index[1].split())
+    names = ", ".join(files_lib.printable(str(files[int(index)])) for index in by_index[1].split())
     return f"the server cannot decode {names}: take them out, or serve an encoder exported with --on_bad_image=zeros"
 
 
@@ -87,7 +98,12 @@ def rest(server, model, timeout, version=0, label=""):
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=timeout) as response:
-                outputs = json.loads(response.read())["outputs"]
+                text = response.read(MOST_BYTES + 1)
+            if len(text) > MOST_BYTES:
+                raise ServerError(f"{url} answers with more than {MOST_BYTES >> 20} MB: lower --batch_size")
+            outputs = json.loads(text)["outputs"]
+        except ServerError:
+            raise
         except urllib.error.HTTPError as error:
             raise ServerError(f"{url} refuses: {_reason(error)}") from None
         except TimeoutError:
@@ -95,7 +111,7 @@ def rest(server, model, timeout, version=0, label=""):
         except urllib.error.URLError as error:
             if isinstance(error.reason, TimeoutError):
                 raise ServerError(_too_slow(server, timeout)) from None
-            raise ServerError(f"no server answers at {server}: {error.reason}") from None
+            raise ServerError(f"no server answers at {server}: {_line(error.reason)}") from None
         except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
             kind = type(error).__name__
             raise ServerError(f"{url} does not answer as TF Serving's REST does ({kind}): check the port") from None
@@ -111,10 +127,15 @@ def _array(value):
 
 def _reason(error):
     """What an HTTP error's body says, on one line."""
-    text = error.read().decode(errors="replace")
+    text = error.read(MOST_TEXT).decode(errors="replace")
     with contextlib.suppress(ValueError, KeyError, TypeError):
         text = json.loads(text)["error"]
-    return " ".join(f"{error.code} {text}".split())
+    return _line(f"{error.code} {text}")
+
+
+def _line(text):
+    """What a server says, in a line without characters that would steer a terminal."""
+    return files_lib.printable(" ".join(str(text).split()))
 
 
 def _too_slow(server, timeout):
@@ -130,7 +151,7 @@ def grpc(server, model, timeout, version=0, label=""):
     except ImportError as error:
         raise ConfigError(f"--protocol=grpc needs {error.name}: pip install 'moco_tf[serving]'") from None
     stub = prediction_service_pb2_grpc.PredictionServiceStub(
-        grpc.insecure_channel(server, [("grpc.max_receive_message_length", -1)])
+        grpc.insecure_channel(server, [("grpc.max_receive_message_length", MOST_BYTES)])
     )
 
     def predict(images):
@@ -148,8 +169,8 @@ def grpc(server, model, timeout, version=0, label=""):
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise ServerError(_too_slow(server, timeout)) from None
             if error.code() == grpc.StatusCode.UNAVAILABLE:
-                raise ServerError(f"no server answers at {server}: {' '.join(error.details().split())}") from None
-            raise ServerError(f"{server} refuses: {' '.join(error.details().split())}") from None
+                raise ServerError(f"no server answers at {server}: {_line(error.details())}") from None
+            raise ServerError(f"{server} refuses: {_line(error.details())}") from None
         return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
 
     return predict
