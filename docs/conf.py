@@ -3,6 +3,7 @@
 Its source is the whole repository: the site has the same folders, and one link is right in both.
 """
 
+import inspect
 import shutil
 import sys
 from pathlib import Path
@@ -18,9 +19,11 @@ html_theme = "furo"
 html_copy_source = False
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
+highlight_language = "text"
 smartquotes = False  # a flag's two hyphens are no dash
 default_role = "code"  # docstrings write `code` with one backtick
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
 napoleon_use_rtype = False
 
 CONTENTS = {
@@ -79,6 +82,26 @@ def contents(app, name, source):
             source[0] += "\n".join(lines)
 
 
+def formulas(app, what, name, value, options, lines):
+    """Blocks that a docstring indents stay as they are; a line of colons says so to Sphinx."""
+    for i in range(len(lines) - 1, 1, -1):
+        text = lines[i - 2]
+        if lines[i].startswith("    ") and not lines[i - 1] and text and not text.startswith((" ", ":", "..")):
+            lines[i:i] = ["::", ""]
+
+
+def signature(app, what, name, value, options, arguments, returned):
+    """Keras' classes have a `__new__` of any arguments; those of `__init__` are what users give."""
+    if what == "class" and arguments == "(*args, **kwargs)":
+        _, *parameters = inspect.signature(value.__init__).parameters.values()
+        return str(inspect.Signature(parameters)), returned
+
+
+def skip(app, what, name, value, skipped, options):
+    """Fields of named tuples have no docstring of their own."""
+    return True if str(value.__doc__).startswith("Alias for field") else None
+
+
 def begin_at_home(app, error):
     """The home page under the name that servers look for."""
     if not error and app.builder.name == "html":
@@ -90,4 +113,7 @@ def setup(app):
 
     make_reference.write(REPOSITORY / "docs/reference")
     app.connect("source-read", contents)
+    app.connect("autodoc-process-docstring", formulas, priority=900)  # after napoleon
+    app.connect("autodoc-process-signature", signature)
+    app.connect("autodoc-skip-member", skip)
     app.connect("build-finished", begin_at_home)

@@ -64,7 +64,7 @@ class SGD(keras.optimizers.Optimizer):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class LARS(keras.optimizers.Optimizer):
-    """Layer-wise adaptive rates (You et al. 2017, arXiv:1708.03888) as MoCo v3 has them (section 4.1)::
+    """Layer-wise adaptive rates (You et al. 2017, arXiv:1708.03888) as MoCo v3 has them (section 4.1).
 
         u <- gradient + weight_decay * w;  u <- u * trust * |w| / |u|, 1 in place of a quotient with |w| or |u| = 0
         v <- momentum * v + u
