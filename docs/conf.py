@@ -14,6 +14,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "docs")]
 project = html_title = "moco_tf"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 include_patterns = ["*.md", "docs/**.md", "docs/reference/*.rst"]
+exclude_patterns = [".*", "build", "runs"]  # they may hold many files
 root_doc = "README"
 html_theme = "furo"
 html_copy_source = False

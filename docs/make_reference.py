@@ -61,8 +61,8 @@ def pages():
 
 def _training():
     """The page of `moco_tf.train` and `moco_tf.data`."""
-    groups = {group.__doc__: group for group in (config.Task, config.Data, config.Network, config.Optimization)}
-    groups[config.Run.__doc__] = config.Run
+    shared = config.Task, config.Data, config.Network, config.Optimization, config.Run
+    groups = {group.__doc__: group for group in shared}
     groups |= {f"--method={name}": kind for name, kind in config._methods().items()}
     for name in config._names(pretext_tasks):
         groups[f"--pretext={name}"] = config.task_module(name).Options
@@ -81,20 +81,18 @@ def _training():
 def _command(name):
     """The section of a command: what it is for and its flags."""
     module = import_module("moco_tf." + name.replace(" ", "_"))
-    rest = ""
+    parts = [_head(name, module.__doc__), _flags(module.Settings)]
     if module is torch_weights:
-        rest = "\n\nThe flags of `moco_tf.train` for `--method=moco` and `moco_v3` are taken as well."
-    return f"{_head(name, module.__doc__)}\n\n{_flags(module.Settings)}{rest}"
+        parts.append("The flags of `moco_tf.train` for `--method=moco` and `moco_v3` are taken as well.")
+    return "\n\n".join(parts)
 
 
 def _head(name, doc):
     """The heading and the docstring; its indented lines become blocks of code."""
-    parts = []
-    for part in re.split(r"\n\n+", doc.strip()):
-        if part.startswith("  "):
-            parts.append(f"```\n{textwrap.dedent(part)}\n```")
-        else:
-            parts.append(_escaped(part))
+    parts = [
+        f"```\n{textwrap.dedent(part)}\n```" if part.startswith("  ") else _escaped(part)
+        for part in re.split(r"\n\n+", doc.strip())
+    ]
     return "\n\n".join([f"## python -m moco_tf.{name}", *parts])
 
 
@@ -126,9 +124,9 @@ def _escaped(text):
     return "".join(parts)
 
 
-def _python(title, directives, text=""):
+def _python(name, directives, text=""):
     """A page whose text Sphinx takes from docstrings."""
-    title = f"Python: {title}"
+    title = f"Python: {name}"
     return "\n\n".join([f"{title}\n{'=' * len(title)}", text, *directives]) + "\n"
 
 
