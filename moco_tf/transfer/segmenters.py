@@ -50,7 +50,7 @@ def deeplab(trunk, classes, size):
 
 
 def loss(model, batch):
-    """Cross-entropy over the pixels of a batch of `views.masked` that are not `IGNORED`: a scalar."""
+    """Cross-entropy over the pixels of a batch of `annotated_views.masked` that are not `IGNORED`: a scalar."""
     logits = model(batch["image"], training=True)
     mask = tf.cast(batch["mask"][..., 0], tf.int32)
     counted = tf.cast(mask != IGNORED, tf.float32)
@@ -59,11 +59,9 @@ def loss(model, batch):
 
 
 def of_own_size(logits, scaled, size):
-    """The class of each pixel of an image at its own size: logits (S, S, L) of the canvas -> int64 `size` (H, W).
+    """The class of each pixel of an image at its own size: logits (S, S, L) of the canvas -> int64 (H, W).
 
-    scaled: height and width that the image has on the canvas.
+    scaled: height and width that the image has on the canvas; size: its own, H and W.
     """
     own = logits[: scaled[0], : scaled[1]]
-    if tuple(scaled) != tuple(size):
-        own = tf.image.resize(own, size)
-    return tf.argmax(own, axis=-1)
+    return tf.argmax(tf.image.resize(own, size), axis=-1)  # to the same size it changes nothing
