@@ -18,6 +18,7 @@ from PIL import Image
 from test_saved_model import c_api
 
 from moco_tf import build, run_folder
+from moco_tf.methods.keras_internals import layers_of
 from moco_tf.transfer import detect, export, learning, segment
 from moco_tf.transfer import settings as common
 
@@ -299,12 +300,20 @@ def test_a_detector_and_a_segmenter_overfit_twenty_images(place, tmp_path):
     assert json.loads((tmp_path / "segment/summary.json").read_text())["miou"] > 90
 
 
-def test_deeplab_gives_logits_of_every_pixel(place, tmp_path):
-    settings = settings_of(segment.Settings, place, tmp_path / "out", "--head=deeplab")
+@pytest.mark.parametrize("head", ["fcn", "deeplab"])
+def test_segmenters_give_logits_of_every_pixel_and_what_is_confidently_wrong_learns(place, tmp_path, head):
+    from moco_tf.transfer import segmenters
+
+    settings = settings_of(segment.Settings, place, tmp_path / "out", f"--head={head}")
     model, _ = segment.network(settings, 4)
-    logits = model(np.zeros((2, SIDE, SIDE, 3), np.float32))
-    assert logits.shape == (2, SIDE, SIDE, 4)
-    np.testing.assert_allclose(tf.reduce_sum(tf.exp(logits), axis=-1), 1, rtol=1e-5)
+    assert model(np.zeros((2, SIDE, SIDE, 3), np.float32)).shape == (2, SIDE, SIDE, 4)
+    classifier = next(layer for layer in layers_of(model) if layer.name == f"{head}.classifier")
+    classifier.bias.assign([50.0, 0, 0, 0])
+    batch = {"image": tf.zeros((2, SIDE, SIDE, 3)), "mask": tf.ones((2, SIDE, SIDE, 1), tf.uint8)}
+    with tf.GradientTape() as tape:
+        loss = segmenters.loss(model, batch)
+    assert float(loss) == pytest.approx(50, abs=5)
+    np.testing.assert_allclose(tape.gradient(loss, classifier.bias.value), [1, -1, 0, 0], atol=1e-3)
 
 
 def test_anchors_are_as_many_as_predictions(place, tmp_path):

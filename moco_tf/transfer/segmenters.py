@@ -13,7 +13,6 @@ from moco_tf.encoders.batch_norm import BatchNorm
 from moco_tf.encoders.resnet import KAIMING_NORMAL
 
 CHANNELS, DILATION = 256, 6
-LEAST = 1e-7  # of probabilities whose logarithm is taken
 
 
 def fcn(trunk, classes, size):
@@ -41,12 +40,23 @@ def fcn(trunk, classes, size):
 
 
 def deeplab(trunk, classes, size):
-    """DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611) of keras-cv, on P2 and P5."""
-    model = keras_cv.models.DeepLabV3Plus(num_classes=classes, backbone=trunk)
+    """DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611) of keras-cv, on P2 and P5, at a quarter of the resolution.
+
+    Its last layers are ours, for logits, where the library ends in a softmax. What stands before them has Keras'
+    BatchNorm, whose statistics move by 1 % a step.
+    """
+    head = keras.Sequential(
+        [
+            layers.Conv2D(CHANNELS, 1, use_bias=False, name="deeplab.conv"),
+            BatchNorm(name="deeplab.bn"),
+            layers.ReLU(name="deeplab.relu"),
+            layers.Conv2D(classes, 1, name="deeplab.classifier"),
+        ],
+        name="deeplab.head",
+    )
+    model = keras_cv.models.DeepLabV3Plus(num_classes=classes, backbone=trunk, segmentation_head=head)
     images = keras.Input((size, size, 3), name="images")
-    # The library's last layer is a softmax; its logarithm serves as logits.
-    logarithm = layers.Lambda(lambda x: keras.ops.log(keras.ops.maximum(x, LEAST)), name="logarithm")
-    return keras.Model(images, logarithm(model(images)), name="deeplab")
+    return keras.Model(images, layers.Resizing(size, size, name="deeplab.resize")(model(images)), name="deeplab")
 
 
 def loss(model, batch):
