@@ -7,17 +7,17 @@ import logging
 import sys
 
 
-def bar(total, unit, what="", over=None):
+def bar(total, unit, what="", over=None, done=0):
     """A bar of `total` things to do, such as images; use it in `with` and `update(n)` it. It leaves nothing behind.
 
-    what: a word that stands before it. over: an iterable, which it then is as well.
+    what: a word that stands before it. over: an iterable, which it then is as well. done: how many are done already.
     """
     from tqdm.auto import tqdm
 
     # tqdm asks only a terminal whether it is one; a notebook's output says that it is none.
     silent = not (in_notebook() or sys.stdout.isatty())
     where = {"file": sys.stdout, "leave": False, "disable": silent, "dynamic_ncols": True}
-    return tqdm(over, total=total, unit=f" {unit}", desc=what or None, **where)
+    return tqdm(over, total=total, initial=done, unit=f" {unit}", desc=what or None, **where)
 
 
 def duration(seconds):

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import zlib
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 from moco_tf.command import ConfigError
 from moco_tf.data import boxes, masks
 from moco_tf.data.inputs.image import IMAGENET
-from moco_tf.transfer import views
+from moco_tf.transfer import annotated_views
 
 W, H = 40, 30
 
@@ -180,8 +181,10 @@ class WithBoxes(tfds.core.GeneratorBasedBuilder):
 def test_sets_of_tfds_are_streams_of_boxes_and_masks(tmp_path, kind):
     WithBoxes(data_dir=tmp_path, file_format=kind).download_and_prepare()
     source = boxes.find("with_boxes", str(tmp_path), "train", 0.0)
-    assert source.class_names == ("cat", "dog") and [len(record["boxes"]) for record in records(source)] == [0, 1, 2]
-    np.testing.assert_allclose(records(source)[1]["boxes"], [[0.25 * W, 0.1 * H, W, 0.5 * H]], rtol=1e-6)
+    assert source.class_names == ("cat", "dog") and [len(record["classes"]) for record in records(source)] == [0, 1, 2]
+    pixels, kept = boxes.in_pixels(records(source)[1], [H, W])
+    np.testing.assert_allclose(pixels, [[0.25 * W, 0.1 * H, W, 0.5 * H]], rtol=1e-6)
+    assert kept.numpy().tolist() == [True]
     assert records(source)[2]["crowds"].all() and records(source)[2]["classes"].tolist() == [1, 1]
     shuffled = [int(record["id"]) for _, record in source.shuffled(0).take(6)]
     assert sorted(shuffled[:3]) == [0, 1, 2]
@@ -252,9 +255,11 @@ def test_folders_without_splits_hold_each_fifth_image_out(tmp_path):
         for split in ("train", "test")
     ]
     assert names == [list("01235678"), list("49")]
+    with pytest.raises(ConfigError, match="a split is train or test; got 'all'"):
+        find_masks(tmp_path, "all")
 
 
-CANVAS = views.Canvas(IMAGENET, 64, enlarge=True, scales=(0.5, 1.6))
+CANVAS = annotated_views.Canvas(IMAGENET, 64, enlarge=True, scales=(0.5, 1.6))
 
 
 def scene(rng):
@@ -284,7 +289,7 @@ def scene(rng):
 def test_boxes_and_masks_go_where_the_pixels_go(seed):
     record = scene(np.random.default_rng(seed))
     draw = tf.constant([seed, 1], tf.int64) if seed % 4 else None
-    seen, also = views.boxed(CANVAS, record, draw), views.masked(CANVAS, record, draw)
+    seen, also = annotated_views.boxed(CANVAS, record, draw), annotated_views.masked(CANVAS, record, draw)
     assert np.array_equal(seen["image"], also["image"])
     white = CANVAS.shown(seen["image"].numpy())[..., 0] > 200
     (box,) = seen["boxes"].numpy()[:-1] if len(seen["boxes"]) > 1 else [None]
@@ -299,7 +304,7 @@ def test_boxes_and_masks_go_where_the_pixels_go(seed):
 
 def test_a_view_is_a_function_of_its_seed_and_covers_the_range_of_scales():
     record = scene(np.random.default_rng(0))
-    same = [views.boxed(CANVAS, record, tf.constant([3, 4], tf.int64))["image"] for _ in range(2)]
+    same = [annotated_views.boxed(CANVAS, record, tf.constant([3, 4], tf.int64))["image"] for _ in range(2)]
     assert np.array_equal(*same)
     scales = [int(tf.reduce_max(CANVAS.place(50, 100, tf.constant([n, 0], tf.int64))[0])) / 64 for n in range(200)]
     assert min(scales) == pytest.approx(0.5, abs=0.03) and max(scales) == pytest.approx(1.6, abs=0.03)
@@ -310,27 +315,80 @@ def test_a_view_is_a_function_of_its_seed_and_covers_the_range_of_scales():
 def test_judged_images_lie_in_the_corner_at_their_scale():
     record = scene(np.random.default_rng(1))
     extent = tf.image.decode_png(record["image"]).shape[:2]
-    seen = views.boxed(CANVAS, record)
-    np.testing.assert_allclose(seen["boxes"][0] / np.tile(seen["scale"], 2), record["boxes"][0], rtol=1e-5)
-    own = views.Canvas(IMAGENET, 128, enlarge=False)
-    at_its_size = views.masked(own, record)
+    seen = annotated_views.boxed(CANVAS, record)
+    back = annotated_views.to_image(seen["boxes"][:1], seen["size"], seen["scaled"])
+    np.testing.assert_allclose(back, record["boxes"], rtol=1e-5)
+    own = annotated_views.Canvas(IMAGENET, 128, enlarge=False)
+    at_its_size = annotated_views.masked(own, record)
     assert at_its_size["scaled"].numpy().tolist() == list(extent)
-    assert np.array_equal(at_its_size["mask"][: extent[0], : extent[1], 0], at_its_size["truth"][..., 0])
+    assert np.array_equal(at_its_size["mask"][: extent[0], : extent[1], 0], at_its_size["true_mask"][..., 0])
     assert (at_its_size["mask"].numpy()[extent[0] :] == 255).all()
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_boxes_are_moved_to_the_pixel(mirrored):
+    place = tf.constant([64, 128]), tf.constant([0, 32]), tf.constant(mirrored)  # twice as large, 32 columns cut off
+    moved, there = CANVAS.boxes(tf.constant([[20.0, 5, 40, 25], [50, 0, 64, 32]]), place, [32, 64])
+    left, right = (128 - 80, 128 - 40) if mirrored else (40, 80)
+    assert moved[0].numpy().tolist() == [left - 32, 10, min(right - 32, 64), 50]
+    assert there.numpy().tolist() == [True, False]  # the second: columns 100 to 128, mirrored 0 to 28
+
+
+def test_an_image_that_cannot_be_decoded_is_left_out_with_its_boxes(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "moco_tf")
+    folder = coco(tmp_path, [one(image=10 + n, box=(n, n, 5, 5)) for n in range(3)])
+    (folder / "train/1.png").write_bytes(b"no image")
+    source = boxes.find(str(folder), "", "train", 0.5)
+    assert [record["boxes"][0, 0] for record in records(source)] == [0, 2]
+    assert "cannot be decoded: 1 images, train/1.png" in caplog.text
+    (folders(tmp_path / "masks") / "images/train/0.jpg").write_bytes(b"")
+    assert masks.find(str(tmp_path / "masks"), "", "train", 0.5).size == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c["images"].append(c["images"][0]), "image ids are different ones; 1 of 4 occur twice"),
+        (lambda c: c["categories"].append({"id": 99, "name": "cat"}), "category names are different ones"),
+        (lambda c: c["categories"].append({"id": 3, "name": "x"}), "category ids are different ones"),
+        (lambda c: c["images"][0].update(file_name=5), "is not as COCO has it"),
+        (lambda c: c["annotations"][0].update(bbox=[10**400, 1, 1, 1]), "is not as COCO has it"),
+    ],
+)
+def test_a_file_of_coco_that_says_a_thing_twice_or_no_thing_is_refused(tmp_path, change, said):
+    file = coco(tmp_path, [one()]) / "annotations/instances_train.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=said):
+        find(tmp_path)
+
+
+def test_grey_masks_of_few_bits_hold_their_numbers(tmp_path):
+    from moco_tf.data.masks import values
+
+    row = bytes([0]) + bytes([0b00011011])  # no filter; the four values of two bits
+    chunk = lambda kind, data: (  # noqa: E731
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+    )
+    header = (4).to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([2, 0, 0, 0, 0])
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    assert values(png).tolist() == [[0, 1, 2, 3]]
 
 
 def test_crowds_are_not_learnt(tmp_path):
     record = scene(np.random.default_rng(2)) | {"crowds": tf.constant([True])}
-    seen = views.boxed(CANVAS, record)
-    assert seen["classes"].numpy().tolist() == [views.NOTHING] and seen["crowds"].numpy().tolist() == [True]
+    seen = annotated_views.boxed(CANVAS, record)
+    assert seen["classes"].numpy().tolist() == [annotated_views.CROWD, annotated_views.NOTHING]
+    assert seen["crowds"].numpy().tolist() == [True]
 
 
 def test_batches_from_a_step_on_are_those_of_a_run_without_a_stop(tmp_path):
     source = find(coco(tmp_path, [one(image=10 + n % 3) for n in range(7)]))
 
     def batches(step, count):
-        view = lambda record, seed: views.boxed(CANVAS, record, seed)  # noqa: E731
-        return list(views.batches(source, view, 2, 5, step).take(count).as_numpy_iterator())
+        view = lambda record, seed: annotated_views.boxed(CANVAS, record, seed)  # noqa: E731
+        return list(annotated_views.batches(source, view, 2, 5, step).take(count).as_numpy_iterator())
 
     for whole, later in zip(batches(0, 6)[2:], batches(2, 4), strict=True):
         assert all(np.array_equal(whole[name], later[name]) for name in whole)

@@ -18,6 +18,7 @@ from PIL import Image
 from test_saved_model import c_api
 
 from moco_tf import build, run_folder
+from moco_tf.methods.keras_internals import layers_of
 from moco_tf.transfer import detect, export, learning, segment
 from moco_tf.transfer import settings as common
 
@@ -126,7 +127,7 @@ def test_an_interrupted_segmenter_goes_on_bit_for_bit_and_is_exported(place, tmp
 
 
 def test_a_frozen_encoder_stays_as_it_is_and_a_head_learns(place, tmp_path):
-    from moco_tf.transfer import segmenters, views
+    from moco_tf.transfer import annotated_views, segmenters
     from moco_tf.transfer.trunk import trunk
 
     settings = settings_of(segment.Settings, place, tmp_path / "out", "--freeze")
@@ -135,7 +136,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_a_head_learns(place, tmp_path):
     start = {layer.name: layer for layer in build.trained(place / "run").backbone.layers}
     learner = learning.Learner(network, segmenters.loss, settings)
     head = network.get_layer("fcn.conv1").get_weights()[0]
-    canvas = views.Canvas(inputs, SIDE, enlarge=False)
+    canvas = annotated_views.Canvas(inputs, SIDE, enlarge=False)
     image = np.random.default_rng(0).integers(0, 255, (4, SIDE, SIDE, 3))
     batch = {"image": canvas.preprocessing.normalize(image), "mask": tf.ones((4, SIDE, SIDE, 1), tf.uint8)}
     learner.learn(batch)  # the rate begins at 0
@@ -144,6 +145,56 @@ def test_a_frozen_encoder_stays_as_it_is_and_a_head_learns(place, tmp_path):
         if layer.weights:
             assert all(map(np.array_equal, layer.get_weights(), start[layer.name].get_weights())), layer.name
     assert not np.array_equal(head, network.get_layer("fcn.conv1").get_weights()[0])
+
+
+def test_heads_are_alike_wherever_the_encoder_starts_and_others_with_another_seed(place, tmp_path):
+    def head(*flags):
+        settings = settings_of(segment.Settings, place, tmp_path / "out", *flags)
+        return segment.network(settings, 3)[0].get_layer("fcn.conv1").get_weights()[0]
+
+    assert np.array_equal(head("--init=encoder"), head("--init=random"))
+    assert not np.array_equal(head("--init=encoder"), head("--init=encoder", "--seed=1"))
+
+
+def test_a_finished_run_keeps_its_rows_and_its_classes(place, tmp_path, capsys):
+    out, odd = tmp_path / "out", ["--steps=5", "--record_every=2", "--init=random"]
+    assert segment.main(flags_of(place, out, *odd)) == 0
+    before = (out / "metrics.csv").read_text()
+    assert segment.main(flags_of(place, out, *odd)) == 0
+    assert (out / "metrics.csv").read_text() == before and before.count("\n") == 4
+    (out / "classes.json").write_text('["0", "2", "1"]')
+    assert segment.main(flags_of(place, out, *odd)) == 2
+    assert "goes on with the classes that it began with" in capsys.readouterr().err
+    assert detect.main(flags_of(place, out, *odd)) == 2
+    assert "does not hold flags of moco_tf.transfer.detect" in capsys.readouterr().err
+
+
+def test_a_detectors_answers_are_those_of_the_canvas_in_pixels_of_the_image(place, tmp_path):
+    from moco_tf.data.inputs.image import IMAGENET
+    from moco_tf.transfer import annotated_views, judges, retinanet
+
+    settings = settings_of(detect.Settings, place, tmp_path / "out", "--head_layers=1")
+    model, _ = detect.network(settings, 2)
+    model.get_layer("prediction_head").prediction_layer.bias.assign_add(4 * tf.ones(18))  # it finds something
+    canvas = annotated_views.Canvas(IMAGENET, SIDE, True)
+    image = np.random.default_rng(0).integers(0, 255, (96, 48, 3), np.uint8)  # twice as high as wide: scale 2 / 3
+    of_canvas = retinanet.detect(model, canvas.image(image, canvas.place(96, 48))[tf.newaxis])
+    found = of_canvas[2][0].numpy() >= 0
+    assert found.sum() > 10
+    by_hand = np.clip(of_canvas[0][0].numpy() * 1.5, 0, [48, 96, 48, 96])[found]
+    signatures = export._detector(model, canvas)
+    png = tf.io.encode_png(image)
+    for name, given in (("serving_default", tf.constant(image[np.newaxis])), ("encoded_images", png[tf.newaxis])):
+        answer = signatures[name][0](given)
+        np.testing.assert_allclose(answer["boxes"][0].numpy()[found], by_hand, atol=1e-2)
+        assert not answer["boxes"][0].numpy()[~found].any()
+    nothing = {"boxes": tf.zeros((0, 4)), "classes": tf.zeros(0, tf.int64), "crowds": tf.zeros(0, tf.bool)}
+    record = {"image": png, "id": tf.constant(0, tf.int64)} | nothing
+    judge = judges.OfBoxes(settings, model, None, canvas)
+    judge.begin()
+    judge.add({name: value.numpy() for name, value in annotated_views.boxed(canvas, record).items()},
+              [part[0].numpy() for part in of_canvas])  # fmt: skip
+    np.testing.assert_allclose(judge.found[0][0], by_hand, atol=1e-2)
 
 
 def test_init_takes_a_files_layers_by_their_names_and_refuses_others(place, tmp_path):
@@ -157,7 +208,7 @@ def test_init_takes_a_files_layers_by_their_names_and_refuses_others(place, tmp_
     maps, _ = trunk(parse(tmp_path / "model.keras"))
     assert all(map(np.array_equal, maps.get_weights(), spread))
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]).save(tmp_path / "other.keras")
-    with pytest.raises(common.ConfigError, match="has all layers of the encoder; conv1 is not there"):
+    with pytest.raises(common.ConfigError, match="must have all layers of the encoder; conv1 is not there"):
         trunk(parse(tmp_path / "other.keras"))
     (tmp_path / "broken.keras").write_bytes(b"")
     with pytest.raises(common.ConfigError, match="cannot be read"):
@@ -188,7 +239,7 @@ def test_data_and_outputs_that_do_not_fit_end_in_a_line(place, tmp_path, capsys,
     assert detect.main(flags_of(place, tmp_path / "out", "--eval_split=val")) == 2
     assert "boxes come from COCO's annotation file of the split 'val'" in capsys.readouterr().err
     assert export.main([f"--run_dir={place}/run", f"--output={tmp_path}/served"]) == 2
-    assert "is to be a folder of moco_tf.transfer.detect or segment" in capsys.readouterr().err
+    assert "must be a folder of moco_tf.transfer.detect or segment" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
     assert detect.main(flags_of(place, tmp_path / "out")) == 2
     assert "pip install 'moco_tf[transfer]'" in capsys.readouterr().err
@@ -249,25 +300,34 @@ def test_a_detector_and_a_segmenter_overfit_twenty_images(place, tmp_path):
     assert json.loads((tmp_path / "segment/summary.json").read_text())["miou"] > 90
 
 
-def test_deeplab_gives_logits_of_every_pixel(place, tmp_path):
-    settings = settings_of(segment.Settings, place, tmp_path / "out", "--head=deeplab")
+@pytest.mark.parametrize("head", ["fcn", "deeplab"])
+def test_segmenters_give_logits_of_every_pixel_and_what_is_confidently_wrong_learns(place, tmp_path, head):
+    from moco_tf.transfer import segmenters
+
+    settings = settings_of(segment.Settings, place, tmp_path / "out", f"--head={head}")
     model, _ = segment.network(settings, 4)
-    logits = model(np.zeros((2, SIDE, SIDE, 3), np.float32))
-    assert logits.shape == (2, SIDE, SIDE, 4)
-    np.testing.assert_allclose(tf.reduce_sum(tf.exp(logits), axis=-1), 1, rtol=1e-5)
+    assert model(np.zeros((2, SIDE, SIDE, 3), np.float32)).shape == (2, SIDE, SIDE, 4)
+    classifier = next(layer for layer in layers_of(model) if layer.name == f"{head}.classifier")
+    classifier.bias.assign([50.0, 0, 0, 0])
+    batch = {"image": tf.zeros((2, SIDE, SIDE, 3)), "mask": tf.ones((2, SIDE, SIDE, 1), tf.uint8)}
+    with tf.GradientTape() as tape:
+        loss = segmenters.loss(model, batch)
+    assert float(loss) == pytest.approx(50, abs=5)
+    np.testing.assert_allclose(tape.gradient(loss, classifier.bias.value), [1, -1, 0, 0], atol=1e-3)
 
 
 def test_anchors_are_as_many_as_predictions(place, tmp_path):
     from moco_tf.transfer import retinanet
 
-    settings = settings_of(detect.Settings, place, tmp_path / "out", "--image_size=96")
+    settings = settings_of(detect.Settings, place, tmp_path / "out", "--image_size=96", "--smallest_anchor=20")
     model, _ = detect.network(settings, 3)
     predictions = model({"images": np.zeros((1, 96, 96, 3), np.float32)})
     anchors = retinanet.anchors(model, 96)
     assert predictions["box"].shape == (1, len(anchors), 4)
     assert predictions["classification"].shape == (1, len(anchors), 3)
     sides = np.sqrt((anchors[:, 2] - anchors[:, 0]) * (anchors[:, 3] - anchors[:, 1]))
-    assert sides.min() <= settings.smallest_anchor
+    middle = 9 * (12 * 6 + 6)  # of P3, which has 12 x 12 places: far from any edge
+    np.testing.assert_allclose(sides[middle : middle + 9 : 3], 20 * 2 ** (np.arange(3) / 3), rtol=0.1)
 
 
 def test_sent_bytes_that_are_no_image_are_refused(place, tmp_path):

@@ -3,6 +3,7 @@
 `coco.py` and `voc.py` read what people have; `boxes.py` and `masks.py` make sources of it.
 """
 
+import dataclasses
 import logging
 import os
 from pathlib import Path
@@ -19,7 +20,7 @@ log = logging.getLogger("moco_tf")
 
 
 class Checked(NamedTuple):
-    """Of annotated images those that can be decoded."""
+    """The annotated images that can be decoded."""
 
     good: np.ndarray  # their numbers, int64 (N,)
     sizes: np.ndarray  # of these: height, width, int64 (N, 2)
@@ -40,7 +41,7 @@ def check(root, paths, remembered, max_bad_fraction):
     Raises:
       ValueError: a file is missing, or too many cannot be decoded.
     """
-    stats = [_size_and_time(os.path.join(root, path)) for path in paths]
+    stats = [manifest.size_and_time(os.path.join(root, path)) for path in paths]
     missing = [path for path, (size, _) in zip(paths, stats, strict=True) if size == UNREADABLE]
     if missing:
         raise ValueError(
@@ -55,7 +56,8 @@ def check(root, paths, remembered, max_bad_fraction):
     for sentence in remarks(checked.verdicts):
         log.info(f"  {sentence}")
     if checked.bad:
-        log.warning(f"  Left out, as they cannot be decoded: {len(checked.bad)} images, {some(dict(checked.bad))}")
+        names = some([name for name, _ in checked.bad])
+        log.warning(f"  Left out, as they cannot be decoded: {len(checked.bad)} images, {names}")
     good = [number for number, verdict in enumerate(checked.verdicts) if not verdict.problem]
     decoded = [(checked.verdicts[number].height, checked.verdicts[number].width) for number in good]
     return Checked(np.array(good, np.int64), np.array(decoded, np.int64).reshape(-1, 2))
@@ -66,9 +68,12 @@ def parts(split):
     return [(os.path.dirname(part), os.path.basename(part)) for part in split.split("+")]
 
 
-def _size_and_time(path):
-    try:
-        status = os.stat(path)
-    except OSError:
-        return UNREADABLE, 0
-    return status.st_size, status.st_mtime_ns
+def with_more_classes(source, names):
+    """The source, its classes those of `names`, which begin with its own: the numbers stay.
+
+    Raises:
+      ValueError: they do not.
+    """
+    if tuple(names[: len(source.class_names)]) != tuple(source.class_names):
+        raise ValueError(f"{source.name} has the classes {', '.join(source.class_names)}, not {', '.join(names)}")
+    return dataclasses.replace(source, class_names=tuple(names))

@@ -1,8 +1,8 @@
 """Images with boxes: COCO's files, Pascal VOC's folders, or a data set of TFDS.
 
 A record is that of `sources.py` with "boxes", float32 (n, 4): left, top, right, bottom in pixels of the image as it is
-stored; "classes", int64 (n,); and "crowds", bool (n,): what is neither learnt nor counted, COCO's crowds and VOC's
-difficult objects.
+stored (of a stream "relative_boxes", parts of height and width); "classes", int64 (n,); and "crowds", bool (n,): what
+is neither learnt nor counted, COCO's crowds and VOC's difficult objects.
 """
 
 import collections
@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.command import ConfigError
-from moco_tf.data import annotated, coco, encoded, tfds, voc
+from moco_tf.data import annotated, coco, tfds, voc
 from moco_tf.data.sources import Source
 from moco_tf.files import printable
 
@@ -116,6 +116,18 @@ def _of_folder(root, split, max_bad_fraction, remembered):
         )
 
 
+def in_pixels(record, size):
+    """The boxes of a record whose image has this height and width, float32 (n, 4), and bool (n,): which have an area.
+
+    Returns those that have one.
+    """
+    boxes = record.get("boxes")
+    if boxes is None:
+        boxes = record["relative_boxes"] * tf.cast(tf.gather(size, [1, 0, 1, 0]), tf.float32)
+    kept = tf.reduce_all(boxes[:, 2:] - boxes[:, :2] > LEAST_SIDE, axis=1)
+    return tf.boolean_mask(boxes, kept), kept
+
+
 def repaired(boxes, sizes, names):
     """Boxes within their images, and which of them are left: (list of (m, 4), list of bool (n,)); says how many.
 
@@ -130,21 +142,21 @@ def repaired(boxes, sizes, names):
       ValueError: a coordinate is not finite.
     """
     counts = collections.Counter()
-    inside, kept = [], []
+    inside, with_area = [], []
     for of_image, (height, width), name in zip(boxes, sizes, names, strict=True):
         if not np.isfinite(of_image).all():
             raise ValueError(f"boxes are finite numbers; one of {printable(name)} is {of_image.tolist()}")
         clipped = np.clip(of_image, 0, np.array([width, height, width, height]))
-        left = (clipped[:, 2:] - clipped[:, :2] > LEAST_SIDE).all(axis=1)
-        counts["empty"] += int((~left).sum())
-        counts["over"] += int((np.abs(clipped - of_image) > LEAST_SIDE).any(axis=1)[left].sum())
-        inside.append(clipped[left])
-        kept.append(left)
+        kept = (clipped[:, 2:] - clipped[:, :2] > LEAST_SIDE).all(axis=1)
+        counts["empty"] += int((~kept).sum())
+        counts["over"] += int((np.abs(clipped - of_image) > LEAST_SIDE).any(axis=1)[kept].sum())
+        inside.append(clipped[kept])
+        with_area.append(kept)
     if counts["over"]:
         log.warning(f"  Cut off at the image's edge: {counts['over']} boxes that stand over it")
     if counts["empty"]:
         log.warning(f"  Left out: {counts['empty']} boxes without area inside their image")
-    return inside, kept
+    return inside, with_area
 
 
 def _check_sizes(said, found, names):
@@ -202,14 +214,10 @@ def _of_objects(tfds, features, name):
 
 def _objects_in(objects, box, label, crowd):
     def fields(example):
-        found = example[objects]
-        _, height, width = encoded.header(example["image"])
-        top, left, bottom, right = tf.unstack(tf.clip_by_value(found[box], 0.0, 1.0), axis=1)
-        across, down = tf.cast(width, tf.float32), tf.cast(height, tf.float32)
-        boxes = tf.stack([left * across, top * down, right * across, bottom * down], axis=1)
-        kept = (boxes[:, 2] - boxes[:, 0] > LEAST_SIDE) & (boxes[:, 3] - boxes[:, 1] > LEAST_SIDE)
-        crowds = tf.cast(found[crowd[0]], tf.bool) if crowd else tf.zeros_like(kept)
-        values = {"boxes": boxes, "classes": tf.cast(found[label], tf.int64), "crowds": crowds}
-        return {name: tf.boolean_mask(value, kept) for name, value in values.items()}
+        found = example[objects]  # the image may turn out to be bad: its size is asked later
+        boxes = tf.gather(tf.clip_by_value(found[box], 0.0, 1.0), [1, 0, 3, 2], axis=1)
+        classes = tf.cast(found[label], tf.int64)
+        crowds = tf.cast(found[crowd[0]], tf.bool) if crowd else tf.zeros_like(classes, tf.bool)
+        return {"relative_boxes": boxes, "classes": classes, "crowds": crowds}
 
     return fields

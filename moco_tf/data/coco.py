@@ -31,12 +31,20 @@ def read(file, root, split):
     """
     name = printable(str(file))
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        # Outlines are most of such a file: they go while it is read.
+        content = json.loads(Path(file).read_text(encoding="utf-8"), object_hook=_without_outline)
         images, categories = content["images"], sorted(content["categories"], key=lambda category: category["id"])
         numbers = {category["id"]: number for number, category in enumerate(categories)}
         names = tuple(printable(category["name"]) for category in categories)
         places = {image["id"]: place for place, image in enumerate(images)}
-        files = [image["file_name"] for image in images]
+        files = [os.fspath(image["file_name"]) for image in images]
+        for what, count, different in (
+            ("image ids", len(images), len(places)),
+            ("category ids", len(categories), len(numbers)),
+            ("category names", len(names), len(set(names))),
+        ):
+            if different < count:
+                raise ValueError(f"{what} are different ones; {count - different} of {count} occur twice")
         sizes = [(int(image.get("height") or 0), int(image.get("width") or 0)) for image in images]
         boxes, classes, crowds = ([[] for _ in images] for _ in range(3))
         for annotation in content.get("annotations", ()):
@@ -55,7 +63,7 @@ def read(file, root, split):
         raise ValueError(f"{name} is not a JSON file: {error}") from None
     except KeyError as error:
         raise ValueError(f"{name} is not as COCO has it: {error.args[0]!r} is missing") from None
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{name} is not as COCO has it: {error}") from None
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
@@ -70,6 +78,11 @@ def read(file, root, split):
         [np.array(c, bool) for c in crowds],
         names,
     )
+
+
+def _without_outline(value):
+    value.pop("segmentation", None)
+    return value
 
 
 def _folder_of(files, root, split):

@@ -128,7 +128,7 @@ def _as_begun(listing, files):
     now = {file: number for number, file in enumerate(listing.files)}
     numbers = [now.get(file) for file in files]
     stats = [
-        _size_and_time(listing.path / file) if n is None else (listing.sizes[n], listing.times[n])
+        size_and_time(listing.path / file) if n is None else (listing.sizes[n], listing.times[n])
         for n, file in zip(numbers, files, strict=True)
     ]
     added = listing.size - sum(number is not None for number in numbers)
@@ -149,7 +149,8 @@ def _where_begun(listing, files):
     )  # the first of the best
 
 
-def _size_and_time(path):
+def size_and_time(path):
+    """(bytes, modification time in nanoseconds) of a file; `UNREADABLE` and 0 of what is none."""
     try:
         status = os.stat(path)
     except OSError:

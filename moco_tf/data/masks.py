@@ -15,15 +15,16 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.command import ConfigError
-from moco_tf.data import annotated, tfds, voc
+from moco_tf.data import annotated, splits, tfds, voc
 from moco_tf.data.folder import SUFFIXES, some
 from moco_tf.data.sources import Source
 from moco_tf.files import printable
 
 log = logging.getLogger("moco_tf")
 IGNORED = 255
+DEPTH = 24  # the place of a PNG's byte that says its bits
 IMAGES, MASKS, NAMES = "images", "masks", "classes.txt"
-HELD_OUT = 5  # each so-manieth image of folders without splits is for evaluation
+HELD_OUT = 5  # of folders without splits, every fifth image is for evaluation
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -41,16 +42,6 @@ class Masked(Source):
         with tf.device("CPU:0"):
             masks = tf.gather(self.masks, numbers)
         return dataclasses.replace(super().only(numbers), masks=masks)
-
-    def with_classes(self, names):
-        """The same images, where `names` has their classes, in the same order, and others after them.
-
-        Raises:
-          ValueError: it has not.
-        """
-        if tuple(names[: len(self.class_names)]) != self.class_names:
-            raise ValueError(f"{self.name} has the classes {', '.join(self.class_names)}, not {', '.join(names)}")
-        return dataclasses.replace(self, class_names=tuple(names))
 
     @tf.autograph.experimental.do_not_convert
     def record(self, index):
@@ -109,6 +100,8 @@ def values(encoded):
         if image.mode not in ("L", "P", "1", "I", "I;16"):
             raise ValueError(f"a mask has one channel of class numbers; this one has the mode {image.mode}")
         found = np.array(image)
+        if image.format == "PNG" and image.mode == "L" and (bits := encoded[DEPTH]) < 8:
+            found //= 255 // (2**bits - 1)  # Pillow stretches grey of few bits up to 255
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"it cannot be decoded: {str(error).splitlines()[0]}") from None
     if found.min(initial=0) < 0 or found.max(initial=0) > IGNORED:
@@ -175,7 +168,10 @@ def _paired(root, split):
             f"{IMAGES} and {MASKS} both hold a folder a split; {IMAGES} has {some(folders)}; got {split!r}"
         )
     paths, masks = _matched(root, IMAGES, MASKS)
-    held_out = split not in ("train", "training")
+    kind = splits.split_of(split)
+    if kind is None:
+        raise ValueError(f"{IMAGES} and {MASKS} hold no folders of splits, so a split is train or test; got {split!r}")
+    held_out = kind in splits.HELD_OUT
     log.info(f"  There are no splits: each {HELD_OUT}th image, by name, is held out for evaluation")
     keep = [(number % HELD_OUT == HELD_OUT - 1) == held_out for number in range(len(paths))]
     return tuple([path for path, kept in zip(each, keep, strict=True) if kept] for each in (paths, masks))
@@ -213,7 +209,7 @@ def _check(root, paths, sizes):
 
 def _of_masks(tfds, features, name):
     """What `tfds.find` takes of a set with masks: (features to read, the classes, example -> fields)."""
-    images = [key for key, one in features.items() if isinstance(one, tfds.features.Image)]
+    images = [key for key, one in features.items() if isinstance(one, tfds.features.Image) and key != "image"]
     masks = [key for key in images if features[key].shape[-1] == 1 and features[key].np_dtype == np.uint8]
     masks = masks if len(masks) == 1 else [key for key in masks if "mask" in key or "segmentation" in key]
     if len(masks) != 1:

@@ -47,7 +47,7 @@ def average_precision(truth, detections, classes):
                 {"image_id": number, "category_id": int(one) + 1, "bbox": _xywh(box), "score": float(score)}
             )
     nothing = np.full(classes, np.nan)
-    if not annotations:
+    if all(annotation["iscrowd"] for annotation in annotations):
         return {"ap": np.nan, "ap50": np.nan, "ap75": np.nan, "ap50_any_class": np.nan, "ap_of_class": nothing}
     if not results:
         present = {annotation["category_id"] - 1 for annotation in annotations if not annotation["iscrowd"]}

@@ -48,14 +48,14 @@ def _export(arguments):
     import tensorflow as tf
 
     from moco_tf.serving import saved_model, warm_up
-    from moco_tf.transfer import learning, running, views
+    from moco_tf.transfer import annotated_views, learning, running
 
     names = running.classes(settings.run_dir)
     model, inputs = kind.network(recorded, len(names), start=False)
-    step = learning.restored(Path(settings.run_dir), learning.Learner(model, None, recorded))
+    step = learning.restore(Path(settings.run_dir), learning.Learner(model, None, recorded))
     if step is None:
         raise ConfigError(f"{settings.run_dir} has no checkpoint yet: let the training reach one")
-    canvas = views.Canvas(inputs, recorded.image_size, recorded.ENLARGE)
+    canvas = annotated_views.Canvas(inputs, recorded.image_size, recorded.ENLARGE)
     answers = (_detector if recorded.NAME == "detect" else _segmenter)(model, canvas)
     path = saved_model.version_to_write(settings.output, settings.version)
     example = tf.zeros((1, recorded.image_size, recorded.image_size, 3), tf.uint8)
@@ -77,71 +77,68 @@ def _of_run(run_dir):
     from moco_tf import run_folder
     from moco_tf.transfer import detect, segment
 
+    refusals = []
     for module in (detect, segment):
         try:
             recorded = run_folder.recorded(run_dir, module.Settings.read)
-        except ConfigError:  # the flags of the other command
+        except ConfigError as error:  # the flags of the other command, or of none
+            refusals.append(str(error))
             continue
         if recorded is not None:
             return module, dataclasses.replace(recorded, output=str(run_dir))
     raise ConfigError(
-        f"--run_dir={run_dir} is to be a folder of moco_tf.transfer.detect or segment, with their config.flags"
+        f"--run_dir={run_dir} must be a folder of moco_tf.transfer.detect or segment; "
+        + ("; ".join(refusals) or "it has no config.flags")
     )
 
 
 def _detector(model, canvas):
     """{signature: (function, spec of its argument)} of a detector."""
-    import tensorflow as tf
+    from moco_tf.transfer import annotated_views, retinanet
 
-    from moco_tf.transfer import retinanet
-
-    def answer(on_canvas, scales):
+    def answer(on_canvas, sizes, scaled):
         boxes, scores, classes = retinanet.detect(model, on_canvas)
-        return {
-            "boxes": boxes / tf.gather(scales, [1, 0, 1, 0], axis=1)[:, tf.newaxis],
-            "scores": scores,
-            "classes": classes,
-        }
+        return {"boxes": annotated_views.to_image(boxes, sizes, scaled), "scores": scores, "classes": classes}
 
-    return _signatures(canvas, lambda on_canvas, sizes, scaled: answer(on_canvas, scaled / sizes), None)
+    return _signatures(canvas, answer, answer)
 
 
 def _segmenter(model, canvas):
     """As `_detector`, of a segmenter."""
     import tensorflow as tf
 
-    def whole(on_canvas, sizes, scaled):
-        logits = model(on_canvas, training=False)
-        height, width = tf.unstack(tf.cast(scaled[0], tf.int32))  # the images of a batch are of one size
-        own = tf.image.resize(logits[:, :height, :width], tf.cast(sizes[0], tf.int32))
-        return {"classes": tf.argmax(own, axis=-1)}
+    from moco_tf.transfer import segmenters
+
+    def of_one_size(on_canvas, sizes, scaled):
+        own = lambda logits: segmenters.of_own_size(logits, scaled[0], sizes[0])  # noqa: E731
+        return {"classes": tf.map_fn(own, model(on_canvas, training=False), fn_output_signature=tf.int64)}
 
     def on_the_canvas(on_canvas, sizes, scaled):
         classes = tf.argmax(model(on_canvas, training=False), axis=-1)
         return {"classes": classes, "size": tf.cast(scaled, tf.int64)}
 
-    return _signatures(canvas, whole, on_the_canvas)
+    return _signatures(canvas, of_one_size, on_the_canvas)
 
 
 def _signatures(canvas, of_one_size, of_own_sizes):
-    """The two signatures: (images on the canvas (N, S, S, 3), their sizes, these on the canvas, (N, 2)) -> outputs."""
+    """The two signatures, of functions of images on the canvas (N, S, S, 3), their sizes, and these on it, (N, 2)."""
     import tensorflow as tf
 
     from moco_tf.data.encoded import decode_safely
 
-    shape = (canvas.size, canvas.size, 3)
-    laid = (tf.TensorSpec(shape, tf.float32), tf.TensorSpec((2,), tf.float32), tf.TensorSpec((2,), tf.float32))
+    pair = tf.TensorSpec((2,), tf.int32)
+    laid = (tf.TensorSpec((canvas.size, canvas.size, 3), tf.float32), pair, pair)
 
     def lay(image):
-        place = canvas.place(*tf.unstack(tf.shape(image)[:2]))
-        return canvas.image(image, place), tf.cast(tf.shape(image)[:2], tf.float32), tf.cast(place[0], tf.float32)
+        size = tf.shape(image)[:2]
+        place = canvas.place(*tf.unstack(size))
+        return canvas.image(image, place), size, place[0]
 
     def of_images(images):
         return of_one_size(*tf.map_fn(lay, images, fn_output_signature=laid))
 
     def of_encoded(images):
-        of_sizes = of_own_sizes or of_one_size
-        return of_sizes(*tf.map_fn(lambda image: lay(decode_safely(image)), images, fn_output_signature=laid))
+        return of_own_sizes(*tf.map_fn(lambda image: lay(decode_safely(image)), images, fn_output_signature=laid))
 
     return {
         "serving_default": (of_images, tf.TensorSpec((None, None, None, 3), tf.uint8, "images")),

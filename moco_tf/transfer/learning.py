@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from moco_tf import command, progress, schedules
 from moco_tf.checkpoint import Checkpoints
-from moco_tf.data.errors import ERRORS, reason
 from moco_tf.optimizers import SGD
 
 BEFORE = ("step", "loss", "learning_rate", "images_per_second")  # columns of metrics.csv, before what is judged
@@ -70,7 +69,7 @@ class Interrupt:
 
 
 def learn(settings, run, learner, batches_at, judge):
-    """Trains until --steps or --max_steps, or goes on; returns (the process's exit status, what was judged last).
+    """Trains until --steps or --max_steps, or goes on; returns the process's exit status.
 
     Args:
       run: the open `RunFolder`, begun with columns `BEFORE` and those of `judge`.
@@ -80,56 +79,50 @@ def learn(settings, run, learner, batches_at, judge):
     checkpoints = Checkpoints(run.checkpoints, learner)
     step = checkpoints.restore_last() or 0
     last = min(settings.steps, settings.max_steps or settings.steps)
+    if step >= last:
+        log.info(f"{settings.output} is finished, at step {step} of {settings.steps}; a larger --max_steps goes on.")
+        return 0
     run.rewind(step, settings.record_every)
     if step:
         log.info(f"Going on from step {step} of {settings.steps}.")
-    if step >= last:
-        log.info(f"{settings.output} is finished, at step {step} of {settings.steps}; a larger --max_steps goes on.")
-        return 0, None
-    interrupt, judged = Interrupt(), None
+    interrupt = Interrupt()
     begun = said = time.monotonic()
     counted = first = None  # when the clock began, and at which step: the first one traces, which is no training
-    try:
-        with command.signals_to(interrupt), progress.bar(last, "steps") as bar:
-            bar.update(step)
-            for batch in batches_at(step):
-                loss = float(learner.learn(batch))
-                step += 1
-                bar.update()
-                if first is None:
-                    counted, first = time.monotonic(), step
-                if not math.isfinite(loss):
-                    log.error(f"Stopped: the loss is {loss} at step {step}. Try a lower --lr in another --output.")
-                    return 1, None
-                if step % settings.record_every == 0 or step == settings.steps:
-                    speed = (step - first) * settings.batch_size / (time.monotonic() - counted)
-                    row = _row(settings, learner, step, round(speed, 2) if step > first else None)
-                    if (settings.eval_every and step % settings.eval_every == 0) or step == settings.steps:
-                        judged = judge()
-                        row |= judged
-                    run.add_row(row)
-                    log.info(f"Step {step}/{settings.steps}: " + _shown(row))
-                    learner.totals.assign(tf.zeros(2))
-                    counted, first = time.monotonic(), step
-                elif bar.disable and time.monotonic() - said > LINE_EVERY:
-                    log.info(f"  step {step}: loss {loss:.3f}")
-                    said = time.monotonic()
-                stops = interrupt.signal or step >= last
-                if stops or step % settings.checkpoint_every == 0:
-                    checkpoints.save()
-                if stops:
-                    break
-    except ERRORS as error:  # an image that changed after it was checked, or too little memory
-        log.error(f"Stopped at step {step}: {reason(error)}; the same command goes on from the last checkpoint.")
-        return 1, None
+    with command.signals_to(interrupt), progress.bar(last, "steps", done=step) as bar:
+        for batch in batches_at(step):
+            loss = float(learner.learn(batch))
+            step += 1
+            bar.update()
+            if first is None:
+                counted, first = time.monotonic(), step
+            if not math.isfinite(loss):
+                log.error(f"Stopped: the loss is {loss} at step {step}. Try a lower --lr in another --output.")
+                return 1
+            if step % settings.record_every == 0 or step == settings.steps:
+                speed = (step - first) * settings.batch_size / (time.monotonic() - counted)
+                row = _row(settings, learner, step, round(speed, 2) if step > first else None)
+                if (settings.eval_every and step % settings.eval_every == 0) or step == settings.steps:
+                    row |= judge()
+                run.add_row(row)
+                log.info(f"Step {step}/{settings.steps}: " + _shown(row))
+                learner.totals.assign(tf.zeros(2))
+                counted, first = time.monotonic(), step
+            elif bar.disable and time.monotonic() - said > LINE_EVERY:
+                log.info(f"  step {step}: loss {loss:.3f}")
+                said = time.monotonic()
+            stops = interrupt.signal or step >= last
+            if stops or step % settings.checkpoint_every == 0:
+                checkpoints.save()
+            if stops:
+                break
     if interrupt.signal:
         log.error(f"Stopped by {interrupt.signal.name}; saved {checkpoints.path(step)}. The same command goes on.")
-        return 128 + interrupt.signal, None
+        return 128 + interrupt.signal
     log.info(f"Done: step {step} of {settings.steps}, {time.monotonic() - begun:.0f} s. {checkpoints.path(step)}")
-    return 0, judged
+    return 0
 
 
-def restored(run_path, learner):
+def restore(run_path, learner):
     """Brings a learner to the last checkpoint of an output folder; returns its step, None if there is none."""
     return Checkpoints(run_path / "checkpoints", learner).restore_last()
 

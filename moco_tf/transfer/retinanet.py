@@ -14,8 +14,8 @@ import tensorflow as tf
 from keras import layers
 
 from moco_tf.encoders.batch_norm import BatchNorm
+from moco_tf.transfer.annotated_views import NOTHING
 from moco_tf.transfer.average_precision import MOST_DETECTIONS
-from moco_tf.transfer.views import NOTHING
 
 BOXES = "xyxy"  # keras-cv's word for left, top, right, bottom in pixels
 LEVELS = ("P3", "P4", "P5", "P6", "P7")
@@ -62,7 +62,7 @@ def retinanet(trunk, classes, smallest_anchor, head_layers):
 
 
 def loss(model, batch):
-    """Focal loss and smooth L1 of a batch of `views.boxed`, as keras-cv weights them: a scalar."""
+    """Focal loss and smooth L1 of a batch of `annotated_views.boxed`, as keras-cv weights them: a scalar."""
     images = batch["image"]
     truth = {"boxes": batch["boxes"], "classes": tf.cast(batch["classes"], tf.float32)}
     return model.compute_loss(x=images, y=truth, y_pred=model({"images": images}, training=True), sample_weight=None)
@@ -71,11 +71,13 @@ def loss(model, batch):
 def detect(model, images):
     """Images float32 (N, S, S, 3), S known, -> (boxes (N, 100, 4) on the canvas, scores (N, 100), classes (N, 100)).
 
-    Classes are int64. Best first; what is less than 100 is filled with `NOTHING`, score 0.
+    Classes are int64. Best first; what is less than 100 is filled with zeros, its class `NOTHING`.
     """
     found = model.decode_predictions(model({"images": images}, training=False), images)
     classes = tf.cast(found["classes"], tf.int64)
-    return found["boxes"], tf.where(classes == NOTHING, 0.0, found["confidence"]), classes
+    there = classes != NOTHING
+    boxes = tf.where(there[..., tf.newaxis], found["boxes"], 0.0)
+    return boxes, tf.where(there, found["confidence"], 0.0), classes
 
 
 def _head(outputs, bias, head_layers):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
+import shlex
 import time
 from pathlib import Path
 
@@ -26,7 +27,13 @@ def run(program, doc, kind, work, arguments):
     def call(words):
         settings = command.parse(kind, program, words).resolved()
         load_tensorflow(training=True)  # takes seconds: wrong flags have been answered by now
-        return work(settings)
+        from moco_tf.data.errors import ERRORS, reason
+
+        try:
+            return work(settings)
+        except ERRORS as error:  # an image that changed after it was checked, or too little memory
+            log.error(f"Stopped: {reason(error)}; the same command goes on from the last checkpoint.")
+            return 1
 
     return command.run(program, doc, call, arguments)
 
@@ -38,56 +45,54 @@ def train(settings, find, network, loss, view, judge):
       find: (dataset, data_dir, split, max_bad_fraction, manifest) -> a source, as `boxes.find` and `masks.find` are.
       network: (settings, classes, start) -> (a model, how images become its input); start: as `trunk.trunk` has it.
       loss: (model, batch) -> a scalar.
-      view: (canvas, record, seed or None) -> a dict, as `views.boxed` and `views.masked` are.
-      judge: (settings, model, source, canvas) -> an object with `columns` and three methods: `judge()` -> ({column:
-        percent}, further facts, what `picture` draws), `training(batch)` -> what it draws of what is trained on, and
-        `picture(path, shown)`.
+      view: (canvas, record, seed or None) -> a dict, as `annotated_views.boxed` and `masked` are.
+      judge: a `judges.Judge`.
     """
-    from moco_tf.transfer import learning, views
+    from moco_tf.transfer import annotated_views, learning
 
     begun_at = time.monotonic()
     with RunFolder(settings, settings.read) as run, run.log():
+        place = settings.dataset, settings.data_dir
         train, test = (
-            find(
-                settings.dataset, settings.data_dir, split, settings.max_bad_fraction, run.path / f"{name}_images.csv"
-            )
+            find(*place, split, settings.max_bad_fraction, run.path / f"{name}_images.csv")
             for split, name in ((settings.train_split, "train"), (settings.eval_split, "eval"))
         )
         train, test = _as_used(settings, train, test)
         run.check_images(train.size)
+        _check_classes(run, train.class_names)
         model, inputs = network(settings, len(train.class_names), start=not any(run.checkpoints.glob("step-*")))
         learner = learning.Learner(model, loss, settings)
-        canvas = views.Canvas(inputs, settings.image_size, settings.ENLARGE)
+        canvas = annotated_views.Canvas(inputs, settings.image_size, settings.ENLARGE)
         judging = judge(settings, model, test, canvas)
         _record(settings, run, train, judging.columns)
         varied = dataclasses.replace(canvas, scales=(settings.scale_min, settings.scale_max))
         batches_at = functools.partial(
-            views.batches, train, functools.partial(view, varied), settings.batch_size, settings.seed
+            annotated_views.batches, train, functools.partial(view, varied), settings.batch_size, settings.seed
         )
         if not run.begun:
             (first,) = batches_at(0).take(1).as_numpy_iterator()
-            judging.picture(run.path / "training.png", judging.training(first))
-        results = {}
+            judging.draw_training(run.path / "training.png", first)
+        facts = {}
 
         def evaluate():
-            row, results["facts"], shown = judging.judge()
-            judging.picture(run.path / "predictions.png", shown)
+            row, found = judging.judge(run.path / "predictions.png")
+            facts.update(row | found)
             return row
 
-        status, last = learning.learn(settings, run, learner, batches_at, evaluate)
+        status = learning.learn(settings, run, learner, batches_at, evaluate)
         if status == 0 and learner.steps_done == settings.steps and not (run.path / SUMMARY).exists():
-            last = last or evaluate()  # it may have been killed after its last checkpoint
-            facts = {"init": settings.init, "labels": settings.labels, "seed": settings.seed}
-            facts |= {"train_images": train.size, "steps": learner.steps_done} | last | results["facts"]
-            facts["seconds"] = round(time.monotonic() - begun_at, 1)
-            files.write_json(run.path / SUMMARY, _plain(facts))
-            shown = ", ".join(f"{name} {last[name]:.1f}" for name in judging.columns)
+            if not facts:  # it was killed after its last checkpoint
+                evaluate()
+            of_run = {"init": settings.init, "labels": settings.labels, "seed": settings.seed}
+            of_run |= {"train_images": train.size, "steps": learner.steps_done} | facts
+            of_run["seconds"] = round(time.monotonic() - begun_at, 1)
+            files.write_json(run.path / SUMMARY, _plain(of_run))
+            shown = ", ".join(f"{name} {facts[name]:.1f}" for name in judging.columns)
             log.info(
                 f"From {settings.init} weights on {train.size} images of {train.name}, judged on {test.name}: {shown}."
             )
-            log.info(
-                f"{settings.output}; export it with: python -m moco_tf.transfer.export --run_dir={settings.output}"
-            )
+            export = shlex.join([f"--run_dir={settings.output}", "--output=models/NAME"])
+            log.info(f"{settings.output}; export it with: python -m moco_tf.transfer.export {export}")
     return status
 
 
@@ -102,20 +107,22 @@ def _as_used(settings, train, test):
     Raises:
       ConfigError: they have other classes, fewer images than a batch, or are a stream of which none can be chosen.
     """
+    from moco_tf.data.annotated import with_more_classes
     from moco_tf.transfer.learning import subset
 
     if unknown := [name for name in test.class_names if name not in train.class_names]:
         raise ConfigError(
-            f"--train_split has all classes of --eval_split; {train.name} has no {', '.join(unknown[:10])}, which "
-            f"{test.name} has"
+            f"--train_split must have all classes of --eval_split; {train.name} lacks {', '.join(unknown[:10])}, "
+            f"which {test.name} has"
         )
     if test.class_names != train.class_names:
-        test = test.with_classes(train.class_names)
+        renumbered = hasattr(test, "with_classes")  # boxes name their classes, masks number them
+        test = test.with_classes(train.class_names) if renumbered else with_more_classes(test, train.class_names)
     if settings.labels < 100:
-        if not hasattr(train, "stand_ins"):
+        if not hasattr(train, "stand_ins"):  # a stream
             raise ConfigError(
-                f"--labels={settings.labels:g} chooses among files; of a TFDS set name a part of the split: "
-                f"--train_split={settings.train_split}[:{settings.labels:g}%]"
+                f"--labels={settings.labels:g} chooses among files; of a TFDS set name a part of the split in TFDS' "
+                "language, such as --train_split=train[:10%]"
             )
         train = train.only(subset(train.size, settings.labels, settings.seed))
     if train.size < settings.batch_size:
@@ -124,6 +131,15 @@ def _as_used(settings, train, test):
             "take a smaller one, or a larger --labels"
         )
     return train, test
+
+
+def _check_classes(run, names):
+    """Refuses other classes, or another order of them, than the run began with."""
+    if run.begun and (run.path / CLASSES).exists() and classes(run.path) != list(names):
+        raise ConfigError(
+            f"a run goes on with the classes that it began with; {run.path} has {', '.join(classes(run.path)[:10])}, "
+            f"--dataset has {', '.join(names[:10])}: bring them back, or choose another --output"
+        )
 
 
 def _record(settings, run, source, columns):

@@ -6,16 +6,12 @@ masks, and checkpoints, from which the same command goes on bit for bit. `moco_t
 """
 
 import dataclasses
-import functools
 import sys
 from typing import ClassVar
 
 from moco_tf.config import flag
 from moco_tf.transfer import running
 from moco_tf.transfer import settings as common
-
-JUDGED_AT_ONCE = 8  # images
-SHOWN = 6  # images in a picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Settings(common.Settings):
     )
 
     NAME: ClassVar[str] = "segment"
-    ENLARGE: ClassVar[bool] = False  # images smaller than the canvas are seen at their own size
+    ENLARGE: ClassVar[bool] = False
 
 
 def main(arguments):
@@ -45,10 +41,10 @@ def main(arguments):
 def segment(settings):
     """Trains as the settings say, judges and writes the results; returns the process's exit status."""
     from moco_tf.data import masks
-    from moco_tf.transfer import segmenters, views
+    from moco_tf.transfer import annotated_views, judges, segmenters
 
     masks.require_pillow()
-    return running.train(settings, masks.find, network, segmenters.loss, views.masked, Judge)
+    return running.train(settings, masks.find, network, segmenters.loss, annotated_views.masked, judges.OfMasks)
 
 
 def network(settings, classes, start=True):
@@ -58,49 +54,6 @@ def network(settings, classes, start=True):
     maps, inputs = trunk.trunk(settings, dilated=settings.head == "fcn", start=start)
     build = segmenters.fcn if settings.head == "fcn" else segmenters.deeplab
     return build(maps, classes, settings.image_size), inputs
-
-
-class Judge:
-    """Judges a segmenter on all images of a source, and draws the first (see `running.train`)."""
-
-    columns = ("miou",)
-
-    def __init__(self, settings, model, source, canvas):
-        import tensorflow as tf
-
-        self.source, self.canvas = source, canvas
-        images = tf.TensorSpec((None, settings.image_size, settings.image_size, 3), tf.float32)
-        self.logits = tf.function(lambda images: model(images, training=False), input_signature=[images])
-
-    def judge(self):
-        import numpy as np
-
-        from moco_tf.transfer import mean_iou, segmenters, views
-
-        classes = len(self.source.class_names)
-        confusion, count, shown = np.zeros((classes, classes), np.int64), 0, []
-        each = views.in_order(self.source, functools.partial(views.masked, self.canvas))
-        for seen in views.groups(each.as_numpy_iterator(), JUDGED_AT_ONCE):
-            for one, logits in zip(seen, self.logits(np.stack([one["image"] for one in seen])), strict=True):
-                truth = one["truth"][..., 0]
-                predicted = segmenters.of_own_size(logits, one["scaled"], truth.shape).numpy()
-                confusion += mean_iou.confusions(truth, predicted, classes)
-                count += 1
-                if len(shown) < SHOWN:
-                    shown.append((one["image"], one["mask"][..., 0], np.argmax(logits, axis=-1)))
-        of_class = mean_iou.iou_of_classes(confusion)
-        of_class = dict(zip(self.source.class_names, of_class.tolist(), strict=True))
-        facts = {"eval_images": count, "iou_of_class": of_class}
-        return {"miou": mean_iou.mean_iou(confusion)}, facts, shown
-
-    def training(self, batch):
-        return [(image, mask[..., 0], None) for image, mask in zip(batch["image"], batch["mask"], strict=True)][:SHOWN]
-
-    def picture(self, path, shown):
-        from moco_tf.transfer import pictures
-
-        images, truth, found = zip(*shown, strict=True)
-        pictures.masks(path, list(map(self.canvas.shown, images)), truth, found, self.source.class_names)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from moco_tf.encoders.batch_norm import BatchNorm
 from moco_tf.encoders.resnet import KAIMING_NORMAL
 
 CHANNELS, DILATION = 256, 6
-LEAST = 1e-7  # of probabilities whose logarithm is taken
 
 
 def fcn(trunk, classes, size):
@@ -41,16 +40,27 @@ def fcn(trunk, classes, size):
 
 
 def deeplab(trunk, classes, size):
-    """DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611) of keras-cv, on P2 and P5."""
-    model = keras_cv.models.DeepLabV3Plus(num_classes=classes, backbone=trunk)
+    """DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611) of keras-cv, on P2 and P5, at a quarter of the resolution.
+
+    Its last layers are ours, for logits, where the library ends in a softmax. What stands before them has Keras'
+    BatchNorm, whose statistics move by 1 % a step.
+    """
+    head = keras.Sequential(
+        [
+            layers.Conv2D(CHANNELS, 1, use_bias=False, name="deeplab.conv"),
+            BatchNorm(name="deeplab.bn"),
+            layers.ReLU(name="deeplab.relu"),
+            layers.Conv2D(classes, 1, name="deeplab.classifier"),
+        ],
+        name="deeplab.head",
+    )
+    model = keras_cv.models.DeepLabV3Plus(num_classes=classes, backbone=trunk, segmentation_head=head)
     images = keras.Input((size, size, 3), name="images")
-    # The library's last layer is a softmax; its logarithm serves as logits.
-    logarithm = layers.Lambda(lambda x: keras.ops.log(keras.ops.maximum(x, LEAST)), name="logarithm")
-    return keras.Model(images, logarithm(model(images)), name="deeplab")
+    return keras.Model(images, layers.Resizing(size, size, name="deeplab.resize")(model(images)), name="deeplab")
 
 
 def loss(model, batch):
-    """Cross-entropy over the pixels of a batch of `views.masked` that are not `IGNORED`: a scalar."""
+    """Cross-entropy over the pixels of a batch of `annotated_views.masked` that are not `IGNORED`: a scalar."""
     logits = model(batch["image"], training=True)
     mask = tf.cast(batch["mask"][..., 0], tf.int32)
     counted = tf.cast(mask != IGNORED, tf.float32)
@@ -59,11 +69,9 @@ def loss(model, batch):
 
 
 def of_own_size(logits, scaled, size):
-    """The class of each pixel of an image at its own size: logits (S, S, L) of the canvas -> int64 `size` (H, W).
+    """The class of each pixel of an image at its own size: logits (S, S, L) of the canvas -> int64 (H, W).
 
-    scaled: height and width that the image has on the canvas.
+    scaled: height and width that the image has on the canvas; size: its own, H and W.
     """
     own = logits[: scaled[0], : scaled[1]]
-    if tuple(scaled) != tuple(size):
-        own = tf.image.resize(own, size)
-    return tf.argmax(own, axis=-1)
+    return tf.argmax(tf.image.resize(own, size), axis=-1)  # to the same size it changes nothing

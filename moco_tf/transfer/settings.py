@@ -17,7 +17,9 @@ ENCODER_FLAGS = "encoder.flags"  # in the output: the flags of the run whose enc
 @dataclasses.dataclass(frozen=True)
 class Settings(Recorded):
     encoder: str = flag(
-        "", "A run folder of moco_tf.train, whose encoder is transferred, a ResNet with --stem=imagenet.", path=True
+        "",
+        "A run folder of moco_tf.train, whose encoder is transferred: --stem=imagenet, or a ViT.",
+        path=True,
     )
     init: str = flag(
         "encoder",
@@ -66,6 +68,7 @@ class Settings(Recorded):
     )
 
     FOLDER: ClassVar[str] = "output"
+    ENLARGE: ClassVar[bool] = True  # images smaller than the canvas to fill it; else they are seen at their own size
     NAME: ClassVar[str] = ""  # of the command, and so of the folder where --output does not say
 
     def __post_init__(self):
@@ -128,4 +131,8 @@ class Settings(Recorded):
     @classmethod
     def read(cls, path):
         """The settings in a flag file, as `flag_lines` writes it."""
-        return command.parse(cls, f"moco_tf.transfer.{cls.NAME}", [f"--flagfile={Path(path).absolute()}"])
+        program = f"moco_tf.transfer.{cls.NAME}"
+        try:
+            return command.parse(cls, program, [f"--flagfile={Path(path).absolute()}"])
+        except ConfigError as error:
+            raise ConfigError(f"{path} does not hold flags of {program}: {error}") from None

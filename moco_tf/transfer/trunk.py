@@ -21,6 +21,8 @@ def trunk(settings, dilated=False, start=True):
     """
     config = settings.encoder_config()
     inputs = build.inputs(config)
+    if config.is_vit and dilated:
+        raise ConfigError(f"--head=fcn dilates a ResNet's last stage; of {config.arch} take --head=deeplab")
     if config.is_vit:  # its positions are those of one size
         config = dataclasses.replace(config, image_size=settings.image_size)
     keras.utils.set_random_seed(settings.seed)
@@ -32,6 +34,7 @@ def trunk(settings, dilated=False, start=True):
     if settings.freeze:
         for layer in backbone.layers:
             layer.trainable = False
+    keras.utils.set_random_seed(settings.seed)  # heads are drawn alike, wherever the encoder's weights come from
     try:
         return pyramid(backbone, dilated), inputs
     except ValueError as error:
@@ -42,4 +45,4 @@ def _start(backbone, path, flag):
     """Gives a backbone the weights of the encoder at a path; refuses one that lacks any of its layers."""
     taken = start_from.copy_by_name(start_from.encoder(path, flag), backbone)
     if taken.left:
-        raise ConfigError(f"{flag}={path} has all layers of the encoder; {taken.left[0]}")
+        raise ConfigError(f"{flag}={path} must have all layers of the encoder; {taken.left[0]}")

@@ -10,6 +10,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data.boxes import in_pixels as boxes_in_pixels
 from moco_tf.data.encoded import decode
 from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.data.masks import IGNORED
@@ -17,7 +18,8 @@ from moco_tf.data.masks import decode as decode_mask
 from moco_tf.data.pipeline import PREFETCH, fixed, parallel_map
 
 NOTHING = -1  # in place of a box, coordinates and class
-LEAST_SIDE = 1.0  # of a box on the canvas, in pixels: what is left of it beyond the canvas' edge is no object
+CROWD = -2  # in place of a class: keras-cv's sign for what is neither an object nor background
+LEAST_VISIBLE = 1.0  # side of a box on the canvas, in pixels: of what lies beyond the edge, less is no object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,47 +94,66 @@ class Canvas:
         )
         moved = tf.stack([left - offset[1], top - offset[0], right - offset[1], bottom - offset[0]], axis=1)
         moved = tf.clip_by_value(moved, 0.0, float(self.size))
-        return moved, tf.reduce_all(moved[:, 2:] - moved[:, :2] >= LEAST_SIDE, axis=1)
+        return moved, tf.reduce_all(moved[:, 2:] - moved[:, :2] >= LEAST_VISIBLE, axis=1)
 
 
 @tf.autograph.experimental.do_not_convert
 def boxed(canvas, record, seed=None):
     """What a detector sees of a record, a dict.
 
-    "image" (S, S, 3); "boxes" float32 (n + 1, 4) on the canvas and "classes" int64 (n + 1,), the last `NOTHING`;
-    crowds are left out. With seed None, also what judging needs: "id", "truth" (n, 4) in pixels of the image, "of"
-    int64 (n,) their classes, "crowds" bool (n,), and "scale", canvas over image, float32 (2,) by x and y.
+    "image" (S, S, 3); "boxes" float32 (n + 1, 4) on the canvas and "classes" int64 (n + 1,), `CROWD` for crowds; the
+    last is `NOTHING`. With seed None, also what judging needs: "id"; "true_boxes" (n, 4) in pixels of the image,
+    "true_classes" int64 (n,), "crowds" bool (n,); "size" and "scaled", int32 (2,): height and width of the image, and
+    of it on the canvas.
     """
     image = decode(record["image"])
-    extent = tf.unstack(tf.shape(image)[:2])
-    place = canvas.place(*extent, seed)
-    boxes, there = canvas.boxes(record["boxes"], place, extent)
-    there = there & ~record["crowds"]
+    size = tf.shape(image)[:2]
+    place = canvas.place(*tf.unstack(size), seed)
+    true_boxes, kept = boxes_in_pixels(record, size)
+    true_classes, crowds = (tf.boolean_mask(record[name], kept) for name in ("classes", "crowds"))
+    boxes, there = canvas.boxes(true_boxes, place, tf.unstack(size))
+    classes = tf.where(crowds, tf.constant(CROWD, tf.int64), true_classes)
     filler = tf.fill((1, 4), float(NOTHING))
     view = {
         "image": canvas.image(image, place),
         "boxes": tf.concat([tf.boolean_mask(boxes, there), filler], axis=0),
-        "classes": tf.concat([tf.boolean_mask(record["classes"], there), [NOTHING]], axis=0),
+        "classes": tf.concat([tf.boolean_mask(classes, there), [NOTHING]], axis=0),
     }
     if seed is None:
-        scale = tf.cast(place[0], tf.float32) / tf.cast(tf.stack(extent), tf.float32)
-        view |= {"id": record["id"], "truth": record["boxes"], "of": record["classes"], "crowds": record["crowds"]}
-        view["scale"] = scale[::-1]
+        view |= {"id": record["id"], "true_boxes": true_boxes, "true_classes": true_classes, "crowds": crowds}
+        view |= {"size": size, "scaled": place[0]}
     return view
+
+
+def to_image(boxes, size, scaled):
+    """Boxes (..., m, 4) on the canvas -> in pixels of the image, cut off at its edges.
+
+    size, scaled: (..., 2), height and width of the image, and of it on the canvas.
+    """
+    size, scaled = tf.cast(size, tf.float32), tf.cast(scaled, tf.float32)
+    edges = tf.gather(size, [1, 0, 1, 0], axis=-1)[..., tf.newaxis, :]
+    factors = tf.gather(size / scaled, [1, 0, 1, 0], axis=-1)[..., tf.newaxis, :]
+    return tf.clip_by_value(boxes * factors, 0.0, edges)
 
 
 @tf.autograph.experimental.do_not_convert
 def masked(canvas, record, seed=None):
     """What a segmenter sees of a record, a dict: "image" (S, S, 3), "mask" uint8 (S, S, 1).
 
-    With seed None, also "id", "truth", the mask as it is, uint8 (H, W, 1), and "scaled", int32 (2,): the size of the
-    image on the canvas.
+    With seed None, also "id", "true_mask", the mask as it is, uint8 (H, W, 1), and "scaled", int32 (2,): the size of
+    the image on the canvas. An error where a mask has another size than its image.
     """
     image, mask = decode(record["image"]), decode_mask(record["mask"])
+    same = tf.debugging.Assert(
+        tf.reduce_all(tf.shape(image)[:2] == tf.shape(mask)[:2]),
+        ["a mask has another size than its image, record", record["id"]],
+    )
+    with tf.control_dependencies([same]):
+        mask = tf.identity(mask)
     place = canvas.place(*tf.unstack(tf.shape(image)[:2]), seed)
     view = {"image": canvas.image(image, place), "mask": canvas.mask(mask, place)}
     if seed is None:
-        view |= {"id": record["id"], "truth": mask, "scaled": place[0]}
+        view |= {"id": record["id"], "true_mask": mask, "scaled": place[0]}
     return view
 
 
