@@ -26,24 +26,28 @@ _folders_of_links = {}  # by what the link in them leads to; each goes when the 
 
 
 @contextlib.contextmanager
-def aside(path):
+def aside(path, lasting=True):
     """A path to write a file or a folder to; it takes the place of `path` in one step when all is well.
 
     Whoever looks sees the old one or the new one, whole, also after a loss of power. An old file is replaced, an old
     folder is not. Whatever ends the writing early, an exception or a kill, leaves the old one as it was.
+
+    lasting: False: not after a loss of power, for one of many files, which then take less time.
     """
     path = Path(path)
-    writing = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    end = os.fsdecode(os.fsencode(path.name)[-200:])  # a longer one would be no name of the system's
+    writing = path.with_name(f".writing-{os.getpid()}-{end}")
     _remove(writing)  # what a killed process of the same number has left
     try:
         yield writing
-        for file in (writing, *writing.rglob("*")):
+        for file in (writing, *writing.rglob("*")) if lasting else ():
             sync(file)
         os.replace(writing, path)
     except BaseException:
         _remove(writing)
         raise
-    sync(path.parent)
+    if lasting:
+        sync(path.parent)
 
 
 def _remove(path):

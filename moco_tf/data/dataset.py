@@ -68,6 +68,8 @@ def find(dataset, data_dir, split, max_bad_fraction, begun=False):
         # With --data_dir, a set of TFDS is a folder there as well.
         if path.exists() and not tfds.is_prepared(path):
             return Split(dataset, max_bad_fraction, listing=folder.scan(path, split, begun))
+        if path.exists() and not tfds.NAME.fullmatch(dataset):  # the folder of a prepared set, by its path
+            dataset, data_dir = path.name, path.parent
         return Split(dataset, max_bad_fraction, source=tfds.find(dataset, data_dir, split, max_bad_fraction))
     except ValueError as error:
         raise ConfigError(f"--dataset={dataset}: {error}") from error

@@ -105,6 +105,12 @@ def scan(path, split=None, begun=False):
         raise ValueError(f"{error.filename or root} cannot be read: {error.strerror}. Allow reading it.") from None
 
 
+def split_names(root):
+    """The splits of a folder, as `scan` takes them."""
+    division = _divide(root)
+    return division.splits if division.splits and not division.rest_trains else (TRAIN, *division.splits)
+
+
 def remarks(listing):
     """Sentences on how a folder was read: classes, splits, and what was left out."""
     sentences = [*class_counts(listing.class_names, listing.labels), *listing.notes, *listing.doubts]

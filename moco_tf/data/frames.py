@@ -178,6 +178,8 @@ def _write_all(settings, folders):
 
 def _write(settings, source, target, faults, progress):
     """Writes a video's folder in one step; returns how many frames it has."""
+    from moco_tf.data import any_image
+
     fps = Fraction(str(settings.fps))  # 0.1 is a tenth, which no float is
     chosen = None
     if settings.max_frames:  # decodes twice: keeping the frames until their number is known could fill a memory
@@ -193,22 +195,12 @@ def _write(settings, source, target, faults, progress):
         with aside(target) as writing:
             writing.mkdir()
             for number, frame in enumerate(wanted, start=1):
-                image = _resized(video.image(frame), settings.image_size)
+                image = any_image.shrink(video.image(frame), settings.image_size)
                 image.save(writing / f"{number - 1:08}.jpg", quality=settings.quality)
                 progress(number)
     except OSError as error:
         raise _Failed(error) from None
     return number
-
-
-def _resized(image, size):
-    """An image whose shorter side has at most `size` pixels; 0: as it is."""
-    shorter = min(image.size)
-    if not size or shorter <= size:
-        return image
-    from PIL import Image
-
-    return image.resize([max(1, round(side * size / shorter)) for side in image.size], Image.Resampling.BICUBIC)
 
 
 def _say(line):
