@@ -41,7 +41,7 @@ def look(config):
     except OSError as error:
         raise ConfigError(f"--run_dir names a folder for the picture; {file.parent}: {error.strerror}") from None
     if listing := split.listing:
-        place = listing.path
+        place = listing.title
         print("\n".join(folder.remarks(listing)), flush=True)  # before a check that may take long
         checked = check_files(listing)
         bad, verdicts = checked.bad, checked.verdicts

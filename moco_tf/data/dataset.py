@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from moco_tf.command import ConfigError
-from moco_tf.data import folder, sources, texts, tfds
+from moco_tf.data import folder, path_list, several_folders, sources, texts, tfds
 from moco_tf.data.check import remarks
 from moco_tf.data.manifest import check_files, too_many_bad
 
@@ -63,6 +63,11 @@ def find(dataset, data_dir, split, max_bad_fraction, begun=False):
     try:
         if dataset == "embedded":
             return Split(dataset, max_bad_fraction, source=sources.embedded(split))
+        if several_folders.are_meant(dataset, data_dir):
+            listing = several_folders.scan(dataset, data_dir, split, begun)
+            return Split(dataset, max_bad_fraction, listing=listing)
+        if path_list.is_at(path):
+            return Split(dataset, max_bad_fraction, listing=path_list.read(path, split, begun))
         if texts.are_at(path):
             return Split(dataset, max_bad_fraction, source=texts.read(path, split))
         # With --data_dir, a set of TFDS is a folder there as well.
@@ -77,7 +82,7 @@ def find(dataset, data_dir, split, max_bad_fraction, begun=False):
 
 def _say(listing):
     """Says how a folder was read."""
-    log.info(f"{folder.printable(listing.path)}: {listing.size} images")
+    log.info(f"{listing.title}: {listing.size} images")
     for sentence in folder.remarks(listing):
         log.log(logging.WARNING if sentence in listing.doubts else logging.INFO, f"  {sentence}")
 
@@ -89,13 +94,13 @@ def _report(checked):
         log.info(f"  {sentence}")
     if checked.added:
         log.warning(
-            f"{checked.added} images came into {listing.path} after the run began and are left out; "
+            f"{checked.added} images came into {listing.title} after the run began and are left out; "
             "a run in another --run_dir takes them in."
         )
     for file, problem in checked.bad:
         log.debug(f"Undecodable image: {folder.printable(listing.path / file)} ({problem})")
     if checked.bad:
         log.warning(
-            f"{len(checked.bad)} of {listing.size} images in {listing.path} cannot be decoded (the log file names "
+            f"{len(checked.bad)} of {listing.size} images in {listing.title} cannot be decoded (the log file names "
             "them); the next good one stands in for each."
         )

@@ -37,10 +37,17 @@ class Listing:
     root: pathlib.Path  # the folder that `path` is a split of, or is
     notes: tuple = ()  # sentences: which folders are splits, which are in none
     doubts: tuple = ()  # sentences: what may be meant otherwise
+    label_of: dict | None = None  # {file: the name of its class, or ""}, where that is not its first folder
+    called: str | os.PathLike = ""  # what the user calls it, where that is not `path`
 
     @property
     def size(self):
         return len(self.files)
+
+    @property
+    def title(self):
+        """What it is called on the screen."""
+        return printable(self.called or self.path)
 
     @property
     def class_names(self):
@@ -51,6 +58,8 @@ class Listing:
     def labels(self):
         """A list of the numbers of the files' classes, -1 for those that lie in none."""
         number = {name: label for label, name in enumerate(self.classes)}
+        if self.label_of is not None:
+            return [number.get(self.label_of.get(file), -1) for file in self.files]
         return [number.get(file.split("/", 1)[0], -1) if "/" in file else -1 for file in self.files]
 
 

@@ -51,7 +51,7 @@ class Checked:
         numbers = np.flatnonzero(good)
         if not len(numbers):
             raise ValueError(
-                f"None of the {listing.size} images in {listing.path} can be decoded: {_bad_ones(self.bad)}."
+                f"None of the {listing.size} images in {listing.title} can be decoded: {_bad_ones(self.bad)}."
             )
         stand_ins = numbers[np.searchsorted(numbers, np.arange(listing.size)) % len(numbers)]
         root = os.fsencode(listing.path)
@@ -141,6 +141,8 @@ def _where_begun(listing, files):
 
     An earlier version, or folders that came since, may have had the split mean another one.
     """
+    if listing.label_of is not None:  # a list of files, or several folders
+        return listing.path
     sample = files[:: max(1, len(files) // 50)]
     looking = [listing.root / name for name in subfolders(listing.root) if split_of(name)]
     places = (listing.path, listing.root, *looking)

@@ -110,13 +110,8 @@ class Source:
         """How many images of another source are images of this one, too, as names and paths tell."""
         if self.paths is None or other.paths is None:
             return other.size if self.name == other.name else 0
-        mine, others = (os.path.realpath(os.fsencode(source.name)) for source in (self, other))
-        if mine == others:
-            return other.size
-        if os.path.commonpath((mine, others)) not in (mine, others):
-            return 0  # neither folder lies in the other
-        known = {mine + path[len(os.fsencode(self.name)) :] for path in self.paths.numpy()}
-        return sum(others + path[len(os.fsencode(other.name)) :] in known for path in other.paths.numpy())
+        known = set(_real_paths(self))
+        return sum(path in known for path in _real_paths(other))
 
     def in_order(self, limit=None, wanted=None):
         """All good records once, by number; or `limit`, evenly spread; of these those `wanted`, bool (size,)."""
@@ -155,6 +150,15 @@ class Source:
             return epoch, numbers if self.stand_ins is None else tf.gather(tf.constant(self.stand_ins), numbers)
 
         return fixed(tf.data.Dataset.counter(start // of * count, length).map(at))
+
+
+def _real_paths(source):
+    """The paths of a source's files, those in its folder without links that lead to it."""
+    paths, folder = source.paths.numpy(), os.fsencode(source.name)
+    real = os.path.realpath(folder)
+    if real == folder:
+        return paths
+    return [real + path[len(folder) :] if path.startswith(folder + b"/") else path for path in paths]
 
 
 def evenly_spread(size, limit=None):
