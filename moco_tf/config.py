@@ -126,6 +126,9 @@ class Data:
         "Labelled split for the kNN monitor: test or validation, whichever there is (docs/data.md has the names); for "
         "TFDS, its split language.",
     )
+    exif: bool = flag(
+        False, "Turn and mirror JPEGs as their EXIF data says; a folder's or a list's. MoCo's papers: as stored."
+    )
     max_bad_fraction: float = flag(
         0.05, "Share of undecodable images, 0 to 1, that a run accepts; good ones stand in for them.", about=FREE
     )

@@ -40,8 +40,10 @@ class Checked:
         pairs = zip(self.listing.files, self.verdicts, strict=True)
         return [(file, verdict.problem) for file, verdict in pairs if verdict.problem]
 
-    def source(self):
+    def source(self, exif=False):
         """The `Source`; the next good file by path stands in for a bad one, after the last the first.
+
+        exif: whether images are turned as EXIF says.
 
         Raises:
           ValueError: there is no good file.
@@ -54,6 +56,7 @@ class Checked:
                 f"None of the {listing.size} images in {listing.title} can be decoded: {_bad_ones(self.bad)}."
             )
         stand_ins = numbers[np.searchsorted(numbers, np.arange(listing.size)) % len(numbers)]
+        turns = np.array([verdict.orientation or 1 for verdict in self.verdicts], np.int32)
         root = os.fsencode(listing.path)
         with tf.device("CPU:0"):
             contents = tf.constant([os.path.join(root, os.fsencode(file)) for file in listing.files])
@@ -65,6 +68,7 @@ class Checked:
             listing.class_names,
             read=tf.io.read_file,
             stand_ins=None if good.all() else stand_ins,
+            orientations=turns if exif and (turns > 1).any() else None,
         )
 
 
