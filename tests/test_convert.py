@@ -349,3 +349,31 @@ def test_what_cannot_be_meant_is_refused_in_one_line_before_any_work(tmp_path, c
 def test_it_does_not_load_tensorflow():
     code = "import sys, moco_tf.data.convert, moco_tf.data.any_image; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_full_disk_stops_it_with_a_line_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
+    put(tmp_path / "in", {f"{number}.png": saved(SMOOTH, "PNG") for number in range(9)})
+    outcomes = convert._outcomes
+
+    def full_after_four(*arguments):
+        for number, (job, outcome) in enumerate(outcomes(*arguments)):
+            yield job, convert.Outcome(problem="cannot be written", error=28) if number == 4 else outcome
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "_outcomes", full_after_four)
+        assert run(tmp_path) == 1
+    assert "Make room, and run the command again: it goes on here." in capsys.readouterr().out.splitlines()
+    assert run(tmp_path) == 0 and "9 images, 5 written, 4 there before; " in capsys.readouterr().out
+
+
+def test_the_name_of_an_image_that_is_gone_is_free_and_its_own_again_when_it_is_back(tmp_path):
+    black, white = (saved(np.full((4, 4, 3), value, np.uint8), "PNG") for value in (0, 255))
+    put(tmp_path / "in", {"a.png": black})
+    assert run(tmp_path) == 0
+    (tmp_path / "in/a.png").unlink()
+    put(tmp_path / "in", {"a.tif": white})
+    assert run(tmp_path) == 0
+    put(tmp_path / "in", {"a.png": black})
+    assert run(tmp_path) == 0
+    written = {path.name: read(path.read_bytes())[0, 0, 0] for path in (tmp_path / "out").glob("*.jpg")}
+    assert written == {"a.jpg": 255, "a.png.jpg": 0}

@@ -14,7 +14,6 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic", ".heif", ".hif",
     ".avif", ".jp2", ".j2k", ".jpx", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pcx", ".psd",
 )  # fmt: skip
-HEIF = (".heic", ".heif", ".hif")
 MAX_PIXELS = 89_478_485  # as for training: Pillow's limit for a decompression bomb
 BITS_PER_SAMPLE = 258  # a tag of TIFF
 EXTRA = "pip install 'moco_tf[convert]'"
@@ -90,14 +89,13 @@ def _read(file, size, stretch):
     if image.format == "TIFF" and max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8:
         file.seek(0)
         return _deep_tiff(file, stretch), False
-    is_jpeg = image.format == "JPEG"
     whole = image.size
-    if is_jpeg and size:
+    if image.format in ("JPEG", "MPO") and size:  # the second is what some telephones write
         factor = 2 * size / min(image.size)
         image.draft(None, [int(np.ceil(side * factor)) for side in image.size])
     image.load()  # a TIFF is turned here
     turned = ImageOps.exif_transpose(image)
-    as_stored = is_jpeg and turned.size == whole and image.getexif().get(0x0112, 1) == 1
+    as_stored = image.format == "JPEG" and turned.size == whole and image.getexif().get(0x0112, 1) == 1
     picture = _grey_or_rgb(turned, image.format, stretch)
     picture.info = {}  # neither profile nor place of the photograph goes along
     return picture, as_stored and picture.mode == image.mode
@@ -146,7 +144,7 @@ def _deep_tiff(file, stretch):
         values = np.moveaxis(values, 0, -1)
     values = values.reshape(page.imagelength, page.imagewidth, channels)[..., : 1 if is_grey else 3]
     largest = 2**bits - 1 if values.dtype.kind in "ub" else None
-    values = eight_bits(values, largest, stretch)
+    values = eight_bits(values, largest, stretch and bits > 8)
     if kind == tifffile.PHOTOMETRIC.MINISWHITE:
         values = 255 - values
     picture = Image.fromarray(values[..., 0] if is_grey else values)

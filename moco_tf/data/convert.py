@@ -58,19 +58,7 @@ class Settings:
         command.require(self, self.size >= 0, "size", "is 0, for each image's own size, or more")
         command.require(self, 1 <= self.quality <= 100, "quality", "is 1 to 100")
         command.require(self, self.processes >= 0, "processes", "is 0, for one a processor, or more")
-        if not self.images or not self.output:
-            raise ConfigError("give --images=DIR and --output=DIR: see --help")
-        if not os.path.isdir(self.images):
-            what = "a file" if os.path.exists(self.images) else "not there"
-            raise ConfigError(f"--images names the folder that holds the images; {printable(self.images)} is {what}")
-        if os.path.lexists(self.output) and not os.path.isdir(self.output):
-            raise ConfigError(f"--output names a folder; {printable(self.output)} is none: give another")
-        images, output = Path(self.images).resolve(), Path(self.output).resolve()
-        if images == output or images in output.parents or output in images.parents:
-            raise ConfigError(
-                f"--images and --output lie apart, so that neither holds the other; got {printable(self.images)} and "
-                f"{printable(self.output)}: give another --output"
-            )
+        folder.require_places("images", self.images, self.output)
 
     @property
     def rules(self):
@@ -97,7 +85,7 @@ class Outcome(NamedTuple):
 
 
 def main(arguments):
-    """Runs the command; returns the process's exit status: 1 if nothing is converted in the end, or not all."""
+    """Runs the command; returns the process's exit status: 1 if nothing is converted, or the disk is full."""
     program = "moco_tf.data.convert"
     return command.run(program, __doc__, lambda words: _run(command.parse(Settings, program, words)), arguments)
 
@@ -112,6 +100,7 @@ def _run(settings):
         shards.refuse(output)
         output /= PARTS
     known = _known(settings, output)
+    known = {path: known[path] for path, _, _ in images if path in known}  # the names of what is gone are free
     try:
         output.mkdir(parents=True, exist_ok=True)
         files.write_csv(output / RECORD, [*COLUMNS, settings.rules], ((path, *row) for path, row in known.items()))
@@ -231,7 +220,7 @@ def _convert_all(settings, images, output, known):
             there.append(path)
         else:
             jobs.append(Job(path, size, mtime, os.path.join(settings.images, path), target))
-    written, unreadable, full = {}, [], False
+    written, unreadable, full, last_line = {}, [], False, time.monotonic()
     with (
         open(output / RECORD, "a", newline="", encoding="utf-8", errors="surrogateescape") as file,
         progress.bar(len(jobs), "images", "Converting") as bar,
@@ -239,6 +228,9 @@ def _convert_all(settings, images, output, known):
         record = csv.writer(file)
         for job, outcome in _outcomes(settings, jobs, os.path.realpath(output)):
             bar.update()
+            if time.monotonic() - last_line > 60:
+                last_line = time.monotonic()
+                bar.write(f"{len(written) + len(unreadable)} of {len(jobs)} images done", file=sys.stdout)
             if outcome.problem:
                 unreadable.append((job.path, outcome.problem))
                 if len(unreadable) <= SHOWN:
@@ -257,7 +249,7 @@ def _convert_all(settings, images, output, known):
 
 def _outcomes(settings, jobs, output):
     """(job, `Outcome`) pairs as they come; a file that ends the process that decodes it is unreadable, too."""
-    processes = min(settings.processes or len(os.sched_getaffinity(0)), len(jobs))
+    processes = min(settings.processes or os.cpu_count(), len(jobs))
     waiting = collections.deque(jobs)
     while waiting:
         running = {}
@@ -308,9 +300,9 @@ def _convert(job, settings, output):
         return Outcome(problem=error.strerror or str(error))
     try:
         parent = os.path.dirname(job.target)
-        os.makedirs(parent, exist_ok=True)
         if os.path.commonpath((os.path.realpath(parent), output)) != output:
             return Outcome(problem="cannot be written: a link leads out of --output")
+        os.makedirs(parent, exist_ok=True)
         with files.aside(job.target, lasting=False) as writing:
             if copied:
                 with open(writing, "wb") as file:

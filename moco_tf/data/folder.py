@@ -13,6 +13,7 @@ import stat
 
 import numpy as np
 
+from moco_tf.command import ConfigError
 from moco_tf.data.splits import HELD_OUT, TRAIN, meant_by, split_of
 from moco_tf.files import printable
 
@@ -297,6 +298,27 @@ def divided(listing, numbers, size):
         some = list(numbers[first : first + size])
         files, sizes, times = [listing.files[n] for n in some], listing.sizes[some], listing.times[some]
         yield dataclasses.replace(listing, files=files, sizes=sizes, times=times)
+
+
+def require_places(name, source, output):
+    """Refuses the flags --`name` and --output of a command that reads one folder and writes another.
+
+    Raises:
+      ConfigError: one is missing or no folder, or one lies in the other.
+    """
+    if not source or not output:
+        raise ConfigError(f"give --{name}=DIR and --output=DIR: see --help")
+    if not os.path.isdir(source):
+        what = "a file" if os.path.exists(source) else "not there"
+        raise ConfigError(f"--{name} names the folder that holds the {name}; {printable(source)} is {what}")
+    if os.path.lexists(output) and not os.path.isdir(output):
+        raise ConfigError(f"--output names a folder; {printable(output)} is none: give another")
+    real, target = pathlib.Path(source).resolve(), pathlib.Path(output).resolve()
+    if real == target or real in target.parents or target in real.parents:
+        raise ConfigError(
+            f"--{name} and --output lie apart, so that neither holds the other; got {printable(source)} and "
+            f"{printable(output)}: give another --output"
+        )
 
 
 def _holds_images(path):

@@ -37,19 +37,7 @@ class Settings:
         command.require(self, self.max_frames >= 0, "max_frames", "is 0, for all, or more")
         command.require(self, self.image_size >= 0, "image_size", "is 0, for the video's own size, or more")
         command.require(self, 1 <= self.quality <= 100, "quality", "is 1 to 100")
-        if not self.videos or not self.output:
-            raise ConfigError("give --videos=DIR and --output=DIR: see --help")
-        if not os.path.isdir(self.videos):
-            what = "a file" if os.path.exists(self.videos) else "not there"
-            raise ConfigError(f"--videos names the folder that holds the videos; {printable(self.videos)} is {what}")
-        if os.path.lexists(self.output) and not os.path.isdir(self.output):
-            raise ConfigError(f"--output names a folder; {printable(self.output)} is none: give another")
-        videos, output = Path(self.videos).resolve(), Path(self.output).resolve()
-        if videos == output or videos in output.parents or output in videos.parents:
-            raise ConfigError(
-                f"--videos and --output lie apart, so that neither holds the other; got {printable(self.videos)} and "
-                f"{printable(self.output)}: give another --output"
-            )
+        folder.require_places("videos", self.videos, self.output)
 
 
 class _Failed(Exception):

@@ -35,6 +35,10 @@ def write(parts, output):
     from array_record.python.array_record_module import ArrayRecordWriter
 
     listings = {_split_name(split): folder.scan(parts, split) for split in folder.split_names(parts)}
+    if len(listings) < len(folder.split_names(parts)):
+        raise ConfigError(
+            f"names of splits differ in letters, digits or _; got {folder.some(folder.split_names(parts))}"
+        )
     class_names = next(iter(listings.values())).class_names
     features = {"image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")}
     if class_names:
