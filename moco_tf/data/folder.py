@@ -292,6 +292,15 @@ def list_images(path, folders, root, left_out=()):
     return Listing(path, folders, list(files), np.array(sizes, np.int64), np.array(times, np.int64), besides, root)
 
 
+def size_and_time(path):
+    """(bytes, modification time in ns) of a file; `UNREADABLE` and 0 of what is none, such as a pipe."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # the second of a path with a zero byte
+        return UNREADABLE, 0
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (UNREADABLE, 0)
+
+
 def divided(listing, numbers, size):
     """Listings of the files with these numbers, at most `size` each."""
     for first in range(0, len(numbers), size):

@@ -8,14 +8,13 @@ import csv
 import dataclasses
 import functools
 import os
-import stat
 
 import numpy as np
 import tensorflow as tf
 
 from moco_tf.data import check as checking
 from moco_tf.data.check import Verdict
-from moco_tf.data.folder import UNREADABLE, Listing, list_images, some, subfolders
+from moco_tf.data.folder import UNREADABLE, Listing, list_images, size_and_time, some, subfolders
 from moco_tf.data.sources import Source
 from moco_tf.data.splits import split_of
 from moco_tf.files import printable, write_csv
@@ -132,7 +131,7 @@ def _as_begun(listing, files):
     now = {file: number for number, file in enumerate(listing.files)}
     numbers = [now.get(file) for file in files]
     stats = [
-        _size_and_time(listing.path / file) if n is None else (listing.sizes[n], listing.times[n])
+        size_and_time(listing.path / file) if n is None else (listing.sizes[n], listing.times[n])
         for n, file in zip(numbers, files, strict=True)
     ]
     added = listing.size - sum(number is not None for number in numbers)
@@ -153,14 +152,6 @@ def _where_begun(listing, files):
     return max(
         places, key=lambda place: sum(os.path.lexists(place / file) for file in sample)
     )  # the first of the best
-
-
-def _size_and_time(path):
-    try:
-        status = os.stat(path)
-    except OSError:
-        return UNREADABLE, 0
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (UNREADABLE, 0)
 
 
 def _read(manifest, begun):

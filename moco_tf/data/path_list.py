@@ -5,12 +5,11 @@
 
 import csv
 import os
-import stat
 from pathlib import Path
 
 import numpy as np
 
-from moco_tf.data.folder import SUFFIXES, UNREADABLE, Besides, Listing, some
+from moco_tf.data.folder import SUFFIXES, Besides, Listing, size_and_time, some
 from moco_tf.data.splits import meant_by
 from moco_tf.files import printable
 
@@ -76,7 +75,7 @@ def read(path, split, begun=False):
     if repeated := sum(map(bool, paths)) - len(label_of):
         notes.append(f"Listed more than once, and taken once: {repeated}")
     root, files = path.parent, sorted(label_of)
-    sizes, times = np.array([_size_and_time(os.path.join(root, file)) for file in files], np.int64).T
+    sizes, times = np.array([size_and_time(os.path.join(root, file)) for file in files], np.int64).T
     return Listing(root, tuple(names), files, sizes, times, Besides(), root, tuple(notes), (), label_of, path)
 
 
@@ -143,11 +142,3 @@ def _parquet(path):
 def _by_number(name):
     """A key that sorts whole numbers by value, before all other names."""
     return (0, int(name), name) if name.isascii() and name.isdigit() else (1, 0, name)
-
-
-def _size_and_time(path):
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):  # the second of a path with a zero byte
-        return UNREADABLE, 0
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (UNREADABLE, 0)
