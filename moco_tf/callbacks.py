@@ -88,7 +88,8 @@ def knn_monitor(config, train_source, run):
     if not config.knn_every:
         return None
     try:
-        split = dataset.find(config.dataset, config.data_dir, config.eval_split, config.max_bad_fraction)
+        where = config.dataset, config.data_dir, config.eval_split
+        split = dataset.find(*where, config.max_bad_fraction, exif=config.exif)
         queries = build.read(config, split.open(run.path / "eval_images.csv", run.begun))
     except ConfigError as error:
         log.info(f"No kNN monitor: {error}")

@@ -105,9 +105,9 @@ class Data:
 
     dataset: str = flag(
         "embedded",
-        "'embedded' (12,000 real 32-pixel images inside this package), a folder of images, a prepared data set of "
-        "TFDS by name, such as imagenet2012, or sentences in .txt files (docs/data.md). `python -m moco_tf.data` "
-        "shows what is in it.",
+        "'embedded' (12,000 real 32-pixel images inside this package), a folder of images or several (a,b,c), a file "
+        "that lists them (.txt, .csv, .parquet), a prepared data set of TFDS by name, such as imagenet2012, or "
+        "sentences in .txt files (docs/data.md). `python -m moco_tf.data` shows what is in it.",
         path=True,
     )
     data_dir: str = flag(
@@ -125,6 +125,9 @@ class Data:
         "test",
         "Labelled split for the kNN monitor: test or validation, whichever there is (docs/data.md has the names); for "
         "TFDS, its split language.",
+    )
+    exif: bool = flag(
+        False, "Turn and mirror JPEGs as their EXIF data says; a folder's or a list's. MoCo's papers: as stored."
     )
     max_bad_fraction: float = flag(
         0.05, "Share of undecodable images, 0 to 1, that a run accepts; good ones stand in for them.", about=FREE

@@ -20,6 +20,8 @@ UNPRINTABLE = ("Cs", "Cc", "Zl", "Zp")
 # Those that turn round what follows, so that a name shows as another one (exe.png).
 TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
+LONG = 32  # characters of what is no usual ending
+
 _folders_of_links = {}  # by what the link in them leads to; each goes when the process ends
 
 
@@ -27,24 +29,28 @@ _folders_of_links = {}  # by what the link in them leads to; each goes when the 
 
 
 @contextlib.contextmanager
-def aside(path):
+def aside(path, lasting=True):
     """A path to write a file or a folder to; it takes the place of `path` in one step when all is well.
 
     Whoever looks sees the old one or the new one, whole, also after a loss of power. An old file is replaced, an old
     folder is not. Whatever ends the writing early, an exception or a kill, leaves the old one as it was.
+
+    lasting: False: not after a loss of power, for one of many files, which then take less time.
     """
     path = Path(path)
     # A name that nobody can guess, and put a link there; with the ending, by which some libraries choose a format.
-    writing = path.with_name(f".writing-{os.getpid()}-{secrets.token_hex(8)}{path.suffix}")
+    end = path.suffix if len(path.suffix) < LONG else ""
+    writing = path.with_name(f".writing-{os.getpid()}-{secrets.token_hex(8)}{end}")
     try:
         yield writing
-        for file in (writing, *writing.rglob("*")):
+        for file in (writing, *writing.rglob("*")) if lasting else ():
             sync(file)
         os.replace(writing, path)
     except BaseException:
         remove(writing)
         raise
-    sync(path.parent)
+    if lasting:
+        sync(path.parent)
 
 
 def open_lock(path):

@@ -52,7 +52,8 @@ def _train(config, open_until_the_end):
     recorded = run_folder.recorded(config.run_dir)
     config = config.on_replicas(strategy.num_replicas_in_sync, recorded)
     begun = recorded is not None
-    split = dataset.find(config.dataset, config.data_dir, config.train_split, config.max_bad_fraction, begun)
+    where = config.dataset, config.data_dir, config.train_split
+    split = dataset.find(*where, config.max_bad_fraction, begun, config.exif)
     run = None
     if chief:
         run = open_until_the_end.enter_context(run_folder.RunFolder(config))

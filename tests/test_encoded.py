@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
 from moco_tf.data import encoded
 from moco_tf.data.errors import reason
@@ -211,3 +211,17 @@ def test_cutting_and_flipping_anywhere_never_ends_the_process_and_what_passes_gi
         assert crop(data, [top, left, rows, columns]).shape == (rows, columns, 3)
         assert decode(data).shape == (height, width, 3)
     assert 50 < passed < 350
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_is_what_pillow_makes_of_the_decoded_image_by_exif(orientation):
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    noise = np.random.default_rng(0).integers(0, 255, (17, 26, 3), np.uint8)
+    Image.fromarray(noise).save(file, "JPEG", exif=exif)
+    head, stored = encoded.orientation(file.getvalue()), encoded.decode(file.getvalue())
+    turned = Image.fromarray(stored.numpy())
+    turned.getexif()[0x0112] = orientation
+    upright = encoded.upright(tf.constant(file.getvalue()), head)
+    assert np.array_equal(encoded.decode(upright), np.asarray(ImageOps.exif_transpose(turned)))
+    assert head == orientation and (upright.numpy() == file.getvalue()) == (orientation == 1)

@@ -32,7 +32,8 @@ def look(config):
     from moco_tf.data.manifest import check_files, too_many_bad
     from moco_tf.data.views import first
 
-    split = dataset.find(config.dataset, config.data_dir, config.train_split, config.max_bad_fraction)
+    where = config.dataset, config.data_dir, config.train_split
+    split = dataset.find(*where, config.max_bad_fraction, exif=config.exif)
     if split.source and split.source.unit == "sentences":
         return _look_at_sentences(config, split.source)
     file = Path(config.run_dir) / "data.png"
@@ -41,11 +42,11 @@ def look(config):
     except OSError as error:
         raise ConfigError(f"--run_dir names a folder for the picture; {file.parent}: {error.strerror}") from None
     if listing := split.listing:
-        place = listing.path
+        place = listing.title
         print("\n".join(folder.remarks(listing)), flush=True)  # before a check that may take long
         checked = check_files(listing)
         bad, verdicts = checked.bad, checked.verdicts
-        source = checked.source() if len(bad) < split.size else None
+        source = checked.source(config.exif) if len(bad) < split.size else None
     else:
         place, source = split.source.name, split.source
         records = source.unchecked()
@@ -62,7 +63,7 @@ def look(config):
         if sides:
             sides.sort()
             print(f"{name}: {sides[0]} to {sides[-1]} pixels, median {sides[len(sides) // 2]}")
-    for sentence in check.remarks(verdicts):
+    for sentence in check.remarks(verdicts, config.exif):
         print(sentence)
     for name, problem in bad[:SHOWN]:
         print(f"Undecodable: {folder.printable(name)} ({problem})")

@@ -13,7 +13,7 @@ import numpy as np
 
 from moco_tf.data import manifest
 from moco_tf.data.check import remarks
-from moco_tf.data.folder import UNREADABLE, Besides, Listing, some
+from moco_tf.data.folder import UNREADABLE, Besides, Listing, size_and_time, some
 from moco_tf.files import printable
 
 log = logging.getLogger("moco_tf")
@@ -41,7 +41,7 @@ def check(root, paths, remembered, max_bad_fraction):
     Raises:
       ValueError: a file is missing, or too many cannot be decoded.
     """
-    stats = [manifest.size_and_time(os.path.join(root, path)) for path in paths]
+    stats = [size_and_time(os.path.join(root, path)) for path in paths]
     missing = [path for path, (size, _) in zip(paths, stats, strict=True) if size == UNREADABLE]
     if missing:
         raise ValueError(

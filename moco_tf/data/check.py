@@ -64,8 +64,8 @@ def verdicts(items, read, total):
     return known
 
 
-def remarks(verdicts):
-    """Sentences on images that are read otherwise than people may think."""
+def remarks(verdicts, exif=False):
+    """Sentences on images that are read otherwise than people may think; exif: whether they are turned as it says."""
     peaks = [verdict.peak for verdict in verdicts if verdict.peak is not None]
     dark = sum(peak < DARK for peak in peaks)
     turned = sum(verdict.orientation is not None for verdict in verdicts)
@@ -76,7 +76,8 @@ def remarks(verdicts):
             + (f", which leaves {dark} of them dark or black: stretch their values up to 65535." if dark else ".")
         )
     if turned:
-        sentences.append(f"Turned or mirrored by EXIF: {turned} JPEGs; that is not applied, they are read as stored.")
+        how = "so they are read" if exif else "that is not applied, they are read as stored"
+        sentences.append(f"Turned or mirrored by EXIF: {turned} JPEGs; {how}.")
     return sentences
 
 

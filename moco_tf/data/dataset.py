@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from moco_tf.command import ConfigError
-from moco_tf.data import folder, sources, texts, tfds
+from moco_tf.data import folder, path_list, several_folders, sources, texts, tfds
 from moco_tf.data.check import remarks
 from moco_tf.data.manifest import check_files, too_many_bad
 
@@ -20,6 +20,7 @@ class Split:
     max_bad_fraction: float
     listing: folder.Listing | None = None
     source: sources.Source | tfds.Prepared | None = None
+    exif: bool = False  # whether images are turned as EXIF says
 
     @property
     def size(self):
@@ -42,58 +43,83 @@ class Split:
         if begun:  # with the images that it began with, which the manifest tells
             _say(checked.listing)
         try:
-            source = checked.source()
+            source = checked.source(self.exif)
         except ValueError as error:
             raise ConfigError(f"--dataset={self.dataset}: {error}") from error
-        _report(checked)
+        _report(checked, self.exif)
         if refusal := too_many_bad(checked.bad, source.size, self.max_bad_fraction):
             raise ConfigError(refusal)
         return source
 
 
-def find(dataset, data_dir, split, max_bad_fraction, begun=False):
+def find(dataset, data_dir, split, max_bad_fraction, begun=False, exif=False):
     """Finds the data for --dataset, --data_dir and a split; returns a `Split`.
 
     begun: for a run under way (see `folder.scan`).
+    exif: whether images are turned as EXIF says.
 
     Raises:
       ConfigError: there is no such thing.
     """
-    path = Path(data_dir, dataset).expanduser()
     try:
-        if dataset == "embedded":
-            return Split(dataset, max_bad_fraction, source=sources.embedded(split))
-        if texts.are_at(path):
-            return Split(dataset, max_bad_fraction, source=texts.read(path, split))
-        # With --data_dir, a set of TFDS is a folder there as well.
-        if path.exists() and not tfds.is_prepared(path):
-            return Split(dataset, max_bad_fraction, listing=folder.scan(path, split, begun))
-        return Split(dataset, max_bad_fraction, source=tfds.find(dataset, data_dir, split, max_bad_fraction))
+        if listing := _listing(dataset, data_dir, split, begun):
+            return Split(dataset, max_bad_fraction, listing=listing, exif=exif)
+        source = _source(dataset, data_dir, split, max_bad_fraction)
     except ValueError as error:
         raise ConfigError(f"--dataset={dataset}: {error}") from error
+    if exif:
+        raise ConfigError(f"--exif turns images that are files; {source.name} holds none: leave it out")
+    return Split(dataset, max_bad_fraction, source=source)
+
+
+def _listing(dataset, data_dir, split, begun):
+    """The `folder.Listing` of image files that a data set is, or None."""
+    path = Path(data_dir, dataset).expanduser()
+    if dataset == "embedded":
+        return None
+    if several_folders.are_meant(dataset, data_dir):
+        return several_folders.scan(dataset, data_dir, split, begun)
+    if path_list.is_at(path):
+        return path_list.read(path, split, begun)
+    # With --data_dir, a set of TFDS is a folder there as well.
+    if path.exists() and not texts.are_at(path) and not tfds.is_prepared(path):
+        return folder.scan(path, split, begun)
+    return None
+
+
+def _source(dataset, data_dir, split, max_bad_fraction):
+    """The source that a data set is, which is no folder of images."""
+    path = Path(data_dir, dataset).expanduser()
+    if dataset == "embedded":
+        return sources.embedded(split)
+    if texts.are_at(path):
+        return texts.read(path, split)
+    if path.exists() and not tfds.NAME.fullmatch(dataset):  # the folder of a prepared set, by its path
+        dataset, data_dir = path.name, path.parent
+    return tfds.find(dataset, data_dir, split, max_bad_fraction)
 
 
 def _say(listing):
     """Says how a folder was read."""
-    log.info(f"{folder.printable(listing.path)}: {listing.size} images")
+    log.info(f"{listing.title}: {listing.size} images")
     for sentence in folder.remarks(listing):
         log.log(logging.WARNING if sentence in listing.doubts else logging.INFO, f"  {sentence}")
 
 
-def _report(checked):
+def _report(checked, exif):
     """Says on the screen how many images are bad or not what they seem, and in the log which are bad."""
     listing = checked.listing
-    for sentence in remarks(checked.verdicts):
+    for sentence in remarks(checked.verdicts, exif):
         log.info(f"  {sentence}")
     if checked.added:
         log.warning(
-            f"{checked.added} images came into {listing.path} after the run began and are left out; "
+            f"{checked.added} images came into {listing.title} after the run began and are left out; "
             "a run in another --run_dir takes them in."
         )
     for file, problem in checked.bad:
         log.debug(f"Undecodable image: {folder.printable(listing.path / file)} ({problem})")
     if checked.bad:
         log.warning(
-            f"{len(checked.bad)} of {listing.size} images in {listing.path} cannot be decoded (the log file names "
+            f"{len(checked.bad)} of {listing.size} images in {listing.title} cannot be decoded (the log file names "
             "them); the next good one stands in for each."
         )

@@ -107,6 +107,26 @@ def orientation(head):
     return 1
 
 
+def upright(encoded, orientation):
+    """A JPEG, turned and mirrored as `orientation`, a scalar, says: itself for 1, else a PNG of the same pixels.
+
+    The whole image is decoded for that, where a crop may need a part; so it is done for those alone that need it.
+    """
+
+    def turned():
+        image = decode_jpeg(encoded)
+        image = tf.cond(orientation >= 5, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
+
+        def where(orientations, mirrored, image):
+            return tf.cond(tf.reduce_any(tf.equal(orientation, orientations)), lambda: mirrored(image), lambda: image)
+
+        image = where([2, 3, 6, 7], lambda image: image[:, ::-1], image)
+        image = where([3, 4, 7, 8], lambda image: image[::-1], image)
+        return tf.io.encode_png(image, compression=0)  # costs little, and loses nothing
+
+    return tf.cond(orientation > 1, turned, lambda: encoded)
+
+
 def header(encoded):
     """(format, height, width), int64 scalars, from the first bytes; an error where they are none that is read."""
     return tf.unstack(tf.cond(tf.io.is_jpeg(encoded), lambda: _jpeg_header(encoded), lambda: _other_header(encoded)))

@@ -13,6 +13,7 @@ import stat
 
 import numpy as np
 
+from moco_tf.command import ConfigError
 from moco_tf.data.splits import HELD_OUT, TRAIN, meant_by, split_of
 from moco_tf.files import printable
 
@@ -37,10 +38,17 @@ class Listing:
     root: pathlib.Path  # the folder that `path` is a split of, or is
     notes: tuple = ()  # sentences: which folders are splits, which are in none
     doubts: tuple = ()  # sentences: what may be meant otherwise
+    label_of: dict | None = None  # {file: the name of its class, or ""}, where that is not its first folder
+    called: str | os.PathLike = ""  # what the user calls it, where that is not `path`
 
     @property
     def size(self):
         return len(self.files)
+
+    @property
+    def title(self):
+        """What it is called on the screen."""
+        return printable(self.called or self.path)
 
     @property
     def class_names(self):
@@ -51,6 +59,8 @@ class Listing:
     def labels(self):
         """A list of the numbers of the files' classes, -1 for those that lie in none."""
         number = {name: label for label, name in enumerate(self.classes)}
+        if self.label_of is not None:
+            return [number.get(self.label_of.get(file), -1) for file in self.files]
         return [number.get(file.split("/", 1)[0], -1) if "/" in file else -1 for file in self.files]
 
 
@@ -103,6 +113,12 @@ def scan(path, split=None, begun=False):
         return dataclasses.replace(listing, notes=tuple(notes), doubts=tuple(doubts))
     except OSError as error:
         raise ValueError(f"{error.filename or root} cannot be read: {error.strerror}. Allow reading it.") from None
+
+
+def split_names(root):
+    """The splits of a folder, as `scan` takes them."""
+    division = _divide(root)
+    return division.splits if division.splits and not division.rest_trains else (TRAIN, *division.splits)
 
 
 def remarks(listing):
@@ -276,12 +292,42 @@ def list_images(path, folders, root, left_out=()):
     return Listing(path, folders, list(files), np.array(sizes, np.int64), np.array(times, np.int64), besides, root)
 
 
+def size_and_time(path):
+    """(bytes, modification time in ns) of a file; `UNREADABLE` and 0 of what is none, such as a pipe."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # the second of a path with a zero byte
+        return UNREADABLE, 0
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (UNREADABLE, 0)
+
+
 def divided(listing, numbers, size):
     """Listings of the files with these numbers, at most `size` each."""
     for first in range(0, len(numbers), size):
         some = list(numbers[first : first + size])
         files, sizes, times = [listing.files[n] for n in some], listing.sizes[some], listing.times[some]
         yield dataclasses.replace(listing, files=files, sizes=sizes, times=times)
+
+
+def require_places(name, source, output):
+    """Refuses the flags --`name` and --output of a command that reads one folder and writes another.
+
+    Raises:
+      ConfigError: one is missing or no folder, or one lies in the other.
+    """
+    if not source or not output:
+        raise ConfigError(f"give --{name}=DIR and --output=DIR: see --help")
+    if not os.path.isdir(source):
+        what = "a file" if os.path.exists(source) else "not there"
+        raise ConfigError(f"--{name} names the folder that holds the {name}; {printable(source)} is {what}")
+    if os.path.lexists(output) and not os.path.isdir(output):
+        raise ConfigError(f"--output names a folder; {printable(output)} is none: give another")
+    real, target = pathlib.Path(source).resolve(), pathlib.Path(output).resolve()
+    if real == target or real in target.parents or target in real.parents:
+        raise ConfigError(
+            f"--{name} and --output lie apart, so that neither holds the other; got {printable(source)} and "
+            f"{printable(output)}: give another --output"
+        )
 
 
 def _holds_images(path):

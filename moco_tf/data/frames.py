@@ -37,19 +37,7 @@ class Settings:
         command.require(self, self.max_frames >= 0, "max_frames", "is 0, for all, or more")
         command.require(self, self.image_size >= 0, "image_size", "is 0, for the video's own size, or more")
         command.require(self, 1 <= self.quality <= 100, "quality", "is 1 to 100")
-        if not self.videos or not self.output:
-            raise ConfigError("give --videos=DIR and --output=DIR: see --help")
-        if not os.path.isdir(self.videos):
-            what = "a file" if os.path.exists(self.videos) else "not there"
-            raise ConfigError(f"--videos names the folder that holds the videos; {printable(self.videos)} is {what}")
-        if os.path.lexists(self.output) and not os.path.isdir(self.output):
-            raise ConfigError(f"--output names a folder; {printable(self.output)} is none: give another")
-        videos, output = Path(self.videos).resolve(), Path(self.output).resolve()
-        if videos == output or videos in output.parents or output in videos.parents:
-            raise ConfigError(
-                f"--videos and --output lie apart, so that neither holds the other; got {printable(self.videos)} and "
-                f"{printable(self.output)}: give another --output"
-            )
+        folder.require_places("videos", self.videos, self.output)
 
 
 class _Failed(Exception):
@@ -178,6 +166,8 @@ def _write_all(settings, folders):
 
 def _write(settings, source, target, faults, progress):
     """Writes a video's folder in one step; returns how many frames it has."""
+    from moco_tf.data import any_image
+
     fps = Fraction(str(settings.fps))  # 0.1 is a tenth, which no float is
     chosen = None
     if settings.max_frames:  # decodes twice: keeping the frames until their number is known could fill a memory
@@ -193,22 +183,12 @@ def _write(settings, source, target, faults, progress):
         with aside(target) as writing:
             writing.mkdir()
             for number, frame in enumerate(wanted, start=1):
-                image = _resized(video.image(frame), settings.image_size)
+                image = any_image.shrink(video.image(frame), settings.image_size)
                 image.save(writing / f"{number - 1:08}.jpg", quality=settings.quality)
                 progress(number)
     except OSError as error:
         raise _Failed(error) from None
     return number
-
-
-def _resized(image, size):
-    """An image whose shorter side has at most `size` pixels; 0: as it is."""
-    shorter = min(image.size)
-    if not size or shorter <= size:
-        return image
-    from PIL import Image
-
-    return image.resize([max(1, round(side * size / shorter)) for side in image.size], Image.Resampling.BICUBIC)
 
 
 def _say(line):

@@ -8,14 +8,13 @@ import csv
 import dataclasses
 import functools
 import os
-import stat
 
 import numpy as np
 import tensorflow as tf
 
 from moco_tf.data import check as checking
 from moco_tf.data.check import Verdict
-from moco_tf.data.folder import UNREADABLE, Listing, list_images, some, subfolders
+from moco_tf.data.folder import UNREADABLE, Listing, list_images, size_and_time, some, subfolders
 from moco_tf.data.sources import Source
 from moco_tf.data.splits import split_of
 from moco_tf.files import printable, write_csv
@@ -40,8 +39,10 @@ class Checked:
         pairs = zip(self.listing.files, self.verdicts, strict=True)
         return [(file, verdict.problem) for file, verdict in pairs if verdict.problem]
 
-    def source(self):
+    def source(self, exif=False):
         """The `Source`; the next good file by path stands in for a bad one, after the last the first.
+
+        exif: whether images are turned as EXIF says.
 
         Raises:
           ValueError: there is no good file.
@@ -51,9 +52,10 @@ class Checked:
         numbers = np.flatnonzero(good)
         if not len(numbers):
             raise ValueError(
-                f"None of the {listing.size} images in {listing.path} can be decoded: {_bad_ones(self.bad)}."
+                f"None of the {listing.size} images in {listing.title} can be decoded: {_bad_ones(self.bad)}."
             )
         stand_ins = numbers[np.searchsorted(numbers, np.arange(listing.size)) % len(numbers)]
+        turns = np.array([verdict.orientation or 1 for verdict in self.verdicts], np.int32)
         root = os.fsencode(listing.path)
         with tf.device("CPU:0"):
             contents = tf.constant([os.path.join(root, os.fsencode(file)) for file in listing.files])
@@ -65,6 +67,7 @@ class Checked:
             listing.class_names,
             read=tf.io.read_file,
             stand_ins=None if good.all() else stand_ins,
+            orientations=turns if exif and (turns > 1).any() else None,
         )
 
 
@@ -141,21 +144,14 @@ def _where_begun(listing, files):
 
     An earlier version, or folders that came since, may have had the split mean another one.
     """
+    if listing.label_of is not None:  # a list of files, or several folders
+        return listing.path
     sample = files[:: max(1, len(files) // 50)]
     looking = [listing.root / name for name in subfolders(listing.root) if split_of(name)]
     places = (listing.path, listing.root, *looking)
     return max(
         places, key=lambda place: sum(os.path.lexists(place / file) for file in sample)
     )  # the first of the best
-
-
-def size_and_time(path):
-    """(bytes, modification time in nanoseconds) of a file; `UNREADABLE` and 0 of what is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return UNREADABLE, 0
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (UNREADABLE, 0)
 
 
 def _read(manifest, begun):

@@ -51,6 +51,8 @@ def of_images(source, depth_max):
     Raises:
       ValueError: the images are not files, none has a depth map, or one's depth map has another size than it.
     """
+    if source.orientations is not None:
+        raise ValueError("--exif does not turn images with depth maps; moco_tf.data.convert writes images upright")
     if source.paths is None:
         raise ValueError(f"depth maps stand beside images in a folder, --dataset=DIR; {source.name} has none")
     paths = source.paths.numpy()

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data import in_memory
+from moco_tf.data import encoded, in_memory
 from moco_tf.data.pipeline import fixed, parallel_map
 
 CIFAR10_CLASSES = (
@@ -63,6 +63,7 @@ class Source:
     class_names: tuple = ()
     read: Callable = tf.identity
     stand_ins: np.ndarray | None = None  # (size,) int64
+    orientations: np.ndarray | None = None  # (size,) int32: how each JPEG is to be turned; None: as they are stored
 
     @property
     def size(self):
@@ -82,7 +83,10 @@ class Source:
         index = tf.cast(index, tf.int64)
         if self.stand_ins is not None:
             index = tf.constant(self.stand_ins)[index]
-        return {"image": self.read(self.contents[index]), "id": index, "label": self.labels[index]}
+        image = self.read(self.contents[index])
+        if self.orientations is not None:
+            image = encoded.upright(image, tf.constant(self.orientations)[index])
+        return {"image": image, "id": index, "label": self.labels[index]}
 
     @property
     def good(self):
@@ -104,19 +108,15 @@ class Source:
         """A source of the images with these numbers; they are numbered anew."""
         with tf.device("CPU:0"):
             contents, labels = tf.gather(self.contents, numbers), tf.gather(self.labels, numbers)
-        return dataclasses.replace(self, contents=contents, labels=labels, stand_ins=None)
+        turns = None if self.orientations is None else self.orientations[numbers]
+        return dataclasses.replace(self, contents=contents, labels=labels, stand_ins=None, orientations=turns)
 
     def shared_with(self, other):
         """How many images of another source are images of this one, too, as names and paths tell."""
         if self.paths is None or other.paths is None:
             return other.size if self.name == other.name else 0
-        mine, others = (os.path.realpath(os.fsencode(source.name)) for source in (self, other))
-        if mine == others:
-            return other.size
-        if os.path.commonpath((mine, others)) not in (mine, others):
-            return 0  # neither folder lies in the other
-        known = {mine + path[len(os.fsencode(self.name)) :] for path in self.paths.numpy()}
-        return sum(others + path[len(os.fsencode(other.name)) :] in known for path in other.paths.numpy())
+        known = set(_real_paths(self))
+        return sum(path in known for path in _real_paths(other))
 
     def in_order(self, limit=None, wanted=None):
         """All good records once, by number; or `limit`, evenly spread; of these those `wanted`, bool (size,)."""
@@ -155,6 +155,15 @@ class Source:
             return epoch, numbers if self.stand_ins is None else tf.gather(tf.constant(self.stand_ins), numbers)
 
         return fixed(tf.data.Dataset.counter(start // of * count, length).map(at))
+
+
+def _real_paths(source):
+    """The paths of a source's files, those in its folder without links that lead to it."""
+    paths, folder = source.paths.numpy(), os.fsencode(source.name)
+    real = os.path.realpath(folder)
+    if real == folder:
+        return paths
+    return [real + path[len(folder) :] if path.startswith(folder + b"/") else path for path in paths]
 
 
 def evenly_spread(size, limit=None):

@@ -31,7 +31,7 @@ class Texts(Source):
 def are_at(path):
     """Whether there are sentences at a path: a file that ends in .txt, or a folder of such, without folders or images.
 
-    What is hidden does not count.
+    What is hidden does not count. `path_list.is_at`, which is asked first, tells lists of images from sentences.
     """
     path = Path(path)
     if not path.is_dir():

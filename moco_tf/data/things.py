@@ -53,6 +53,8 @@ def of_images(source):
     Raises:
       ValueError: the images are not files, or none lies in a sub-folder.
     """
+    if source.orientations is not None:
+        raise ValueError("--exif does not turn pictures of things; moco_tf.data.convert writes them upright")
     if source.paths is None:
         raise ValueError(f"things are the sub-folders of a folder of images, --dataset=DIR; {source.name} has none")
     root = os.fsencode(source.name)

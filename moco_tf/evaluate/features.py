@@ -79,12 +79,12 @@ def write(settings):
         {
             "encoder": settings.encoder,
             "step": model.steps_done if model else None,  # a run may have gone on since
-            **{name: getattr(settings, name) for name in ("dataset", "split", "on", "limit", "shard_size")},
+            **{name: getattr(settings, name) for name in ("dataset", "exif", "split", "on", "limit", "shard_size")},
         }
     )
     description = folder / "features.json"
     if description.exists():
-        before = json.loads(description.read_text())
+        before = {"exif": False} | json.loads(description.read_text())  # earlier versions had no --exif
         before |= {name: os.path.expanduser(before[name]) for name in ("encoder", "dataset") if name in before}
         if before != about:
             differing = ", ".join(f"{name} (there {before.get(name)!r}, here {about[name]!r})" for name in about

@@ -22,8 +22,8 @@ class Settings:
     )
     dataset: str = flag(
         "",
-        "Images to judge it on: 'embedded', a folder, or a prepared data set of TFDS. '': those of the run; with a "
-        "SavedModel, embedded. Another data set than the run's is a test of transfer.",
+        "Images to judge it on: 'embedded', a folder, a list, or a prepared data set of TFDS. '': those of the run; "
+        "with a SavedModel, embedded. Another data set than the run's is a test of transfer.",
         path=True,
     )
     data_dir: str = flag(
@@ -33,6 +33,7 @@ class Settings:
     )
     train_split: str = flag("", "Labelled split to learn from. '': the run's, or train.")
     eval_split: str = flag("", "Labelled split to be judged on. '': the run's, or test (val, validation).")
+    exif: bool = flag(False, "Turn and mirror JPEGs as their EXIF data says; on the run's images as the run does.")
     max_bad_fraction: float = flag(0.05, "Share of undecodable images, 0 to 1, that is accepted.")
     limit: int = flag(0, "Images taken of each split, evenly spread; 0: all.")
     seed: int = flag(0, "Seed of all that is drawn: the same seed repeats the result.")
@@ -76,6 +77,7 @@ class Settings:
             data_dir=self.data_dir or (run.data_dir if run else ""),
             train_split=self.train_split or (inherited.train_split if inherited else "train"),
             eval_split=self.eval_split or (inherited.eval_split if inherited else "test"),
+            exif=self.exif or bool(inherited and inherited.exif),
             # A server polls the folder of a SavedModel: nothing else is written there.
             output=self.output or str(path / name if run else base.with_name(f"{base.absolute().name}-{name}")),
         )

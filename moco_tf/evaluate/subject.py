@@ -31,7 +31,8 @@ def source(settings, split, preprocessing):
       ConfigError: there is no such split, or it holds what the encoder cannot read.
     """
     manifest = Path(settings.output) / f"{''.join(c if c.isalnum() else '_' for c in split)}_images.csv"
-    found = dataset.find(settings.dataset, settings.data_dir, split, settings.max_bad_fraction).open(manifest)
+    where = settings.dataset, settings.data_dir, split
+    found = dataset.find(*where, settings.max_bad_fraction, exif=settings.exif).open(manifest)
     if preprocessing.unit != found.unit:
         raise ConfigError(f"{found.name} holds {found.unit}, and --encoder is of {preprocessing.unit}")
     try:

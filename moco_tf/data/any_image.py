@@ -1,0 +1,175 @@
+"""An image file in any format that Pillow, tifffile or pillow-heif reads -> an upright picture of 8 bits, grey or RGB.
+
+`convert.py` calls it in its processes, which do not load TensorFlow. docs/data.md states each policy.
+"""
+
+import contextlib
+import importlib.util
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic", ".heif", ".hif",
+    ".avif", ".jp2", ".j2k", ".jpx", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pcx", ".psd",
+)  # fmt: skip
+MAX_PIXELS = 89_478_485  # as for training: Pillow's limit for a decompression bomb
+BITS_PER_SAMPLE = 258  # a tag of TIFF
+EXTRA = "pip install 'moco_tf[convert]'"
+
+
+class Unreadable(Exception):
+    """An image that no picture can be made of; the message is the reason, in a few words."""
+
+
+def read(file, size=0, stretch=False):
+    """The picture in a binary file that is open for reading.
+
+    Args:
+      size: pixels that its shorter side will have; a larger JPEG may be decoded at a part of its resolution, never
+        below twice that. 0: decodes all.
+      stretch: brings the values of more than 8 bits, smallest to largest, to 0 to 255; `eight_bits` has the rule.
+
+    Returns:
+      (a PIL.Image in the mode L or RGB, whether the JPEG in the file is that very picture).
+
+    Raises:
+      Unreadable: with the reason.
+    """
+    try:
+        with warnings.catch_warnings(), _heif():
+            warnings.simplefilter("ignore")  # Pillow's remarks on damaged metadata, and on sizes, which come here
+            return _read(file, size, stretch)
+    except Unreadable:
+        raise
+    except MemoryError:
+        raise Unreadable("not enough memory") from None
+    except Exception as error:  # decoders meet hostile files, and raise what their authors did not foresee
+        raise Unreadable(" ".join(str(error).split())[:200] or type(error).__name__) from None
+
+
+def shrink(image, size):
+    """An image whose shorter side has at most `size` pixels, antialiased; 0, or no smaller than that: as it is."""
+    shorter = min(image.size)
+    if not size or shorter <= size:
+        return image
+    return image.resize([max(1, round(side * size / shorter)) for side in image.size], Image.Resampling.BICUBIC)
+
+
+def eight_bits(values, largest, stretch):
+    """Values of more than 8 bits -> uint8 of the same shape.
+
+    Without `stretch`: 255/largest of each, rounded. With it: 0 for the smallest of the image, 255 for its largest;
+    what is not finite becomes 0, and so does an image of one value.
+
+    largest: what the file's bits can say at most; None where they say no such thing (signed or floating point).
+
+    Raises:
+      Unreadable: there is neither `largest` nor `stretch`.
+    """
+    values = values.astype(np.result_type(values, np.float32))
+    lowest = 0.0
+    if stretch:
+        finite = values[np.isfinite(values)]
+        lowest, largest = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    elif largest is None:
+        raise Unreadable("signed or floating-point values, which have no largest one: give --stretch")
+    scaled = (values - lowest) * (255 / (largest - lowest) if largest > lowest else 0)
+    return np.rint(np.nan_to_num(scaled, nan=0, posinf=0, neginf=0)).astype(np.uint8)
+
+
+def _read(file, size, stretch):
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError:
+        file.seek(0)
+        return _unknown(file, stretch), False
+    _require_pixels(*image.size)
+    if image.format == "TIFF" and max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8:
+        file.seek(0)
+        return _deep_tiff(file, stretch), False
+    whole = image.size
+    if image.format in ("JPEG", "MPO") and size:  # the second is what some telephones write
+        factor = 2 * size / min(image.size)
+        image.draft(None, [int(np.ceil(side * factor)) for side in image.size])
+    image.load()  # a TIFF is turned here
+    turned = ImageOps.exif_transpose(image)
+    as_stored = image.format == "JPEG" and turned.size == whole and image.getexif().get(0x0112, 1) == 1
+    picture = _grey_or_rgb(turned, image.format, stretch)
+    picture.info = {}  # neither profile nor place of the photograph goes along
+    return picture, as_stored and picture.mode == image.mode
+
+
+def _grey_or_rgb(image, format, stretch):
+    mode = image.mode
+    if mode in ("L", "RGB"):
+        return image
+    if mode in ("1", "LA", "La"):
+        return image.convert("L")
+    if mode in ("I", "F") or mode.startswith("I;16"):
+        of_16_bits = mode.startswith("I;16") or (mode == "I" and format in ("PNG", "PPM"))
+        return Image.fromarray(eight_bits(np.asarray(image), 65535 if of_16_bits else None, stretch))
+    return image.convert("RGB")  # drops alpha, keeps the colours below it
+
+
+def _unknown(file, stretch):
+    """The picture in a file that Pillow does not know: a TIFF of tifffile's, or none."""
+    head = file.read(12)
+    file.seek(0)
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return _deep_tiff(file, stretch)
+    if head[4:8] == b"ftyp" and not importlib.util.find_spec("pillow_heif"):
+        raise Unreadable(f"HEIC and its like need the package pillow-heif: {EXTRA}")
+    raise Unreadable("empty" if not head else "no image that Pillow knows")
+
+
+def _deep_tiff(file, stretch):
+    """The first page of a TIFF, by tifffile."""
+    try:
+        import tifffile
+    except ImportError:
+        raise Unreadable(f"this TIFF needs the package tifffile: {EXTRA}") from None
+    with tifffile.TiffFile(file) as tiff:
+        page = tiff.pages[0]
+        _require_pixels(page.imagewidth, page.imagelength)
+        kind, channels = page.photometric, page.samplesperpixel
+        is_grey = kind in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE) and channels <= 2
+        if not is_grey and (kind != tifffile.PHOTOMETRIC.RGB or channels not in (3, 4)):
+            raise Unreadable(f"a TIFF of {channels} channels, {kind.name}, which are neither grey nor RGB")
+        values = page.asarray()
+        bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
+        orientation = int(page.tags.valueof(274, 1))
+    if channels > 1 and values.shape[0] == channels and values.shape[-1] != channels:  # channels apart
+        values = np.moveaxis(values, 0, -1)
+    values = values.reshape(page.imagelength, page.imagewidth, channels)[..., : 1 if is_grey else 3]
+    largest = 2**bits - 1 if values.dtype.kind in "ub" else None
+    values = eight_bits(values, largest, stretch and bits > 8)
+    if kind == tifffile.PHOTOMETRIC.MINISWHITE:
+        values = 255 - values
+    picture = Image.fromarray(values[..., 0] if is_grey else values)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.info["exif"] = exif.tobytes()
+    picture = ImageOps.exif_transpose(picture)
+    picture.info = {}
+    return picture
+
+
+def _require_pixels(width, height):
+    if width * height > MAX_PIXELS:
+        raise Unreadable(f"more than {MAX_PIXELS} pixels")
+
+
+@contextlib.contextmanager
+def _heif():
+    """Has Pillow know HEIC where pillow-heif is installed, and take any size, which `_require_pixels` refuses."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
