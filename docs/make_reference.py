@@ -25,7 +25,7 @@ COMMANDS = {
     "search": ("Search", [f"search.{name}" for name in ("build", "query", "duplicates", "odd", "merge")]),
     "transfer": ("Transfer", [f"transfer.{name}" for name in ("detect", "segment", "export")]),
     "serving": ("Serving", [f"serving.export {word}" for word in ("encoder", "classifier", "client")]),
-    "other": ("Videos and PyTorch's weights", ["data.frames", "torch_weights"]),
+    "other": ("Images of any format, videos, PyTorch's weights", ["data.convert", "data.frames", "torch_weights"]),
 }
 TYPES = {str: "text", int: "whole number", float: "number", bool: "switch", tuple[int, ...]: "whole numbers"}
 

@@ -69,6 +69,7 @@ def test_views_are_those_of_the_upright_pixels(photos):
             np.testing.assert_allclose(view, wanted, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_a_run_with_exif_says_so_and_is_judged_and_gone_on_with_so(photos, capsys):
     folder = photos.parent / "run"
     words = [*SMALL, f"--dataset={photos}", f"--run_dir={folder}", "--max_bad_fraction=0.2"]

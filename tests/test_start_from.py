@@ -31,7 +31,7 @@ def test_a_run_ends_with_its_encoder_in_a_file_and_names_what_comes_next(run):
         assert words in text
 
 
-@pytest.mark.parametrize("kind", ["run", "keras", "torch"])
+@pytest.mark.parametrize("kind", ["torch", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("run", "keras"))])
 def test_a_run_starts_from_an_encoder_with_a_fresh_queue_at_step_0(run, tmp_path, kind):
     place = {"run": run, "keras": run / "encoder.keras", "torch": tmp_path / "encoder.safetensors"}[kind]
     if kind == "torch":

@@ -124,6 +124,13 @@ def test_an_interrupted_segmenter_goes_on_bit_for_bit_and_is_exported(place, tmp
     assert encoded["size"].numpy().tolist() == [[SIDE, SIDE]] * 2
     (served,) = c_api(tmp_path / "served/1", None, [("serving_default", images, None)], tmp_path)
     assert np.array_equal(served["classes"], pixels["classes"])
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        model.signatures["encoded_images"](images=tf.constant(["no image"]))
+    file = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(file, "JPEG")
+    assert model.signatures["encoded_images"](images=tf.constant([file.getvalue()]))["size"].numpy().tolist() == [
+        [20, 40]
+    ]
 
 
 def test_a_frozen_encoder_stays_as_it_is_and_a_head_learns(place, tmp_path):
@@ -328,17 +335,6 @@ def test_anchors_are_as_many_as_predictions(place, tmp_path):
     sides = np.sqrt((anchors[:, 2] - anchors[:, 0]) * (anchors[:, 3] - anchors[:, 1]))
     middle = 9 * (12 * 6 + 6)  # of P3, which has 12 x 12 places: far from any edge
     np.testing.assert_allclose(sides[middle : middle + 9 : 3], 20 * 2 ** (np.arange(3) / 3), rtol=0.1)
-
-
-def test_sent_bytes_that_are_no_image_are_refused(place, tmp_path):
-    assert segment.main(flags_of(place, tmp_path / "out", "--steps=1", "--record_every=1")) == 0
-    assert export.main([f"--run_dir={tmp_path}/out", f"--output={tmp_path}/served"]) == 0
-    model = tf.saved_model.load(str(tmp_path / "served/1")).signatures["encoded_images"]
-    with pytest.raises(tf.errors.InvalidArgumentError):
-        model(images=tf.constant(["no image"]))
-    file = io.BytesIO()
-    Image.new("RGB", (40, 20)).save(file, "JPEG")
-    assert model(images=tf.constant([file.getvalue()]))["size"].numpy().tolist() == [[20, 40]]
 
 
 @pytest.mark.slow
