@@ -42,7 +42,12 @@ class Screen(logging.StreamHandler):
     """Writes messages to stdout, above a bar where there is one."""
 
     def __init__(self):
-        super().__init__(sys.stdout)
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self):
+        """What stdout is by now: notebooks and tests put another in its place."""
+        return sys.stdout
 
     def emit(self, record):
         tqdm = sys.modules.get("tqdm")  # where nothing has made a bar, nothing loads it

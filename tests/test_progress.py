@@ -1,6 +1,7 @@
 """Bars where someone looks, lines where not, and durations in words."""
 
 import fcntl
+import io
 import os
 import pty
 import struct
@@ -79,6 +80,10 @@ def test_after_the_first_steps_a_run_says_how_long_it_takes(monkeypatch):
     assert logs["images_per_second"] == 4
 
 
-def test_lines_go_to_the_screen_as_they_are(capsys):
-    command.log_to_screen().info("a line")
+def test_lines_go_to_the_screen_as_they_are_whatever_stdout_is_by_then(capsys, monkeypatch):
+    log = command.log_to_screen()
+    log.info("a line")
     assert capsys.readouterr().out == "a line\n"
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    log.info("another")
+    assert sys.stdout.getvalue() == "another\n"
