@@ -21,9 +21,7 @@ import math
 import os
 import re
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -348,30 +346,13 @@ def run(settings, seed, flags, cores):
             if not (output / "summary.json").exists():
                 commands.append((*judge, f"--encoder={folder}", f"--seed={seed}", f"--output={output}"))
     for words in commands:
-        status, text, share = _call(words, cores)
-        if status:
-            return None, f"failed: {(text.splitlines() or ['without a word'])[-1]}"
+        failure, share = side_by_side.call(words, cores)
+        if failure:
+            return None, f"failed: {failure}"
         if words[0] == "moco_tf.train":
             (folder / SHARE).write_text(json.dumps(share))
     found = figures(folder, epochs)
     return found, f"kNN {float(found['knn_top1']):.1f} %, {time.monotonic() - begun:.0f} s"
-
-
-def _call(words, cores):
-    """Calls a command on some cores; returns (its exit status, what it said, the share of these cores that it got)."""
-    begun = time.monotonic()
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *words],
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),  # TensorFlow has a thread for each core it may use
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        said.seek(0)
-        share = (usage.ru_utime + usage.ru_stime) / (time.monotonic() - begun) / len(cores)
-        return process.returncode, said.read(), share
 
 
 def figures(folder, epochs):

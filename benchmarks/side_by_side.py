@@ -5,6 +5,8 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
+import time
 
 
 def done(points, jobs, work):
@@ -34,14 +36,28 @@ def done(points, jobs, work):
             raise
 
 
+def call(words, cores):
+    """Runs `python -m words` on some cores.
+
+    Returns:
+      (the last line that it said if it failed, None if all went well; the share of these cores that it got).
+    """
+    begun = time.monotonic()
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words],
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),  # TensorFlow has a thread for each core it may use
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        share = (usage.ru_utime + usage.ru_stime) / (time.monotonic() - begun) / len(cores)
+        last = (said.read().splitlines() or ["without a word"])[-1]
+    return last if process.returncode else None, share
+
+
 def failure(words, cores):
-    """Runs `python -m words` on some cores; returns the last line that it said if it failed, None if all went well."""
-    ended = subprocess.run(
-        [sys.executable, "-m", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),  # TensorFlow has a thread for each core it may use
-    )
-    return (ended.stdout.splitlines() or ["without a word"])[-1] if ended.returncode else None
+    """The first of what `call` returns."""
+    return call(words, cores)[0]
