@@ -17,7 +17,7 @@ import re
 import statistics
 from pathlib import Path
 
-from benchmarks.search import BASE, ROOT, call, read, write_images
+from benchmarks.small_runs import BASE, ROOT, call, read, write_images
 from moco_tf import run_folder
 from moco_tf.evaluate import plots, scores
 

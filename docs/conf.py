@@ -45,7 +45,7 @@ CONTENTS = {
         docs/performance
         docs/results/embedded_reference
         docs/results/frontier
-        docs/results/search
+        docs/results/small_runs
         docs/results/evaluation
         docs/results/pretext
         docs/results/cifar10

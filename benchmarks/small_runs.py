@@ -1,10 +1,10 @@
 """Which settings learn most? Runs that differ from the quickstart at 32 pixels in a few flags; no test image judges.
 
-    python -m benchmarks.search --jobs=2
+    python -m benchmarks.small_runs --jobs=2
 
 A tenth of the embedded *training* images is held out: a run trains on the other nine and kNN top-1 on that tenth
 judges it (one standard error is about 1.5 points). A run has one core with --jobs=2, so its seconds compare with one
-another only. Every run stands in docs/results/search.csv, those that lost as well. Resumable: what the file holds is
+another only. Every run stands in docs/results/small_runs.csv, those that lost as well. Resumable: what the file holds is
 not run again.
 """
 
@@ -86,7 +86,7 @@ def main():
     parser.add_argument("--seeds", default="0", help="comma-separated; each trial is run with each")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each on its share of the cores")
     parser.add_argument("--trial", action="append", help="flags of a trial, in place of those of this file")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs/results/search.csv")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs/results/small_runs.csv")
     arguments = parser.parse_args()
     images = arguments.folder / "images"
     if not (images / "done").exists():
