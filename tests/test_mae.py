@@ -288,9 +288,8 @@ def test_features_are_the_class_token_and_the_embedding_is_of_unit_length():
     np.testing.assert_allclose(found["embedding"], found["features"] / lengths, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "kind, settings", [KINDS["mae"], pytest.param(*KINDS["mae_moco"], marks=pytest.mark.slow)], ids=KINDS
-)
+@pytest.mark.slow  # every day, test_every_task.py has a run of mae_moco go on
+@pytest.mark.parametrize("kind, settings", KINDS.values(), ids=KINDS)
 def test_replicas_checkpoints_and_keras_files_go_on(kind, settings, tmp_path):
     assert_goes_on(lambda: model(kind, **settings), batches, tmp_path)
     # AdamW divides: where a gradient is rounding alone, as that of keys' biases, a weight moves by as much.

@@ -252,7 +252,8 @@ def test_a_converted_checkpoint_trains_on_for_10_steps_and_exports(file, augment
     assert after["module.queue_ptr"] == (5 + 10 * 6) % 32
 
 
-@pytest.mark.parametrize("make", [v3, pytest.param(v3_vit, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [v3, v3_vit])
 def test_a_converted_v3_checkpoint_trains_on_for_10_steps_and_exports(make, written, photos, tmp_path):
     folder, before = tmp_path / "run", make()
     before = {name: np.abs(value) if name.endswith("running_var") else value for name, value in before.items()}
