@@ -4,8 +4,8 @@
 
 A tenth of the embedded *training* images is held out: a run trains on the other nine and kNN top-1 on that tenth
 judges it (one standard error is about 1.5 points). A run has one core with --jobs=2, so its seconds compare with one
-another only. Every run stands in docs/results/small_runs.csv, those that lost as well. Resumable: what the file holds is
-not run again.
+another only. Every run stands in docs/results/small_runs.csv, those that lost as well. Resumable: what the file holds
+is not run again.
 """
 
 import argparse

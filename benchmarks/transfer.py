@@ -50,8 +50,10 @@ LABELLED = ("moco_tf.evaluate.finetune", "--init=random", "--crop_min=0.2", f"--
 SUPERVISED = "supervised/model.keras"
 
 
-HEADS = {  # boxes have sides of 20 to 40 pixels; rates are those at which either learns some drawn shapes quickly
-    "detect": ("--smallest_anchor=16", "--head_layers=1", "--lr=0.01"),
+# Boxes have sides of 20 to 40 pixels; rates are those at which either learns some drawn shapes quickly. A pyramid of
+# 256 channels would cost ten times what this encoder does.
+HEADS = {
+    "detect": ("--smallest_anchor=16", "--head_layers=1", "--pyramid_channels=64", "--lr=0.01"),
     "segment": ("--lr=0.03",),
 }
 

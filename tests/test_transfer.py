@@ -180,8 +180,9 @@ def test_a_detectors_answers_are_those_of_the_canvas_in_pixels_of_the_image(plac
     from moco_tf.data.inputs.image import IMAGENET
     from moco_tf.transfer import annotated_views, judges, retinanet
 
-    settings = settings_of(detect.Settings, place, tmp_path / "out", "--head_layers=1")
+    settings = settings_of(detect.Settings, place, tmp_path / "out", "--head_layers=1", "--pyramid_channels=64")
     model, _ = detect.network(settings, 2)
+    assert {maps.shape[-1] for maps in model.get_layer("fpn").outputs} == {64}
     model.get_layer("prediction_head").prediction_layer.bias.assign_add(4 * tf.ones(18))  # it finds something
     canvas = annotated_views.Canvas(IMAGENET, SIDE, True)
     image = np.random.default_rng(0).integers(0, 255, (96, 48, 3), np.uint8)  # twice as high as wide: scale 2 / 3

@@ -28,6 +28,9 @@ class Settings(common.Settings):
         "Side in pixels of the anchors at stride 8; each of four further levels doubles it. Less for small objects.",
     )
     head_layers: int = flag(3, "Convolutions of 256 channels before boxes and classes are predicted. Paper: 4.")
+    pyramid_channels: int = flag(
+        256, "Channels of the feature pyramid's maps. Paper: 256; fewer are faster, for a narrow encoder."
+    )
 
     NAME: ClassVar[str] = "detect"
     ENLARGE: ClassVar[bool] = True
@@ -36,6 +39,7 @@ class Settings(common.Settings):
         super().__post_init__()
         command.require(self, self.smallest_anchor > 0, "smallest_anchor", "is more than 0")
         command.require(self, self.head_layers > 0, "head_layers", "is 1 or more")
+        command.require(self, self.pyramid_channels > 0, "pyramid_channels", "is 1 or more")
 
 
 def main(arguments):
@@ -57,7 +61,8 @@ def network(settings, classes, start=True):
     from moco_tf.transfer import retinanet, trunk
 
     maps, inputs = trunk.trunk(settings, start=start)
-    return retinanet.retinanet(maps, classes, settings.smallest_anchor, settings.head_layers), inputs
+    shape = settings.smallest_anchor, settings.head_layers, settings.pyramid_channels
+    return retinanet.retinanet(maps, classes, *shape), inputs
 
 
 if __name__ == "__main__":

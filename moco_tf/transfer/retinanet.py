@@ -20,18 +20,18 @@ from moco_tf.transfer.average_precision import MOST_DETECTIONS
 BOXES = "xyxy"  # keras-cv's word for left, top, right, bottom in pixels
 LEVELS = ("P3", "P4", "P5", "P6", "P7")
 SCALES, ASPECT_RATIOS = (1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0)
-CHANNELS = 256
 PRIOR = 0.01  # probability of an object before anything is learnt (section 4.1)
 LEAST_SCORE, MOST_OVERLAP = 0.05, 0.5  # of boxes that are kept, as Detectron2 has them
 
 
-def retinanet(trunk, classes, smallest_anchor, head_layers):
+def retinanet(trunk, classes, smallest_anchor, head_layers, pyramid_channels):
     """The model: images float32 (N, S, S, 3), normalised -> {"box": (N, A, 4), "classification": (N, A, L)}.
 
     Args:
       trunk: what `encoders.pyramid.pyramid` gives.
       smallest_anchor: side in pixels of the anchors at P3; each level doubles it. 32 in the paper.
-      head_layers: convolutions before the predictions of boxes and of classes.
+      head_layers: convolutions of 256 channels before the predictions of boxes and of classes.
+      pyramid_channels: of each map of the feature pyramid. 256 in the paper.
     """
     model = keras_cv.models.RetinaNet(
         backbone=trunk,
@@ -47,7 +47,9 @@ def retinanet(trunk, classes, smallest_anchor, head_layers):
         ),
         classification_head=_head(classes, -math.log((1 - PRIOR) / PRIOR), head_layers),
         box_head=_head(4, 0.0, head_layers),
-        feature_pyramid=_feature_pyramid({level: trunk.output[level].shape[-1] for level in LEVELS[:3]}),
+        feature_pyramid=_feature_pyramid(
+            {level: trunk.output[level].shape[-1] for level in LEVELS[:3]}, pyramid_channels
+        ),
         prediction_decoder=keras_cv.layers.MultiClassNonMaxSuppression(
             bounding_box_format=BOXES,
             from_logits=True,
@@ -89,25 +91,25 @@ def _head(outputs, bias, head_layers):
     )
 
 
-def _feature_pyramid(channels):
-    """P3 to P5 -> a list of P3 to P7, `CHANNELS` each (Lin et al. 2017, arXiv:1612.03144, with RetinaNet's P6 and P7).
+def _feature_pyramid(channels, width):
+    """P3 to P5 -> a list of P3 to P7, `width` channels each.
 
-    channels: {level: number}, of P3 to P5.
+    Lin et al. 2017 (arXiv:1612.03144), with RetinaNet's P6 and P7. channels: {level: number}, of P3 to P5.
     """
     inputs = {level: keras.Input((None, None, count), name=level) for level, count in channels.items()}
-    lateral = {level: _convolution(x, 1, f"fpn.lateral.{level}") for level, x in inputs.items()}
+    lateral = {level: _convolution(x, width, 1, f"fpn.lateral.{level}") for level, x in inputs.items()}
     merged = {"P5": lateral["P5"]}
     for level, above in (("P4", "P5"), ("P3", "P4")):
         larger = layers.UpSampling2D(2, name=f"fpn.up.{level}")(merged[above])
         merged[level] = layers.Add(name=f"fpn.add.{level}")([lateral[level], larger])
-    outputs = [_convolution(merged[level], 3, f"fpn.output.{level}") for level in LEVELS[:3]]
-    p6 = _convolution(inputs["P5"], 3, "fpn.P6", strides=2)
-    p7 = _convolution(layers.ReLU(name="fpn.P7.relu")(p6), 3, "fpn.P7", strides=2)
+    outputs = [_convolution(merged[level], width, 3, f"fpn.output.{level}") for level in LEVELS[:3]]
+    p6 = _convolution(inputs["P5"], width, 3, "fpn.P6", strides=2)
+    p7 = _convolution(layers.ReLU(name="fpn.P7.relu")(p6), width, 3, "fpn.P7", strides=2)
     return keras.Model(inputs, [*outputs, p6, p7], name="fpn")
 
 
-def _convolution(x, kernel, name, strides=1):
-    x = layers.Conv2D(CHANNELS, kernel, strides=strides, padding="same", use_bias=False, name=name)(x)
+def _convolution(x, channels, kernel, name, strides=1):
+    x = layers.Conv2D(channels, kernel, strides=strides, padding="same", use_bias=False, name=name)(x)
     return BatchNorm(name=f"{name}.bn")(x)
 
 
