@@ -176,6 +176,41 @@ def test_a_finished_run_keeps_its_rows_and_its_classes(place, tmp_path, capsys):
     assert "does not hold flags of moco_tf.transfer.detect" in capsys.readouterr().err
 
 
+def test_a_detectors_loss_is_keras_cvs_over_a_moving_mean_of_anchors_on_objects_which_is_saved(place, tmp_path):
+    from moco_tf.checkpoint import Checkpoints
+    from moco_tf.transfer import learning, retinanet
+
+    settings = settings_of(detect.Settings, place, tmp_path / "out", "--head_layers=1", "--pyramid_channels=8")
+    model, _ = detect.network(settings, 2)
+    loss = retinanet.Loss()
+    rng = np.random.default_rng(0)
+    images = tf.constant(rng.normal(size=(2, SIDE, SIDE, 3)), tf.float32)
+    boxes = tf.constant([[[4.0, 4.0, 40.0, 36.0], [30.0, 20.0, 60.0, 50.0]], [[10.0, 10.0, 50.0, 50.0], [0.0] * 4]])
+    some = {"image": images, "boxes": boxes, "classes": tf.constant([[0, 1], [1, -1]], tf.int64)}
+    none = {"image": images, "boxes": tf.zeros((2, 2, 4)), "classes": -tf.ones((2, 2), tf.int64)}
+    model.compile(box_loss="smoothl1", classification_loss="focal")
+    truth = {"boxes": boxes, "classes": tf.cast(some["classes"], tf.float32)}
+    _, classes = model.label_encoder(images, truth)
+    on_objects = float(tf.reduce_sum(tf.cast(classes >= 0, tf.float32)))
+    assert on_objects > 2
+    answer = model({"images": images}, training=True)
+    theirs = model.compute_loss(x=images, y=truth, y_pred=answer, sample_weight=None)
+    mean = 0.9 * 100 + 0.1 * on_objects
+    np.testing.assert_allclose(loss(model, some), theirs * on_objects / mean, rtol=1e-5)
+    with tf.GradientTape() as tape:
+        of_background = loss(model, none)
+    assert float(loss.on_objects) == pytest.approx(0.9 * mean + 0.1)
+    head = model.classification_head.prediction_layer
+    assert np.abs(tape.gradient(of_background, head.bias)).max() > 0  # what is no object is learnt as well
+
+    learner = learning.Learner(model, loss, settings)
+    Checkpoints(tmp_path / "checkpoints", learner).save()
+    saved = float(loss.on_objects)
+    loss.on_objects.assign(7.0)
+    Checkpoints(tmp_path / "checkpoints", learner).restore_last()
+    assert float(loss.on_objects) == saved
+
+
 def test_a_detectors_answers_are_those_of_the_canvas_in_pixels_of_the_image(place, tmp_path):
     from moco_tf.data.inputs.image import IMAGENET
     from moco_tf.transfer import annotated_views, judges, retinanet
@@ -183,7 +218,7 @@ def test_a_detectors_answers_are_those_of_the_canvas_in_pixels_of_the_image(plac
     settings = settings_of(detect.Settings, place, tmp_path / "out", "--head_layers=1", "--pyramid_channels=64")
     model, _ = detect.network(settings, 2)
     assert {maps.shape[-1] for maps in model.get_layer("fpn").outputs} == {64}
-    model.get_layer("prediction_head").prediction_layer.bias.assign_add(4 * tf.ones(18))  # it finds something
+    model.classification_head.prediction_layer.bias.assign_add(4 * tf.ones(18))  # it finds something
     canvas = annotated_views.Canvas(IMAGENET, SIDE, True)
     image = np.random.default_rng(0).integers(0, 255, (96, 48, 3), np.uint8)  # twice as high as wide: scale 2 / 3
     of_canvas = retinanet.detect(model, canvas.image(image, canvas.place(96, 48))[tf.newaxis])

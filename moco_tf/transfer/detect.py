@@ -53,7 +53,7 @@ def detect(settings):
     from moco_tf.transfer import annotated_views, average_precision, judges, retinanet
 
     average_precision.require_pycocotools()
-    return running.train(settings, boxes.find, network, retinanet.loss, annotated_views.boxed, judges.OfBoxes)
+    return running.train(settings, boxes.find, network, retinanet.Loss(), annotated_views.boxed, judges.OfBoxes)
 
 
 def network(settings, classes, start=True):

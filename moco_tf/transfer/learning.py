@@ -30,6 +30,7 @@ class Learner(keras.Model):
     def __init__(self, network, loss, settings):
         super().__init__()
         self.network = network
+        self.objective = loss  # where it has a state, that is saved as well
         # The sum of the losses, and their number, since the last row of metrics.csv.
         self.totals = self.add_weight(name="totals", shape=(2,), initializer="zeros", trainable=False, autocast=False)
         rate = lambda: learning_rate(settings, optimizer.iterations)  # noqa: E731

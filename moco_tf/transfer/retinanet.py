@@ -21,6 +21,8 @@ BOXES = "xyxy"  # keras-cv's word for left, top, right, bottom in pixels
 LEVELS = ("P3", "P4", "P5", "P6", "P7")
 SCALES, ASPECT_RATIOS = (1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0)
 PRIOR = 0.01  # probability of an object before anything is learnt (section 4.1)
+BACKGROUND, IGNORED = -1.0, -2.0  # keras-cv's classes of anchors on no object, and of those between both
+MEAN_AT_FIRST, DECAY = 100.0, 0.9  # of the moving mean of anchors on objects, as Detectron2 has them
 LEAST_SCORE, MOST_OVERLAP = 0.05, 0.5  # of boxes that are kept, as Detectron2 has them
 
 
@@ -33,7 +35,7 @@ def retinanet(trunk, classes, smallest_anchor, head_layers, pyramid_channels):
       head_layers: convolutions of 256 channels before the predictions of boxes and of classes.
       pyramid_channels: of each map of the feature pyramid. 256 in the paper.
     """
-    model = keras_cv.models.RetinaNet(
+    return keras_cv.models.RetinaNet(
         backbone=trunk,
         num_classes=classes,
         bounding_box_format=BOXES,
@@ -59,15 +61,39 @@ def retinanet(trunk, classes, smallest_anchor, head_layers, pyramid_channels):
             max_detections_per_class=MOST_DETECTIONS,
         ),
     )
-    model.compile(box_loss="smoothl1", classification_loss="focal", jit_compile=False)
-    return model
 
 
-def loss(model, batch):
-    """Focal loss and smooth L1 of a batch of `annotated_views.boxed`, as keras-cv weights them: a scalar."""
-    images = batch["image"]
-    truth = {"boxes": batch["boxes"], "classes": tf.cast(batch["classes"], tf.float32)}
-    return model.compute_loss(x=images, y=truth, y_pred=model({"images": images}, training=True), sample_weight=None)
+class Loss(tf.Module):
+    """Focal loss and smooth L1 of a batch of `annotated_views.boxed`, keras-cv's: (model, batch) -> a scalar.
+
+    Both are divided by a moving mean of the number of anchors that lie on objects, as Detectron2 does. keras-cv
+    divides by the batch's own number: of a batch without objects nothing is learnt, and one with hardly any, as comes
+    now and then where many images are background, has a gradient tens of times that of others and ruins what was.
+
+    Attributes:
+      on_objects: the moving mean, a variable. It is a part of the training's state.
+    """
+
+    def __init__(self):
+        super().__init__("loss")
+        self.on_objects = tf.Variable(MEAN_AT_FIRST, trainable=False, name="on_objects")
+        self._of_classes = keras_cv.losses.FocalLoss(from_logits=True, reduction="sum")
+        self._of_boxes = keras_cv.losses.SmoothL1Loss(reduction="sum")
+
+    def __call__(self, model, batch):
+        images = batch["image"]
+        predicted = model({"images": images}, training=True)
+        truth = {"boxes": batch["boxes"], "classes": tf.cast(batch["classes"], tf.float32)}
+        boxes, classes = model.label_encoder(images, truth)  # (N, A, 4), (N, A): a class, or one of the two below
+        on_object = tf.cast(classes > BACKGROUND, tf.float32)
+        counts = tf.cast(classes != IGNORED, tf.float32)
+        number = tf.maximum(tf.reduce_sum(on_object), 1.0)
+        mean = self.on_objects.assign(DECAY * self.on_objects + (1 - DECAY) * number)
+        labels = tf.one_hot(tf.cast(classes, tf.int32), predicted["classification"].shape[-1])
+        return (
+            self._of_classes(labels, predicted["classification"], sample_weight=counts)
+            + self._of_boxes(boxes, predicted["box"], sample_weight=on_object)
+        ) / mean
 
 
 def detect(model, images):
