@@ -1,7 +1,7 @@
 """A small stand-in for tensorflow_model_server: Predict over REST and gRPC, its flags, its models.config.
 
 It runs signatures in TensorFlow and speaks tensorflow-serving-api's service definitions. Of the server's own work
-(polling, batching, warm-up) it does nothing.
+(polling, batching, warm-up) it does nothing. It listens on this machine alone; the server listens on all addresses.
 """
 
 import argparse
@@ -108,9 +108,11 @@ def main():
     parser.add_argument("--allow_version_labels_for_unavailable_models", choices=("true", "false"))
     parser.add_argument("--enable_batching", choices=("true", "false"))
     parser.add_argument("--batching_parameters_file")
+    parser.add_argument("--grpc_channel_arguments", type=lambda text: text.split("="))
     arguments = parser.parse_args()
     models = Models(arguments.model_config_file)
-    server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", -1)])
+    name, value = arguments.grpc_channel_arguments
+    server = grpc.server(futures.ThreadPoolExecutor(4), options=[(name, int(value))])
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Prediction(models), server)
     assert server.add_insecure_port(f"localhost:{arguments.port}")
     server.start()

@@ -2,6 +2,7 @@
 
 import io
 import random
+import zlib
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ RGBA.putalpha(Image.fromarray(PIXELS[..., 0]))
 SCALAR = [tf.TensorSpec((), tf.string)]
 decode = tf.function(encoded.decode, input_signature=SCALAR)  # as tf.data runs them
 verify = tf.function(encoded.verify, input_signature=SCALAR)
+header = tf.function(encoded.header, input_signature=SCALAR)
 
 
 def file_of(image, format, **settings):
@@ -183,6 +185,11 @@ def test_a_decompression_bomb_is_refused_by_its_header(format):
     assert problem_of(data) == f"more than {encoded.MAX_PIXELS} pixels"
 
 
+def test_a_size_whose_product_overflows_is_refused():
+    data = header_of("PNG", file_of(RGB, "PNG"), 2**32 - 1, 2**32 - 1)
+    assert problem_of(data) == f"more than {encoded.MAX_PIXELS} pixels"
+
+
 def test_cutting_and_flipping_anywhere_never_ends_the_process_and_what_passes_gives_every_crop():
     from moco_tf.data import image_ops
 
@@ -206,6 +213,8 @@ def test_cutting_and_flipping_anywhere_never_ends_the_process_and_what_passes_gi
             continue
         passed += 1
         _, height, width, _ = verify(data).numpy()
+        _, *of_header = header(data)
+        assert height <= of_header[0] and width <= of_header[1]  # by which memory is granted
         rows, columns = rng.randint(1, height), rng.randint(1, width)
         top, left = rng.randint(0, height - rows), rng.randint(0, width - columns)
         assert crop(data, [top, left, rows, columns]).shape == (rows, columns, 3)
@@ -225,3 +234,78 @@ def test_upright_is_what_pillow_makes_of_the_decoded_image_by_exif(orientation):
     upright = encoded.upright(tf.constant(file.getvalue()), head)
     assert np.array_equal(encoded.decode(upright), np.asarray(ImageOps.exif_transpose(turned)))
     assert head == orientation and (upright.numpy() == file.getvalue()) == (orientation == 1)
+
+
+def first_frame_of(gif):
+    """Where the first frame of a GIF begins and ends, block by block."""
+
+    def end_of_blocks(at):
+        while at < len(gif) and gif[at]:
+            at += 1 + gif[at]
+        return at
+
+    palette = lambda flags: 3 * 2 ** (flags % 8 + 1) if flags >= 128 else 0  # noqa: E731
+    at = 13 + palette(gif[10])
+    while gif[at : at + 1] == b"!":
+        at = end_of_blocks(at + 2) + 1
+    return at, end_of_blocks(at + 11 + palette(gif[at + 9])) + 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"comment": bytes(100_000)}, FRAMES, {**FRAMES, "loop": 0, "duration": 50}])
+def test_of_a_gif_nothing_beyond_its_first_frame_is_read(settings):
+    data = file_of(RGB, "GIF", **settings)
+    begin, end = first_frame_of(data)
+    assert encoded.ready(tf.constant(data)).numpy() == data[:end] + b";"
+    spoilt = data[:end] + b",\0\0\0\0" + 2 * b"\xff\xff" + b"\0\x08" + 99 * b"\x03abc"  # 65535 x 65535, cut short
+    np.testing.assert_array_equal(decode(spoilt), decode(data))
+    assert problem_of(spoilt) == ""
+    wide = data[: begin + 5] + 2 * (60_000).to_bytes(2, "little") + data[begin + 9 :]  # larger than the canvas
+    assert problem_of(wide) == f"more than {encoded.MAX_PIXELS} pixels"
+    assert problem_of(data[:begin] + b";") == problem_of(data[: begin - 1]) == "no pixels"
+
+
+def test_the_end_of_a_gifs_blocks_is_found_however_long_they_are():
+    end_of_blocks = tf.function(
+        encoded._end_of_blocks, input_signature=[tf.TensorSpec((None,), tf.uint8), tf.TensorSpec((), tf.int64)]
+    )
+    rng = np.random.default_rng(0)
+    for longest in (2, 3, 16, 256):
+        lengths = rng.integers(1, longest, 4 * encoded.WINDOW // longest)
+        data = np.concatenate([np.r_[length, rng.integers(0, 256, length)] for length in [*lengths, 0, 5]])
+        end = lengths.sum() + len(lengths)
+        data = tf.constant(data.astype(np.uint8))
+        assert end_of_blocks(data, 0) == end and end_of_blocks(data, 1 + lengths[0]) == end
+        assert end_of_blocks(data[: end - 1], 0) >= end - 1  # cut short
+
+
+def test_a_gif_of_blocks_without_end_before_its_frame_is_refused():
+    data = file_of(RGB, "GIF")
+    begin, _ = first_frame_of(data)
+    assert problem_of(data[:begin] + 64 * b"!\xfe\1x\0" + data[begin:]) == ""
+    assert problem_of(data[:begin] + 65 * b"!\xfe\1x\0" + data[begin:]) == "no pixels"
+
+
+def test_a_gif_in_which_giflib_would_find_another_frame_is_refused():
+    data = file_of(RGB, "GIF")
+    begin, _ = first_frame_of(data)
+    hidden = b"!" + data[begin : begin + 5] + 2 * b"\xff\xff" + bytes(40)  # 33 bytes to skip after an empty extension
+    assert problem_of(data[:begin] + b"!\xfe\0" + hidden + data[begin:]) == "no pixels"
+    assert problem_of(data[:begin] + b"!\xfe\0" + data[begin:]) == "no pixels"
+
+
+def test_a_jpeg_of_more_scans_than_its_pixels_allow_is_refused():
+    progressive, marker = file_of(RGB, "JPEG", progressive=True), b"\xff\xda"
+    assert encoded.scans(tf.constant([progressive, file_of(RGB, "JPEG")])).numpy().tolist() == [10, 1]
+    assert problem_of(progressive + 1000 * marker) == ""
+    most = encoded.MAX_PIXELS * encoded.MAX_SCANS // 9000**2
+    wide = header_of("JPEG", file_of(RGB, "JPEG"), 9000, 9000)
+    assert "scans" not in problem_of(wide + (most - 1) * marker)
+    assert problem_of(wide + most * marker) == "a JPEG of more scans than 64 of 89478485 pixels"
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_a_png_of_more_compressed_chunks_than_any_needs_is_refused(kind):
+    data = file_of(RGB, "PNG")
+    chunk = b"\0\0\0\0" + kind + zlib.crc32(kind).to_bytes(4, "big")
+    assert problem_of(data[:33] + 16 * chunk + data[33:]) == ""
+    assert problem_of(data[:33] + 17 * chunk + data[33:]) == "a PNG of more than 16 compressed texts and profiles"

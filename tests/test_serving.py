@@ -3,7 +3,9 @@
 The server is tensorflow_model_server where it is on the PATH, and always a stand-in (stand_in_server.py).
 """
 
+import csv
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -20,6 +22,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
+from storms import server
 
 from export import classifier as export_classifier
 from export import client as export_client
@@ -103,6 +106,8 @@ def served(work):
         "PYTHONPATH": str(REPOSITORY),
         "GRPC_PORT": ports["8500"],
         "REST_PORT": ports["8501"],
+        "HOST": "0.0.0.0",  # else Docker is asked for, where the server can be kept to one address
+        "MESSAGE_MB": "4",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
 
@@ -119,25 +124,25 @@ def served(work):
     export, serve, ask, embed = commands()
     assert "Wrote models/encoder/1." in run(export)
     with open(work / "server.log", "w") as log:
-        server = subprocess.Popen(
+        process = subprocess.Popen(
             ["bash", "-c", f"exec {serve}"], cwd=work, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        wait_for(server, f"http://localhost:{ports['8501']}/v1/models/encoder", work / "server.log")
+        wait_for(process, f"http://localhost:{ports['8501']}/v1/models/encoder", work / "server.log")
         yield {"run": run, "ask": ask, "embed": embed, "rest": f"localhost:{ports['8501']}",
                "grpc": f"localhost:{ports['8500']}", "models": work / "models", "photos": work / "photos"}  # fmt: skip
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
 
 
 def commands():
     return re.findall(r"```sh\n(.*?)```", (REPOSITORY / "docs/serving.md").read_text(), re.DOTALL)
 
 
-def wait_for(server, url, log):
+def wait_for(process, url, log):
     for _ in range(600):
-        assert server.poll() is None, log.read_text()
+        assert process.poll() is None, log.read_text()
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:
                 if json.load(answer)["model_version_status"][0]["state"] == "AVAILABLE":
@@ -201,6 +206,18 @@ def test_a_refusal_is_one_line_that_names_the_file_or_the_model(served, protocol
         assert "\n" not in str(error.value)
 
 
+def test_a_request_by_grpc_beyond_the_messages_limit_ends_in_a_line(served):
+    with pytest.raises(ConfigError, match=r"refuses: .*larger than max \(\d+ vs. 4194304\)") as error:
+        client.grpc(served["grpc"], "encoder", 60)([bytes(5 << 20)])
+    assert "\n" not in str(error.value)
+
+
+def test_a_storm_of_good_and_bad_requests_is_answered_right(served):
+    asks = [getattr(client, name)(served[name], "encoder", 600) for name in ("rest", "grpc")]
+    figures = server.storm(asks, client.local(served["models"] / "encoder"), number=80, clients=8)
+    assert (figures["requests"], figures["right"]) == (80, 80)
+
+
 def test_asking_the_other_protocols_port_ends_in_a_line(served):
     with pytest.raises(ConfigError, match="does not answer as TF Serving's REST does"):
         client.rest(served["grpc"], "encoder", 60)([b"x"])
@@ -212,10 +229,10 @@ def test_a_silent_server_and_none_end_in_a_line(protocol, tmp_path):
     with socket.socket() as silent:
         silent.bind(("localhost", 0))
         silent.listen()
-        server = f"localhost:{silent.getsockname()[1]}"
+        address = f"localhost:{silent.getsockname()[1]}"
         start = time.monotonic()
         with pytest.raises(ConfigError, match=r"took more than 0.3 s: raise --timeout|no server answers"):
-            getattr(client, protocol)(server, "encoder", 0.3)([b"x"])
+            getattr(client, protocol)(address, "encoder", 0.3)([b"x"])
         assert time.monotonic() - start < 20
     with pytest.raises(ConfigError, match=f"no server answers at localhost:{(port := free_port())}"):
         getattr(client, protocol)(f"localhost:{port}", "encoder", 20)([b"x"])
@@ -260,25 +277,94 @@ def test_the_start_script_refuses_what_is_no_folder(tmp_path):
         assert done.returncode == 2 and "give the folder that holds encoder/<version>/" in done.stderr
 
 
-def test_without_the_server_the_script_runs_the_public_image(tmp_path):
-    docker = tmp_path / "bin/docker"
-    docker.parent.mkdir()
-    docker.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
-    docker.chmod(0o755)
-    models = tmp_path / "my models"
-    models.mkdir()
-    environment = {"PATH": f"{docker.parent}:/usr/bin:/bin", "BATCHING": "1"}
-    command = [SERVING / "serve.sh", models, "--tensorflow_inter_op_parallelism=2"]
-    words = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
-    for word in (
-        "tensorflow/serving",
-        f"{models}:{models}:ro",
-        f"--model_config_file={models}/models.config",
-        f"--batching_parameters_file={models}/batching.config",
-        "--tensorflow_inter_op_parallelism=2",
+@pytest.fixture
+def start(tmp_path):
+    """Runs serve.sh where the commands named are the only ones that could serve: its status, their words, stderr."""
+
+    def run(models, *arguments, commands=("docker",), **variables):
+        programs = tmp_path / f"bin {len(list(tmp_path.iterdir()))}"
+        programs.mkdir()
+        for name in ("bash", "dirname", "mv"):
+            (programs / name).symlink_to(shutil.which(name))
+        for name in commands:
+            (programs / name).write_text(f'#!/bin/sh\nprintf "%s\\0" {name} "$@"\n')
+            (programs / name).chmod(0o755)
+        done = subprocess.run(
+            [programs / "bash", SERVING / "serve.sh", models, *arguments],
+            env={"PATH": str(programs)} | variables,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout.split("\0")[:-1], done.stderr
+
+    return run
+
+
+def test_docker_publishes_a_pinned_image_to_this_machine_alone_unless_told_otherwise(start, tmp_path):
+    both = ("docker", "tensorflow_model_server")
+    for variables, host, image in (
+        ({}, "127.0.0.1", r"tensorflow/serving:\d+\.\d+\.\d+"),
+        ({"HOST": "10.0.0.7", "IMAGE": "mine:1"}, "10.0.0.7", "mine:1"),
+        ({"HOST": "::1"}, "[::1]", ".*"),
     ):
-        assert word in words
-    assert f'base_path: "{models}/encoder"' in (models / "models.config").read_text()
+        status, words, _ = start(tmp_path, "--tensorflow_inter_op_parallelism=2", commands=both, **variables)
+        assert status == 0 and words[:3] == ["docker", "run", "--rm"]
+        published = [word for flag, word in itertools.pairwise(words) if flag == "--publish"]
+        assert published == [f"{host}:8500:8500", f"{host}:8501:8501"]
+        at = words.index("--entrypoint")
+        assert words[at + 1] == "tensorflow_model_server" and re.fullmatch(image, words[at + 2])
+        assert words[at + 3 :] == [
+            "--port=8500", "--rest_api_port=8501", f"--model_config_file={tmp_path}/models.config",
+            "--model_config_file_poll_wait_seconds=60", "--allow_version_labels_for_unavailable_models=true",
+            f"--grpc_channel_arguments=grpc.max_receive_message_length={256 << 20}",
+            "--tensorflow_inter_op_parallelism=2",
+        ]  # fmt: skip
+
+
+def test_the_server_which_listens_on_all_addresses_is_run_only_where_that_is_asked_for(start, tmp_path):
+    native = ("tensorflow_model_server",)
+    for variables in ({}, {"HOST": "localhost"}, {"HOST": "10.0.0.7", "GRPC_PORT": "0"}):
+        status, words, says = start(tmp_path, commands=native, **variables)
+        assert (status, words) == (2, []) and says.count("\n") == 1
+        assert f"cannot be kept to HOST={variables.get('HOST', '127.0.0.1')}" in says and "HOST=0.0.0.0" in says
+    status, words, _ = start(tmp_path, commands=("docker", *native), HOST="0.0.0.0", BATCHING="1", MESSAGE_MB="8")
+    assert status == 0 and words[:3] == ["tensorflow_model_server", "--port=8500", "--rest_api_port=8501"]
+    assert f"--batching_parameters_file={tmp_path}/batching.config" in words
+    assert f"--grpc_channel_arguments=grpc.max_receive_message_length={8 << 20}" in words
+    by_file = {"GRPC_PORT": "0", "REST_PORT": "0"}
+    status, words, _ = start(tmp_path, "--grpc_socket_path=x", commands=native, **by_file)
+    assert status == 0 and words[1:3] == ["--port=0", "--rest_api_port=0"] and words[-1] == "--grpc_socket_path=x"
+    status, _, says = start(tmp_path, commands=())
+    assert status == 1 and "neither tensorflow_model_server nor docker" in says
+    for wrong in ("0", "2048", "1 + 1", "much"):
+        status, words, says = start(tmp_path, MESSAGE_MB=wrong)
+        assert (status, words) == (2, []) and f"from 1 to 2047; got '{wrong}'" in says
+
+
+@needs_api
+@pytest.mark.parametrize(
+    "name",
+    ["my models", "a & b", "\\&", 'c"d,e:f', "it's", "$HOME `id`", "-n", "-", "line\nline\n", "back\\slash\\", "ä"],
+)
+def test_a_folder_of_any_name_is_served(start, tmp_path, name):
+    from tensorflow_serving.config import model_server_config_pb2
+
+    folder = tmp_path / "of/models" / name
+    folder.mkdir(parents=True)
+    (tmp_path / name).symlink_to(folder)
+    for given, models in ((folder, folder), (name, tmp_path / name)):
+        status, words, says = start(given)
+        assert status == 0, says
+        text = (folder / "models.config").read_text()
+        (config,) = text_format.Parse(text, model_server_config_pb2.ModelServerConfig()).model_config_list.config
+        assert config.base_path == f"{models}/encoder"
+        assert f"--model_config_file={models}/models.config" in words
+        ((*_, source, target),) = csv.reader([words[words.index("--mount") + 1]])
+        assert (source, target) == (f"source={models}", f"target={models}")
+        assert sorted(path.name for path in folder.iterdir()) == ["batching.config", "models.config"]
+        (folder / "models.config").unlink()
 
 
 def test_a_probes_folder_becomes_a_classifier(run_dir, tmp_path, capsys):

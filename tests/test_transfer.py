@@ -225,7 +225,7 @@ def test_a_detectors_answers_are_those_of_the_canvas_in_pixels_of_the_image(plac
     found = of_canvas[2][0].numpy() >= 0
     assert found.sum() > 10
     by_hand = np.clip(of_canvas[0][0].numpy() * 1.5, 0, [48, 96, 48, 96])[found]
-    signatures = export._detector(model, canvas)
+    signatures = export._detector(model, canvas, 500)
     png = tf.io.encode_png(image)
     for name, given in (("serving_default", tf.constant(image[np.newaxis])), ("encoded_images", png[tf.newaxis])):
         answer = signatures[name][0](given)

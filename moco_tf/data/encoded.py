@@ -10,10 +10,28 @@ import tensorflow as tf
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WebP")
 JPEG, PNG, BMP, GIF, WEBP = range(len(FORMATS))
 MAX_PIXELS = 89_478_485  # beyond it Pillow warns of a decompression bomb: a quarter of a gigabyte of RGB
+MAX_SCANS = 64  # of a JPEG of MAX_PIXELS, and of smaller ones in proportion: each scan goes through all pixels
+MAX_CHUNKS = 16  # of a PNG, compressed and not its pixels: libpng unpacks and keeps up to 8 MB of each
+MAX_EXTENSIONS = 64  # of a GIF, before its first frame
 HEAD = 4096  # bytes of a JPEG among which its orientation is sought
 APP1, START_OF_SCAN = 0xE1, 0xDA  # markers of a JPEG
+EXTENSION, FRAME = b"!,"  # what a GIF's parts begin with
 ORIENTATION, LONG = 0x0112, 4  # a tag and a type of TIFF, which EXIF is written in
+TRAILER = b";"  # of a GIF
+WINDOW = 2**14  # bytes of a GIF that are looked through at once
 _TOO_LARGE = f"more than {MAX_PIXELS} pixels"
+_TOO_MANY_SCANS = f"a JPEG of more scans than {MAX_SCANS} of {MAX_PIXELS} pixels"
+# What is refused by its first bytes, in the order in which it is looked for.
+_PROBLEMS = (
+    "empty",
+    f"none of {', '.join(FORMATS)}",
+    # TensorFlow 2.21 writes past its buffer on an animation without alpha, which ends the process.
+    "an animated WebP",
+    "a BMP of other than 8, 24 or 32 bits, or compressed",  # would be misread
+    "no pixels",
+    _TOO_LARGE,
+    f"a PNG of more than {MAX_CHUNKS} compressed texts and profiles",
+)
 
 
 def decode(encoded):
@@ -22,15 +40,13 @@ def decode(encoded):
 
 
 def decode_safely(encoded):
-    """`decode` of what anyone may have sent: an error beyond `MAX_PIXELS`, before memory is taken."""
-    _, height, width = header(encoded)
-    return decode(_require(height * width <= MAX_PIXELS, _TOO_LARGE, encoded))
+    """`decode` of what anyone may have sent: an error before memory or time is taken that no picture needs."""
+    return tf.cond(tf.io.is_jpeg(encoded), lambda: decode_jpeg_safely(encoded), lambda: decode_other(encoded))
 
 
 def decode_jpeg_safely(encoded):
     """`decode_safely` of a JPEG."""
-    fits = tf.reduce_prod(_jpeg_size(encoded)) <= MAX_PIXELS
-    return decode_jpeg(_require(fits, _TOO_LARGE, encoded))
+    return decode_jpeg(_fitting_jpeg(encoded, _jpeg_size(encoded)))
 
 
 def decode_depth(encoded, largest=0.0):
@@ -45,21 +61,110 @@ def decode_depth(encoded, largest=0.0):
     return tf.cast(tf.round(255 * tf.minimum(values / far, 1.0)), tf.uint8)
 
 
-# A function of its own since most of a decoding's operations are here: traced once a process, not once a pipeline.
-@tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
+# Functions of their own since most of a decoding's operations are there: traced once a process, not once a pipeline.
+_once = tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
+
+
+@_once
 def decode_other(encoded):
-    """`decode` of what is not a JPEG."""
-    kind = _other_header(encoded)[0]
-    with tf.control_dependencies([kind]):  # nothing that the header refuses reaches TensorFlow's decoders
-        encoded = tf.identity(encoded)
-    image = tf.cond(
-        tf.equal(kind, BMP),
-        lambda: _decode_bmp(encoded),
-        lambda: tf.io.decode_image(encoded, channels=0, expand_animations=False),
-    )
+    """`decode` of what is not a JPEG; an error where `examine` finds a problem."""
+    with tf.control_dependencies([_other_header(encoded)]):  # nothing that it refuses reaches TensorFlow's decoders
+        encoded = ready(encoded)
+    return three_channels(encoded, decode_as_stored(encoded))
+
+
+def decode_as_stored(encoded):
+    """uint8 (H, W, any number of channels), with BMPs' numbers of colours, of what `examine` has passed."""
+    return tf.io.decode_image(encoded, channels=0, expand_animations=False)
+
+
+def three_channels(encoded, image):
+    """uint8 (H, W, 3) of what `decode_as_stored` gave."""
     channels = tf.shape(image)[-1]
-    image = tf.cond(channels < 3, lambda: tf.repeat(image[..., :1], 3, axis=-1), lambda: image[..., :3])
+    has_palette = (channels < 3) & tf.reduce_all(_bytes_of(encoded, 0, 2) == tuple(b"BM"))
+    image = tf.cond(
+        channels < 3,
+        lambda: tf.cond(has_palette, lambda: _look_up(encoded, image), lambda: tf.repeat(image[..., :1], 3, axis=-1)),
+        lambda: image[..., :3],
+    )
     return tf.ensure_shape(image, (None, None, 3))
+
+
+@_once
+def examine(encoded):
+    """What the first bytes say of what is not a JPEG, int64 (4,): format, height, width, problem. Never an error.
+
+    problem: 0 where there is none, or the place in a list, from 1 on, of what makes it unfit to be decoded. Of a GIF
+    the size is that of its first frame, or of the canvas where that is larger.
+    """
+    head = _bytes_of(encoded, 0, 34)
+
+    def starts(at, text):
+        return tf.reduce_all(head[at : at + len(text)] == np.frombuffer(text, np.uint8))
+
+    is_bmp = starts(0, b"BM")
+    is_webp = starts(0, b"RIFF") & starts(8, b"WEBP")
+    extended = is_webp & starts(12, b"VP8X")
+    lossless = is_webp & starts(12, b"VP8L")
+    bits, compression = _number(head[28:30]), _number(head[30:34])
+    packed = _number(head[21:25])  # VP8L: 14 bits each, less one
+    sizes = {
+        PNG: (starts(0, b"\x89PNG\r\n\x1a\n"), _number(head[23:19:-1]), _number(head[19:15:-1])),
+        BMP: (is_bmp, tf.abs(_signed(head[22:26])), _signed(head[18:22])),
+        GIF: (starts(0, b"GIF8"), _number(head[8:10]), _number(head[6:8])),
+        WEBP: (
+            is_webp,
+            tf.where(extended, _number(head[27:30]) + 1, tf.where(lossless, packed // 2**14 % 2**14 + 1,
+                     _number(head[28:30]) % 2**14)),
+            tf.where(extended, _number(head[24:27]) + 1, tf.where(lossless, packed % 2**14 + 1,
+                     _number(head[26:28]) % 2**14)),
+        ),
+    }  # fmt: skip
+    is_format = tf.stack([is_it for is_it, _, _ in sizes.values()])
+    table = tf.stack([tf.stack([tf.constant(kind, tf.int64), h, w]) for kind, (_, h, w) in sizes.items()])
+    answer = table[tf.argmax(tf.cast(is_format, tf.int32))]
+    answer = tf.cond(sizes[GIF][0], lambda: _with_first_frames_size(encoded, answer), lambda: answer)
+    whole_bytes = tf.reduce_any(bits == [8, 24, 32]) & ((compression == 0) | ((compression == 3) & (bits == 32)))
+    chunks = tf.add_n([_occurrences(encoded, kind) for kind in (b"zTXt", b"iTXt", b"iCCP")])
+    is_fine = tf.stack([  # as `_PROBLEMS` names them
+        tf.strings.length(encoded) > 0,
+        tf.reduce_any(is_format),
+        ~extended | (head[20] & 2 == 0),
+        ~is_bmp | whole_bytes,
+        tf.reduce_all(answer[1:] > 0),
+        tf.reduce_all(answer[1:] <= MAX_PIXELS) & (tf.reduce_prod(answer[1:]) <= MAX_PIXELS),  # 64 bits overflow
+        ~sizes[PNG][0] | (chunks <= MAX_CHUNKS),
+    ])  # fmt: skip
+    problem = tf.cast(~tf.reduce_all(is_fine), tf.int64) * (1 + tf.argmin(tf.cast(is_fine, tf.int32)))
+    return tf.concat([answer, problem[tf.newaxis]], axis=0)
+
+
+def ready(encoded):
+    """What `examine` has passed, as `decode_as_stored` takes it: a GIF ends with its first frame.
+
+    TensorFlow would unpack all frames to give the first.
+    """
+    is_gif = tf.reduce_all(_bytes_of(encoded, 0, 4) == tuple(b"GIF8"))
+    return tf.cond(is_gif, lambda: _first_frame_alone(encoded), lambda: encoded)
+
+
+def jpeg_pixels(encoded):
+    """Pixels of a JPEG, int64; an error where libjpeg finds no size."""
+    return tf.reduce_prod(_jpeg_size(encoded))
+
+
+def jpeg_fits(pixels, scans):
+    """Whether a JPEG is decoded, by its pixels and its scans, int64 of any shape."""
+    return (pixels <= MAX_PIXELS) & (pixels * scans <= MAX_PIXELS * MAX_SCANS)
+
+
+def scans(encoded):
+    """Scans of JPEGs, int64 of the shape of the strings; more where the marker lies in what is not decoded.
+
+    In a scan's data the marker of a scan does not occur. In a thumbnail, or a video behind the image, it does, about
+    once in 65,536 bytes.
+    """
+    return _occurrences(encoded, bytes([0xFF, START_OF_SCAN]))
 
 
 def verify(encoded):
@@ -74,19 +179,16 @@ def verify(encoded):
 
     def jpeg():
         size = _jpeg_size(encoded)
-        fits = tf.reduce_prod(size) <= MAX_PIXELS
-        pixels = tf.io.decode_jpeg(_require(fits, _TOO_LARGE, encoded), channels=3, ratio=8)
+        pixels = tf.io.decode_jpeg(_fitting_jpeg(encoded, size), channels=3, ratio=8)
         # Something has to be asked of the pixels, or TensorFlow spares itself the decoding.
         return tf.concat([[JPEG], _require(tf.shape(pixels)[0] > 0, "no pixels", size), [-1]], axis=0)
 
     def other():
-        facts = _other_header(encoded)
-        pixels = decode_other(_require(tf.reduce_prod(facts[1:]) <= MAX_PIXELS, _TOO_LARGE, encoded))
-        size = tf.shape(pixels, tf.int64)[:2]  # a GIF's frame may be larger than its header says
-        size = _require(tf.reduce_prod(size) <= MAX_PIXELS, _TOO_LARGE, size)
-        is_deep = (facts[0] == PNG) & (_bytes_of(encoded, 24, 1)[0] == 16)
+        kind = _other_header(encoded)[0]
+        size = tf.shape(decode_other(encoded), tf.int64)[:2]
+        is_deep = (kind == PNG) & (_bytes_of(encoded, 24, 1)[0] == 16)
         peak = tf.cond(is_deep, lambda: _peak(encoded), lambda: tf.constant(-1, tf.int64))
-        return tf.concat([facts[:1], size, [peak]], axis=0)
+        return tf.concat([[kind], size, [peak]], axis=0)
 
     return tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
 
@@ -157,44 +259,72 @@ def _jpeg_size(encoded):
     return tf.image.extract_jpeg_shape(encoded, tf.int64)[:2]
 
 
+def _fitting_jpeg(encoded, size):
+    pixels = tf.reduce_prod(size)
+    encoded = _require(pixels <= MAX_PIXELS, _TOO_LARGE, encoded)
+    return _require(jpeg_fits(pixels, scans(encoded)), _TOO_MANY_SCANS, encoded)
+
+
 def _other_header(encoded):
-    encoded = _require(tf.strings.length(encoded) > 0, "empty", encoded)
-    head = _bytes_of(encoded, 0, 34)
+    """(format, height, width), int64 (3,), of what is not a JPEG; an error where `examine` finds a problem."""
+    facts = examine(encoded)
+    return _require(facts[3] == 0, tf.gather(["", *_PROBLEMS], facts[3]), facts[:3])
 
-    def starts(at, text):
-        return tf.reduce_all(head[at : at + len(text)] == np.frombuffer(text, np.uint8))
 
-    is_bmp = starts(0, b"BM")
-    is_webp = starts(0, b"RIFF") & starts(8, b"WEBP")
-    extended = is_webp & starts(12, b"VP8X")
-    lossless = is_webp & starts(12, b"VP8L")
-    bits, compression = _number(head[28:30]), _number(head[30:34])
-    packed = _number(head[21:25])  # VP8L: 14 bits each, less one
-    sizes = {
-        PNG: (starts(0, b"\x89PNG\r\n\x1a\n"), _number(head[23:19:-1]), _number(head[19:15:-1])),
-        BMP: (is_bmp, tf.abs(_signed(head[22:26])), _signed(head[18:22])),
-        GIF: (starts(0, b"GIF8"), _number(head[8:10]), _number(head[6:8])),
-        WEBP: (
-            is_webp,
-            tf.where(extended, _number(head[27:30]) + 1, tf.where(lossless, packed // 2**14 % 2**14 + 1,
-                     _number(head[28:30]) % 2**14)),
-            tf.where(extended, _number(head[24:27]) + 1, tf.where(lossless, packed % 2**14 + 1,
-                     _number(head[26:28]) % 2**14)),
-        ),
-    }  # fmt: skip
-    is_format = tf.stack([is_it for is_it, _, _ in sizes.values()])
-    table = tf.stack([tf.stack([tf.constant(kind, tf.int64), h, w]) for kind, (_, h, w) in sizes.items()])
-    answer = table[tf.argmax(tf.cast(is_format, tf.int32))]
-    whole_bytes = tf.reduce_any(bits == [8, 24, 32]) & ((compression == 0) | ((compression == 3) & (bits == 32)))
-    for holds, text in (
-        (tf.reduce_any(is_format), f"none of {', '.join(FORMATS)}"),
-        # TensorFlow 2.21 writes past its buffer on an animation without alpha, which ends the process.
-        (~extended | (head[20] & 2 == 0), "an animated WebP"),
-        (~is_bmp | whole_bytes, "a BMP of other than 8, 24 or 32 bits, or compressed"),  # would be misread
-        (tf.reduce_all(answer[1:] > 0), "no pixels"),
-    ):
-        answer = _require(holds, text, answer)
-    return answer
+def _with_first_frames_size(gif, canvas):
+    """(format, height, width): the canvas' or the first frame's, whichever is larger; 0 where there is no frame."""
+    at, _ = _first_frame(gif)
+    width, height = _number(_bytes_of(gif, at + 5, 2)), _number(_bytes_of(gif, at + 7, 2))
+    frame = tf.stack([height, width]) * tf.cast(at > 0, tf.int64)
+    larger = tf.where(tf.reduce_all(frame > 0), tf.maximum(canvas[1:], frame), 0)
+    return tf.concat([canvas[:1], larger], axis=0)
+
+
+def _first_frame_alone(gif):
+    _, end = _first_frame(gif)
+    return tf.strings.join([tf.strings.substr(gif, tf.constant(0, tf.int64), end), TRAILER])
+
+
+@_once
+def _first_frame(gif):
+    """Where the first frame of a GIF begins and ends, int64; (0, 0): there is none.
+
+    It is found as giflib finds it, or not at all: of an extension without content, giflib reads on beyond the end.
+    """
+    data = tf.io.decode_raw(gif, tf.uint8)
+    byte = lambda at: tf.cast(_bytes_of(gif, at, 1)[0], tf.int64)  # noqa: E731
+    palette = lambda flags: tf.where(flags >= 128, 3 * 2 ** (flags % 8 + 1), 0)  # noqa: E731
+    at, _ = tf.while_loop(
+        lambda at, count: (byte(at) == EXTENSION) & (byte(at + 2) > 0) & (count < MAX_EXTENSIONS),
+        lambda at, count: (_end_of_blocks(data, at + 2) + 1, count + 1),
+        (13 + palette(byte(10)), 0),
+    )
+    end = _end_of_blocks(data, at + 11 + palette(byte(at + 9))) + 1
+    is_there = byte(at) == FRAME
+    return tf.where(is_there, at, 0), tf.where(is_there, end, 0)
+
+
+def _end_of_blocks(data, at):
+    """Where the blocks of a GIF that begin at `at` end: the place of the empty one, or beyond the data, uint8 (n,).
+
+    A block is its length, a byte, and so many bytes; there may be one for every two bytes of a file. So they are not
+    walked through one by one: where each byte of a window would lead as a block's length, all tell at once, then
+    where two such steps lead, four, and so on.
+    """
+
+    def on(at):
+        window = tf.cast(data[at : at + WINDOW], tf.int32)
+        size = tf.size(window)
+        here = tf.range(size)
+        leads = tf.where(window == 0, here, here + 1 + window)
+        twice = lambda leads: (tf.where(leads < size, tf.gather(leads, tf.minimum(leads, size - 1)), leads),)  # noqa: E731
+        (leads,) = tf.while_loop(lambda _: True, twice, (leads,), maximum_iterations=WINDOW.bit_length())
+        return (at + tf.cast(leads[0], tf.int64),)
+
+    number = tf.size(data, tf.int64)
+    is_block = lambda at: (at < number) & (data[tf.minimum(at, number - 1)] > 0)  # noqa: E731
+    (end,) = tf.while_loop(is_block, on, (at,))
+    return end
 
 
 def decode_jpeg(encoded):
@@ -202,15 +332,18 @@ def decode_jpeg(encoded):
     return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
 
 
-def _decode_bmp(encoded):
-    image = tf.io.decode_bmp(encoded)
+def _look_up(bmp, image):
+    """A BMP's colours, of which TensorFlow gives the numbers."""
+    start = 14 + _number(_bytes_of(bmp, 14, 4))
+    colours = tf.reshape(_bytes_of(bmp, start, 4 * 256), (256, 4))[:, 2::-1]  # blue, green, red, nothing
+    return tf.gather(colours, tf.cast(image[..., 0], tf.int32))
 
-    def look_up():  # TensorFlow leaves the numbers of colours as they are
-        start = 14 + _number(_bytes_of(encoded, 14, 4))
-        colours = tf.reshape(_bytes_of(encoded, start, 4 * 256), (256, 4))[:, 2::-1]  # blue, green, red, nothing
-        return tf.gather(colours, tf.cast(image[..., 0], tf.int32))
 
-    return tf.cond(tf.shape(image)[-1] < 3, look_up, lambda: image)
+def _occurrences(texts, part):
+    """How often a part is in each string, int64."""
+    texts = tf.convert_to_tensor(texts)
+    parts = tf.strings.split(texts, part)
+    return (tf.size(parts, tf.int64) if texts.shape.rank == 0 else parts.row_lengths()) - 1
 
 
 def _bytes_of(encoded, start, count):

@@ -27,10 +27,16 @@ class Settings:
         "zeros: give rows of zeros, the label -1, and `valid`, false there.",
         choices=("error", "zeros"),
     )
+    request_megapixels: float = command.flag(
+        500.0,
+        "Megapixels that the images of a request to `encoded_images` may have together. More are refused by their "
+        "headers, before anything is decoded.",
+    )
 
     def __post_init__(self):
         command.check_values(self)
         command.require(self, self.version >= 0, "version", "is 0 or more")
+        command.require(self, self.request_megapixels > 0, "request_megapixels", "is more than 0")
         if not self.run_dir or not self.probe or not self.output:
             raise ConfigError("give --run_dir=RUN, --probe=PROBE and --output=DIR: see --help")
         if run_folder.recorded(self.run_dir) is None:
@@ -52,6 +58,12 @@ def _run(settings):
     from moco_tf.serving import saved_model
 
     path = saved_model.version_to_write(settings.output, settings.version)
-    saved_model.export_probe(settings.run_dir, settings.probe, path, settings.on_bad_image)
+    saved_model.export_probe(
+        settings.run_dir,
+        settings.probe,
+        path,
+        on_bad_image=settings.on_bad_image,
+        request_megapixels=settings.request_megapixels,
+    )
     print(f"Wrote {path}.")
     return 0

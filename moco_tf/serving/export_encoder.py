@@ -29,6 +29,11 @@ class Settings:
         "zeros: give rows of zeros, and `valid`, false there.",
         choices=("error", "zeros"),
     )
+    request_megapixels: float = command.flag(
+        500.0,
+        "Megapixels that the images of a request to `encoded_images` may have together. More are refused by their "
+        "headers, before anything is decoded.",
+    )
     feature_maps: bool = command.flag(
         False,
         "Write a signature `feature_maps`, too: a ResNet's maps P2 to P5, strides 4 to 32, of images of any size.",
@@ -37,6 +42,7 @@ class Settings:
     def __post_init__(self):
         command.check_values(self)
         command.require(self, self.version >= 0, "version", "is 0 or more")
+        command.require(self, self.request_megapixels > 0, "request_megapixels", "is more than 0")
         if not self.run_dir or not self.output:
             raise ConfigError("give --run_dir=RUN and --output=DIR: see --help")
         if run_folder.recorded(self.run_dir) is None:
@@ -44,7 +50,12 @@ class Settings:
         if self.format == "onnx":
             if not self.output.endswith(".onnx"):
                 raise ConfigError(f"--format=onnx writes a file, --output=NAME.onnx; got {self.output}")
-            for name, default in (("version", 0), ("on_bad_image", "error"), ("feature_maps", False)):
+            for name, default in (
+                ("version", 0),
+                ("on_bad_image", "error"),
+                ("request_megapixels", 500.0),
+                ("feature_maps", False),
+            ):
                 rule = "belongs to a SavedModel; an ONNX file takes pixels and has no versions"
                 command.require(self, getattr(self, name) == default, name, rule)
         elif self.version and (Path(self.output) / str(self.version)).exists():
@@ -68,7 +79,13 @@ def _run(settings):
     from moco_tf.serving import saved_model
 
     path = saved_model.version_to_write(settings.output, settings.version)
-    saved_model.export_run(settings.run_dir, path, settings.on_bad_image, settings.feature_maps)
+    saved_model.export_run(
+        settings.run_dir,
+        path,
+        on_bad_image=settings.on_bad_image,
+        request_megapixels=settings.request_megapixels,
+        feature_maps=settings.feature_maps,
+    )
     print(f"Wrote {path}. Serve it: {shlex.join([_start_script(), str(path.parent.parent)])}")
     return 0
 

@@ -25,29 +25,30 @@ import tensorflow as tf
 
 from moco_tf import build, files, frozen
 from moco_tf.command import ConfigError
+from moco_tf.data.encoded_batch import REQUEST_MEGAPIXELS
 from moco_tf.encoders import pyramid
 from moco_tf.serving import model_card, signatures, warm_up
 
 BAD_IMAGES = ("error", "zeros")
 
 
-def export_run(run_dir, path, on_bad_image="error", feature_maps=False):
-    """Writes the encoder of a run folder's last checkpoint; raises as `export_encoder` and `build.trained`."""
+def export_run(run_dir, path, **options):
+    """Writes the encoder of a run folder's last checkpoint; options and errors: `export_encoder`, `build.trained`."""
     model = build.trained(run_dir)
-    about = _of_run(run_dir, model)
-    export_encoder(model, path, on_bad_image=on_bad_image, about=about, feature_maps=feature_maps)
+    export_encoder(model, path, about=_of_run(run_dir, model), **options)
 
 
-def export_probe(run_dir, probe, path, on_bad_image="error"):
+def export_probe(run_dir, probe, path, **options):
     """Writes a run folder's encoder with the classifier that `moco_tf.evaluate.linear_probe` left in a folder.
 
     Args:
       probe: the folder, with probe.npz (`kernel`, `bias`) and summary.json (`class_names`).
+      options: `export_classifier`'s.
     """
     kernel, bias, summary = read_probe(probe)
     model = build.trained(run_dir)
     about = _of_run(run_dir, model) | {"probe": summary}
-    export_classifier(model, kernel, bias, path, summary["class_names"], on_bad_image=on_bad_image, about=about)
+    export_classifier(model, kernel, bias, path, summary["class_names"], about=about, **options)
 
 
 def read_probe(folder):
@@ -76,7 +77,15 @@ def _of_run(run_dir, model):
     return model_card.of_run(run_dir) | {"steps": model.steps_done}
 
 
-def export_encoder(model, path, preprocessing=None, on_bad_image="error", about=None, feature_maps=False):
+def export_encoder(
+    model,
+    path,
+    preprocessing=None,
+    on_bad_image="error",
+    about=None,
+    feature_maps=False,
+    request_megapixels=REQUEST_MEGAPIXELS,
+):
     """Writes a SavedModel that TF Serving and `frozen.read` take.
 
     Args:
@@ -86,16 +95,27 @@ def export_encoder(model, path, preprocessing=None, on_bad_image="error", about=
         their indices. "zeros": gives rows of zeros, and `valid` bool (N,), false there.
       about: what encoder.json is to say beside input and outputs, a dict that JSON takes.
       feature_maps: whether to write a signature `feature_maps`, the encoder's pyramid (`encoders.pyramid`).
+      request_megapixels: that a request's `encoded_images` may have together; more are refused by their headers.
 
     Raises:
       ConfigError: a ValueError; the path exists, or does not end in a whole number; the encoder has no pyramid.
     """
     encoder = frozen.of_model(model, preprocessing)
     maps = _maps_of(model) if feature_maps else None
-    _write(encoder, [frozen.query_encoder(model)], path, on_bad_image, about or {}, maps)
+    _write(encoder, [frozen.query_encoder(model)], path, on_bad_image, request_megapixels, about or {}, maps)
 
 
-def export_classifier(model, kernel, bias, path, class_names=(), preprocessing=None, on_bad_image="error", about=None):
+def export_classifier(
+    model,
+    kernel,
+    bias,
+    path,
+    class_names=(),
+    preprocessing=None,
+    on_bad_image="error",
+    about=None,
+    request_megapixels=REQUEST_MEGAPIXELS,
+):
     """`export_encoder` with a linear classifier on the features, as a linear probe trains it.
 
     Args:
@@ -128,7 +148,7 @@ def export_classifier(model, kernel, bias, path, class_names=(), preprocessing=N
 
     classifier = dataclasses.replace(encoder, encode=classify)
     about = (about or {}) | {"class_names": list(class_names)}
-    _write(classifier, [frozen.query_encoder(model), linear], path, on_bad_image, about)
+    _write(classifier, [frozen.query_encoder(model), linear], path, on_bad_image, request_megapixels, about)
 
 
 def _maps_of(model):
@@ -142,18 +162,20 @@ def _maps_of(model):
     return maps
 
 
-def _write(encoder, parts, path, on_bad_image, about, maps=None):
+def _write(encoder, parts, path, on_bad_image, request_megapixels, about, maps=None):
     """Writes an encoder; `parts` are the layers that own its variables, `maps` its pyramid, if that is wanted."""
     path = Path(path)
     if not path.name.isdigit():
         raise ConfigError(f"a SavedModel's folder ends in its version, a whole number, as in encoder/1; got {path}")
     if on_bad_image not in BAD_IMAGES:
         raise ConfigError(f"on_bad_image is one of {', '.join(BAD_IMAGES)}; got {on_bad_image!r}")
+    if not request_megapixels > 0:
+        raise ConfigError(f"request_megapixels is more than 0; got {request_megapixels}")
     with aside(path) as folder:
         # Nothing is tracked by hand: the archive keeps the variables that its endpoints read, and would store tracked
         # ones once more.
         archive = keras.export.ExportArchive()
-        for name, (answer, spec) in signatures.of(encoder, on_bad_image).items():
+        for name, (answer, spec) in signatures.of(encoder, on_bad_image, request_megapixels).items():
             archive.add_endpoint(name, answer, [spec])
         if maps:
             images = tf.TensorSpec((None, None, None, maps.input.shape[-1]), tf.float32, "images")
@@ -161,6 +183,8 @@ def _write(encoder, parts, path, on_bad_image, about, maps=None):
         archive.write_out(files.for_tensorflow(folder), verbose=False)
         kinds = encoder.preprocessing.signatures()
         about = about | describe(encoder, parts) | {"on_bad_image": on_bad_image}
+        if "encoded_images" in kinds:
+            about["request_megapixels"] = request_megapixels
         model_card.write(folder, about, {name: kind.about for name, kind in kinds.items()})
         warm_up.write(folder, [(name, {kind.argument.name: kind.example}) for name, kind in kinds.items()])
 

@@ -5,12 +5,14 @@ Which there are is a matter of the encoder's input: its `signatures` names them 
 
 import tensorflow as tf
 
+from moco_tf.data.encoded_batch import REQUEST_MEGAPIXELS, all_valid
 
-def of(encoder, on_bad_image="error"):
+
+def of(encoder, on_bad_image="error", request_megapixels=REQUEST_MEGAPIXELS):
     """{name: (function, the specification of its argument)}; the first is the server's default."""
     return {
         name: (_answer(encoder, signature.of_batch, on_bad_image), signature.argument)
-        for name, signature in encoder.preprocessing.signatures().items()
+        for name, signature in encoder.preprocessing.signatures(request_megapixels).items()
     }
 
 
@@ -22,7 +24,7 @@ def _answer(encoder, of_batch, on_bad_image):
         if valid is None:
             return _encode(encoder, views)
         if on_bad_image == "error":
-            with tf.control_dependencies([_all_valid(valid)]):
+            with tf.control_dependencies([all_valid(valid)]):
                 return _encode(encoder, tf.identity(views))
         outputs = {name: _keep(valid, value) for name, value in _encode(encoder, views).items()}
         return outputs | {"valid": valid}
@@ -35,14 +37,6 @@ def _encode(encoder, views):
     number = tf.shape(views)[0]
     missing = tf.zeros([tf.cast(number == 0, tf.int32), *views.shape[1:]], views.dtype)
     return {name: value[:number] for name, value in encoder.encode(tf.concat([views, missing], axis=0)).items()}
-
-
-def _all_valid(valid):
-    bad = tf.where(~valid)[:, 0]
-    text = tf.strings.format(
-        "images that cannot be decoded, by their index in the batch of {}: {}", (tf.size(valid), bad), summarize=-1
-    )
-    return tf.debugging.Assert(tf.reduce_all(valid), [text])
 
 
 def _keep(valid, rows):

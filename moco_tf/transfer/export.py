@@ -1,7 +1,8 @@
 """`python -m moco_tf.transfer.export --run_dir=RUN --output=DIR`: a detector or segmenter as a SavedModel.
 
 RUN is the folder that moco_tf.transfer.detect or segment left. DIR/<version>/ has two signatures, `serving_default`
-(`images`: uint8 (N, H, W, 3), any H and W) and `encoded_images` (`images`: string (N,), each of its own size).
+(`images`: uint8 (N, H, W, 3), any H and W) and `encoded_images` (`images`: string (N,), each of its own size; one that
+cannot be decoded fails the batch, with an error that names its index).
 
 A detector returns `boxes` float32 (N, 100, 4): left, top, right, bottom in pixels of the image as it was sent,
 `scores` float32 (N, 100), best first, and `classes` int64 (N, 100), -1 beyond what was found. A segmenter's
@@ -25,6 +26,11 @@ class Settings:
     run_dir: str = command.flag("", "The folder of results of moco_tf.transfer.detect or segment.", path=True)
     output: str = command.flag("", "Folder to write the version to, as TF Serving reads it.", path=True)
     version: int = command.flag(0, "Number of the version's folder; 0: the next one.")
+    request_megapixels: float = command.flag(
+        500.0,
+        "Megapixels that the images of a request to `encoded_images` may have together. More are refused by their "
+        "headers, before anything is decoded.",
+    )
 
     def __post_init__(self):
         command.check_values(self)
@@ -32,6 +38,7 @@ class Settings:
             if not getattr(self, name):
                 raise ConfigError(f"--{name} has no default: name a folder")
         command.require(self, self.version >= 0, "version", "is 0 or more")
+        command.require(self, self.request_megapixels > 0, "request_megapixels", "is more than 0")
 
 
 def main(arguments):
@@ -56,7 +63,7 @@ def _export(arguments):
     if step is None:
         raise ConfigError(f"{settings.run_dir} has no checkpoint yet: let the training reach one")
     canvas = annotated_views.Canvas(inputs, recorded.image_size, recorded.ENLARGE)
-    answers = (_detector if recorded.NAME == "detect" else _segmenter)(model, canvas)
+    answers = (_detector if recorded.NAME == "detect" else _segmenter)(model, canvas, settings.request_megapixels)
     path = saved_model.version_to_write(settings.output, settings.version)
     example = tf.zeros((1, recorded.image_size, recorded.image_size, 3), tf.uint8)
     examples = {"serving_default": example.numpy(), "encoded_images": [tf.io.encode_png(example[0]).numpy()]}
@@ -92,7 +99,7 @@ def _of_run(run_dir):
     )
 
 
-def _detector(model, canvas):
+def _detector(model, canvas, request_megapixels):
     """{signature: (function, spec of its argument)} of a detector."""
     from moco_tf.transfer import annotated_views, retinanet
 
@@ -100,10 +107,10 @@ def _detector(model, canvas):
         boxes, scores, classes = retinanet.detect(model, on_canvas)
         return {"boxes": annotated_views.to_image(boxes, sizes, scaled), "scores": scores, "classes": classes}
 
-    return _signatures(canvas, answer, answer)
+    return _signatures(canvas, request_megapixels, answer, answer)
 
 
-def _segmenter(model, canvas):
+def _segmenter(model, canvas, request_megapixels):
     """As `_detector`, of a segmenter."""
     import tensorflow as tf
 
@@ -117,14 +124,14 @@ def _segmenter(model, canvas):
         classes = tf.argmax(model(on_canvas, training=False), axis=-1)
         return {"classes": classes, "size": tf.cast(scaled, tf.int64)}
 
-    return _signatures(canvas, of_one_size, on_the_canvas)
+    return _signatures(canvas, request_megapixels, of_one_size, on_the_canvas)
 
 
-def _signatures(canvas, of_one_size, of_own_sizes):
+def _signatures(canvas, request_megapixels, of_one_size, of_own_sizes):
     """The two signatures, of functions of images on the canvas (N, S, S, 3), their sizes, and these on it, (N, 2)."""
     import tensorflow as tf
 
-    from moco_tf.data.encoded import decode_safely
+    from moco_tf.data import encoded_batch
 
     pair = tf.TensorSpec((2,), tf.int32)
     laid = (tf.TensorSpec((canvas.size, canvas.size, 3), tf.float32), pair, pair)
@@ -138,7 +145,9 @@ def _signatures(canvas, of_one_size, of_own_sizes):
         return of_one_size(*tf.map_fn(lay, images, fn_output_signature=laid))
 
     def of_encoded(images):
-        return of_own_sizes(*tf.map_fn(lambda image: lay(decode_safely(image)), images, fn_output_signature=laid))
+        parts, valid = encoded_batch.views(images, lay, laid, request_megapixels)
+        with tf.control_dependencies([encoded_batch.all_valid(valid)]):
+            return of_own_sizes(*map(tf.identity, parts))
 
     return {
         "serving_default": (of_images, tf.TensorSpec((None, None, None, 3), tf.uint8, "images")),

@@ -11,8 +11,10 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data import encoded_batch
 from moco_tf.data.arrays import of_eight_bits, rgb
-from moco_tf.data.encoded import decode_jpeg_safely, decode_safely
+from moco_tf.data.encoded import decode_safely
+from moco_tf.data.encoded_batch import REQUEST_MEGAPIXELS
 from moco_tf.data.resize import resize, sizes
 
 
@@ -105,8 +107,11 @@ class Preprocessing:
         """The central view of a record with an "image", float32 (S, S, 3)."""
         return self.of_encoded(record["image"])
 
-    def signatures(self):
-        """{name: `Signature`}: what a server takes; the first is its default."""
+    def signatures(self, request_megapixels=REQUEST_MEGAPIXELS):
+        """{name: `Signature`}: what a server takes; the first is its default.
+
+        request_megapixels: that encoded images of a request may have together.
+        """
         size, channels = self.image_size, self.channels
         black = np.zeros((1, size, size, channels), np.uint8)
         return {
@@ -117,7 +122,7 @@ class Preprocessing:
                 f"uint8 (N, H, W, {channels}), any H and W",
             ),
             "encoded_images": Signature(
-                self.of_encoded_batch,
+                lambda images: self.of_encoded_batch(images, request_megapixels),
                 tf.TensorSpec((None,), tf.string, "images"),
                 [tf.io.encode_jpeg(black[0, ..., :3]).numpy()],
                 "string (N,): JPEG or PNG files, of any sizes",
@@ -130,32 +135,18 @@ class Preprocessing:
             ),
         }
 
-    def of_encoded_batch(self, images):
-        """Encoded images of any sizes -> the encoder's input; beside one another, and one bad image spoils no other.
+    def of_encoded_batch(self, images, request_megapixels=REQUEST_MEGAPIXELS):
+        """Encoded images of any sizes -> the encoder's input; one bad image spoils no other.
 
         Args:
           images: string (N,).
+          request_megapixels: an error where they have more pixels together.
 
         Returns:
           Normalised float32 (N, S, S, 3), zeros where an image cannot be decoded; bool (N,), whether it can.
         """
-        number = tf.shape(images, tf.int64)[0]
-        shape = (self.image_size, self.image_size, 3)
-        # TensorFlow prepares what a dataset maps anew at each request. For all formats that is tenths of a second,
-        # for one little.
-        indices, pixels = tf.cond(
-            tf.reduce_all(tf.io.is_jpeg(images)),
-            lambda: _decodable(images, decode_jpeg_safely),
-            lambda: _decodable(images, decode_safely),
-        )
-
-        def view(one):
-            return self(tf.ensure_shape(tf.io.parse_tensor(one, tf.uint8), (None, None, 3))[tf.newaxis])[0]
-
-        views = tf.map_fn(view, pixels, fn_output_signature=tf.TensorSpec(shape, tf.float32))
-        indices = indices[:, tf.newaxis]
-        valid = tf.scatter_nd(indices, tf.ones_like(indices[:, 0], tf.int32), [number]) > 0
-        return tf.scatter_nd(indices, views, tf.stack([number, *shape])), valid
+        spec = tf.TensorSpec((self.image_size, self.image_size, 3), tf.float32)
+        return encoded_batch.views(images, lambda image: self(image[tf.newaxis])[0], spec, request_megapixels)
 
     def normalize(self, images):
         """0-255 of any type -> float32 of about zero mean and unit variance."""
@@ -189,24 +180,6 @@ def sheet(rows):
     rows = [tf.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255.0) for row in rows]
     image = tf.cast(tf.clip_by_value(tf.round(tf.concat(rows, axis=0)), 0, 255), tf.uint8)
     return tf.repeat(tf.repeat(image, enlarged, axis=0), enlarged, axis=1)
-
-
-def _decodable(images, decode):
-    """Places int64 (n,) of the images (N,) that `decode` decodes, and their pixels as serialised tensors (n,)."""
-    # An op that fails, fails the whole graph; only tf.data can pass over its error.
-    options = tf.data.Options()  # to study the dataset would take longer than to run it
-    options.experimental_optimization.apply_default_optimizations = False
-    options.autotune.enabled = False
-    pixels = (
-        tf.data.Dataset.from_tensor_slices(images)
-        .enumerate()
-        .map(lambda index, image: (index, tf.io.serialize_tensor(decode(image))), num_parallel_calls=tf.data.AUTOTUNE)
-        .ignore_errors()
-        .batch(tf.maximum(tf.shape(images, tf.int64)[0], 1))
-        .with_options(options)
-    )
-    none = tf.zeros((0,), tf.int64), tf.constant([], tf.string)
-    return pixels.reduce(none, lambda _, batch: batch)  # the one batch, or none of it
 
 
 def _at_least(low, value):

@@ -34,7 +34,7 @@ class ImageAndDepth(Preprocessing):
             raise ValueError(f"images with depth have 4 channels, (N, H, W, 4), not {tuple(images.shape)}")
         return images
 
-    def signatures(self):
+    def signatures(self, request_megapixels=None):
         """As of images, but without encoded ones, whose files hold no depth."""
         return {name: kind for name, kind in super().signatures().items() if name != "encoded_images"}
 

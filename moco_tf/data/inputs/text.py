@@ -51,8 +51,8 @@ class Words:
         """The words of a record with a "text", int32 (length,)."""
         return self(record["text"][tf.newaxis])[0]
 
-    def signatures(self):
-        """{name: `Signature`}: what a server takes; the first is its default."""
+    def signatures(self, request_megapixels=None):
+        """{name: `Signature`}: what a server takes; the first is its default. request_megapixels: images have them."""
         return {
             "serving_default": Signature(
                 lambda texts: (self(texts), None),
