@@ -18,6 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
+from moco_tf.files import printable
 from moco_tf.progress import Screen
 
 HELP = ("--help", "-h", "--helpfull", "--helpshort")
@@ -47,7 +48,7 @@ def run(program, doc, function, arguments):
         print(f"{doc}\n{help}")
         return 0
     except ConfigError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"{program}: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # outside training, which saves
         print(f"{program}: interrupted", file=sys.stderr)
@@ -60,10 +61,17 @@ def shipped(installed, checkout):
     return package / installed if (package / installed).is_dir() else package.parent / checkout
 
 
+class _OneLine(logging.Formatter):
+    """A message is one line that steers no terminal, whatever the names in it are."""
+
+    def formatMessage(self, record):
+        return printable(super().formatMessage(record))
+
+
 def log_to_screen():
     """Shows the package's messages, as they are, on stdout; returns the logger."""
     screen = Screen()
-    screen.setFormatter(logging.Formatter("%(message)s"))
+    screen.setFormatter(_OneLine("%(message)s"))
     screen.setLevel(logging.INFO)
     log = logging.getLogger("moco_tf")
     log.handlers[:] = [screen]
@@ -76,7 +84,7 @@ def log_to_screen():
 def log_to_file(path):
     """What is logged meanwhile is kept in a file as well, with more detail than the screen has."""
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
     log = logging.getLogger("moco_tf")
     log.addHandler(handler)
     try:
@@ -245,7 +253,7 @@ def _with_flag_file(arguments, says=False):
     except ConfigError as error:
         raise ConfigError(f"--flagfile={file}: {error}") from None
     if says and path != os.path.expanduser(file):
-        print(f"Recipe: {path}", flush=True)
+        print(f"Recipe: {printable(path)}", flush=True)
     return lines, arguments[1:]
 
 

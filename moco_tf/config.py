@@ -7,14 +7,17 @@ once.
 
 import dataclasses
 import functools
+import importlib.util
+import logging
 import pkgutil
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
 from absl import flags
 
-from moco_tf import command
+from moco_tf import command, files
 from moco_tf.command import ConfigError
 
 ARCHITECTURES = (
@@ -36,6 +39,8 @@ ARCHITECTURES = (
 
 OF_VITS = ("patch_size", "freeze_patch", "token_dropout")
 OF_RESNETS = ("width", "stem")
+
+log = logging.getLogger("moco_tf")
 
 # What a flag is about decides whether a run may go on with another value of it (see `differences`).
 MATHEMATICS = "mathematics"  # changes the numbers: must be equal
@@ -425,7 +430,7 @@ def _module(kind, name, folder, own):
     if name in own:
         return import_module(f"{folder}.{name}")
     try:
-        return import_module(name)
+        return import_own(kind, name)
     except Exception as error:  # whatever a user's own module raises
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             known = ", ".join(own)
@@ -433,6 +438,13 @@ def _module(kind, name, folder, own):
                 f"--{kind} is one of {known}, or a module of your own by its dotted path; got {name!r}"
             ) from None
         raise ConfigError(f"--{kind}={name}: the module does not load: {type(error).__name__}: {error}") from error
+
+
+def import_own(flag, name):
+    """Imports a module that is none of this package; says so before it runs, for flags may be somebody else's."""
+    if name not in sys.modules and importlib.util.find_spec(name.partition(".")[0]):
+        log.warning(f"--{flag} imports the module {files.printable(name)} from the Python path.")
+    return import_module(name)
 
 
 def _methods():

@@ -22,6 +22,11 @@ TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 LONG = 32  # characters of what is no usual ending
 
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows makes links for administrators only
+# What a file system says that has no hard links, or no locks.
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+
 _folders_of_links = {}  # by what the link in them leads to; each goes when the process ends
 
 
@@ -29,13 +34,18 @@ _folders_of_links = {}  # by what the link in them leads to; each goes when the 
 
 
 @contextlib.contextmanager
-def aside(path, lasting=True):
+def aside(path, lasting=True, replaces=True):
     """A path to write a file or a folder to; it takes the place of `path` in one step when all is well.
 
     Whoever looks sees the old one or the new one, whole, also after a loss of power. An old file is replaced, an old
     folder is not. Whatever ends the writing early, an exception or a kill, leaves the old one as it was.
 
-    lasting: False: not after a loss of power, for one of many files, which then take less time.
+    Args:
+      lasting: False: not after a loss of power, for one of many files, which then take less time.
+      replaces: False: a file takes the place of nothing.
+
+    Raises:
+      OSError: it cannot be written; FileExistsError: something came to `path` meanwhile that is not replaced.
     """
     path = Path(path)
     # A name that nobody can guess, and put a link there; with the ending, by which some libraries choose a format.
@@ -45,7 +55,7 @@ def aside(path, lasting=True):
         yield writing
         for file in (writing, *writing.rglob("*")) if lasting else ():
             sync(file)
-        os.replace(writing, path)
+        _give_name(writing, path, replaces)
     except BaseException:
         remove(writing)
         raise
@@ -53,9 +63,59 @@ def aside(path, lasting=True):
         sync(path.parent)
 
 
-def open_lock(path):
-    """Opens a file to lock, made if it is not there. A link is not followed, and nothing in the file is changed."""
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+")
+def _give_name(writing, path, replaces):
+    if replaces or writing.is_dir():  # the system lets a folder take the place of an empty folder only
+        os.replace(writing, path)
+        return
+    try:
+        os.link(writing, path)  # which no look beforehand can be: it fails where there is something by now
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(writing, path)
+    else:
+        os.unlink(writing)
+
+
+def hold(path):
+    """Holds a lock file, made if it is not there; returns a context that lets go of it at its end or by `close`.
+
+    A link is not followed, and nothing in the file is changed. The system frees the lock however the process ends.
+    Network file systems without locks have a mark instead, `<path>-held`, which names machine and process: one that
+    was killed on this machine holds nothing, one of another machine does until somebody removes the mark. Where such
+    a file system says that it locks and does so for one machine only (NFS with `nolock`), nobody can tell.
+
+    Raises:
+      Held: another process, or another part of this one, holds it.
+      OSError: it cannot be made or opened.
+    """
+    import filelock  # takes a while
+
+    with contextlib.ExitStack() as held:
+        file = held.enter_context(os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666), "r+"))
+
+        def unlock():  # said to the system: a process that was forked meanwhile holds the file open, too
+            with contextlib.suppress(OSError):
+                filelock.unlock_descriptor(file.fileno())
+
+        held.callback(unlock)
+        try:
+            if not filelock.lock_descriptor(file.fileno(), blocking=False):
+                raise Held
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            try:
+                held.enter_context(filelock.SoftFileLock(f"{path}-held", timeout=0, thread_local=False))
+            except filelock.Timeout:
+                raise Held(f" (or, where it ended on another machine, remove {path}-held)") from None
+        return held.pop_all()
+
+
+class Held(Exception):
+    """Another one holds a lock; the message is nothing, or what there is to do where no one does."""
 
 
 def remove(path):

@@ -150,7 +150,8 @@ def _preprocessing(path, spec):
     if not description.exists() and spec.shape.rank != 4:
         raise ConfigError(f"{path} has no {DESCRIPTION}, which says how its input, {spec.shape}, is made")
     if not description.exists():
-        print(f"{path} has no {DESCRIPTION}: using ImageNet's mean, std and crop, at {spec.shape[1]} pixels.")
+        name = files.printable(path)
+        print(f"{name} has no {DESCRIPTION}: using ImageNet's mean, std and crop, at {spec.shape[1]} pixels.")
         return dataclasses.replace(IMAGENET, image_size=spec.shape[1])
     try:
         found = inputs.of_settings(json.loads(description.read_text())["input"])

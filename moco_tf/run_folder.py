@@ -4,9 +4,7 @@ config.flags  data.json  train_images.csv  eval_images.csv  metrics.csv  baselin
 checkpoints/  tensorboard/  encoder.keras
 """
 
-import contextlib
 import csv
-import fcntl
 import io
 import json
 import logging
@@ -90,12 +88,16 @@ class RunFolder:
         self._recorded = self.path / "config.flags"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = files.open_lock(self.path / ".lock")
+            self._lock = files.hold(self.path / ".lock")
+        except files.Held as mark:
+            raise ConfigError(
+                f"one run at a time writes to a folder; another process is training in {self.path}: "
+                f"wait for it{mark}, or choose another {self._flag}"
+            ) from None
         except OSError as error:
             text = f"{self._flag} names a folder to make or to go on in; {self.path}: {error.strerror}"
             raise ConfigError(text) from None
         try:
-            self._hold()
             for left in self.path.glob(".writing-*"):  # by a killed process: no other one is here
                 files.remove(left)
             self._check(config)
@@ -112,22 +114,7 @@ class RunFolder:
 
     def close(self):
         """Lets other runs use the folder, those of this process as well; it may be called again."""
-        if not self._lock.closed:
-            # Said to the system: a process that was forked meanwhile holds the file open, too.
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
-            self._lock.close()
-
-    def _hold(self):
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system however the process ends
-        except BlockingIOError:
-            raise ConfigError(
-                f"one run at a time writes to a folder; another process is training in {self.path}: "
-                f"wait for it, or choose another {self._flag}"
-            ) from None
-        except OSError as error:  # some network file systems know no locks
-            log.warning(f"{self.path} cannot be locked ({error.strerror}): see to it that one run at a time uses it.")
+        self._lock.close()
 
     def check_images(self, count):
         """Refuses another number of images than the run began with."""

@@ -80,7 +80,7 @@ def _of_keras(path, flag):
     import moco_tf  # noqa: F401 - its classes
 
     try:
-        model = keras.models.load_model(path, compile=False)
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # whatever Keras says of files that it cannot read
         raise ConfigError(f"{flag}={path} cannot be read: {str(error).strip().splitlines()[0]}") from None
     return getattr(model, "backbone", model)

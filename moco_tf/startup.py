@@ -3,6 +3,7 @@ training with its fastest kernels."""
 
 import contextlib
 import gc
+import math
 import os
 import re
 import sys
@@ -58,6 +59,11 @@ def computes_bfloat16(cpuinfo="/proc/cpuinfo"):
     except OSError:  # not Linux
         return False
     return bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags))
+
+
+def memory():
+    """Bytes of this machine's memory; infinity where the system does not say (Windows), so that nothing is refused."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
 
 
 def _divide(tf, cpu, parts):

@@ -34,7 +34,7 @@ def main(arguments):
     try:
         return command.run("moco_tf.torch_weights", __doc__, lambda words: _run(*_parse(words)), arguments)
     except checkpoint_files.TorchFileError as error:
-        print(f"moco_tf.torch_weights: {error}", file=sys.stderr)
+        print(f"moco_tf.torch_weights: {files.printable(error)}", file=sys.stderr)
         return 1
 
 
@@ -149,7 +149,7 @@ def _convert(contents, whole, output, flag_values, named):
     if flag_values.heads and (whole or not architecture.is_vit):
         raise ConfigError(f"--heads={flag_values.heads} is for a ViT that becomes an encoder: leave the flag out")
     architecture = _padded(architecture, contents, whole, flag_values.stem_padding)
-    print(f"{checkpoint}: {contents.origin or contents.method or 'encoder'}, {architecture}.")
+    print(f"{files.printable(checkpoint)}: {contents.origin or contents.method or 'encoder'}, {architecture}.")
     left_out = tensor_names.left_out(contents, whole)
     if left_out:
         print(f"Left out: {', '.join(tensor_names.grouped(left_out))}.")
@@ -157,12 +157,13 @@ def _convert(contents, whole, output, flag_values, named):
     for method in METHODS:
         values |= command.values(flag_values, config_lib.kind(method))
     try:
-        with files.aside(output.absolute()) as aside:
+        with files.aside(output.absolute(), replaces=False) as aside:
             aside.mkdir(parents=True)
             if whole:
                 lines = _write_run(aside, contents, architecture, values, named)
                 flag_file = f"{output}/config.flags"
-                last = f"Wrote {output}. Train on: python -m moco_tf.train --flagfile={flag_file} --run_dir={output}"
+                words = shlex.join([f"--flagfile={flag_file}", f"--run_dir={output}"])
+                last = f"Wrote {output}. Train on: python -m moco_tf.train {words}"
             else:
                 lines = _write_encoder(aside, contents.query, architecture, values, named, flag_values.heads)
                 last = f"Wrote {output}/encoder.keras."
@@ -180,7 +181,7 @@ def _convert(contents, whole, output, flag_values, named):
         unused = sorted(named & set(values) - {"image_size"})
         if unused:
             print(f"Not used for an encoder: {', '.join('--' + name for name in unused)}.")
-    print(last)
+    print(files.printable(last))
     return 0
 
 
@@ -244,7 +245,7 @@ def _bring_out(output, flag_values):
     checkpoint_files.write(output, tensors, flag_values.to)
     if flag_values.verbose:
         print("\n".join(f"{name} {value.shape} {value.dtype}" for name, value in tensors.items()))
-    print(f"Wrote {output}: {len(tensors)} tensors.")
+    print(f"Wrote {files.printable(output)}: {len(tensors)} tensors.")
     if advice:
         print(advice)
     return 0
@@ -262,7 +263,7 @@ def _load(path):
     if file.suffix != ".keras" or not file.exists():
         raise ConfigError(f"--encoder={path} is not a run folder, no folder with encoder.keras, and no .keras file")
     try:
-        return keras.models.load_model(files.for_tensorflow(file), compile=False)
+        return keras.models.load_model(files.for_tensorflow(file), compile=False, safe_mode=True)
     except Exception as error:  # whatever Keras says of a file that it cannot read
         raise ConfigError(f"--encoder={path}: Keras cannot read it: {str(error).splitlines()[0]}") from None
 

@@ -4,7 +4,6 @@ Parses the flags, builds data and model, fits, saves. `--help` lists the flags.
 """
 
 import contextlib
-import importlib
 import logging
 import shlex
 import sys
@@ -179,7 +178,7 @@ def _own_callbacks(config):
 
     module, colon, name = config.callbacks.partition(":")
     try:
-        made = getattr(importlib.import_module(module), name)(config) if module and colon and name else None
+        made = getattr(config_lib.import_own("callbacks", module), name)(config) if module and colon and name else None
     except Exception as error:  # whatever a user's own module raises
         raise ConfigError(f"--callbacks={config.callbacks}: {type(error).__name__}: {error}") from error
     if not isinstance(made, list) or not all(isinstance(one, keras.callbacks.Callback) for one in made):

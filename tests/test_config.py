@@ -3,6 +3,7 @@
 import codecs
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from moco_tf import config as config_lib
 from moco_tf.command import ConfigError, HelpAsked
 from moco_tf.config import kind, parse
 from moco_tf.evaluate import compare, features, finetune, knn, linear_probe, look
+from moco_tf.evaluate import settings as evaluation
 from moco_tf.serving import export_classifier, export_client, export_encoder
 from moco_tf.transfer import detect, segment
 from moco_tf.transfer import export as transfer_export
@@ -190,6 +192,9 @@ def test_a_flag_file_is_read_whatever_editor_has_written_it(tmp_path, encoding, 
             b"--seed=1\n--flagfile=b.flags\n",
             "a flag file holds flags and names no other one; got '--flagfile=b.flags'",
         ),
+        (b"-flagfile=b.flags\n", "a flag file holds flags and names no other one; got '-flagfile=b.flags'"),
+        (b"  --flagfile\nb.flags\n", "a flag file holds flags and names no other one; got '--flagfile'"),
+        (b"---flagfile=b.flags\n", "a flag file holds flags and names no other one; got '---flagfile=b.flags'"),
         (codecs.BOM_UTF16_LE + b"-", "begins as UTF-16 and is none: save it as UTF-8"),
     ],
 )
@@ -319,3 +324,26 @@ def test_bn_groups_are_what_the_run_began_with_and_else_one_a_replica():
 
 def test_groups_of_a_run_of_another_method_are_not_asked_for():
     assert parse([]).on_replicas(2, parse(["--method=moco_v3"])).bn_groups == 2  # the run folder refuses what differs
+
+
+def test_what_the_flags_of_anothers_run_lead_to_is_shown_before_it_is_used(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "of_a_stranger.py").write_text("print('It runs.')\n")
+    command.log_to_screen()
+    for flag in ("pretext", "method"):
+        (tmp_path / "config.flags").write_text(f"--{flag}=of_a_stranger\n")
+        with pytest.raises(ConfigError, match="lacks one"):
+            run_folder.recorded(tmp_path)
+        shown, ran = capsys.readouterr().out.splitlines()
+        assert (shown, ran) == (f"--{flag} imports the module of_a_stranger from the Python path.", "It runs.")
+        del sys.modules["of_a_stranger"]
+    (tmp_path / "config.flags").write_text("--pretext=no_such_module\n")
+    with pytest.raises(ConfigError, match="got 'no_such_module'"):
+        run_folder.recorded(tmp_path)
+    (tmp_path / "config.flags").write_text("--dataset=her\x1b[2J photos\n--data_dir=/home/her\n")
+    settings = evaluation.Settings(encoder=str(tmp_path))
+    assert settings.resolved().data_dir == "/home/her"
+    shown = capsys.readouterr().out
+    assert shown == f"Images: her\\x1b[2J photos in /home/her, as {tmp_path}/config.flags says.\n"
+    dataclasses.replace(settings, dataset="mine").resolved()
+    assert capsys.readouterr().out == ""

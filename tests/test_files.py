@@ -1,5 +1,7 @@
 """Files are whole or absent, whatever ends their writing; names that are not text go into every file and library."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -9,9 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import tensorflow as tf
+from filelock import SoftFileLock
 
 from moco_tf import files
+from moco_tf.command import ConfigError
+from moco_tf.pytorch import checkpoint_files
+from moco_tf.serving import saved_model
 
 LATIN1 = os.fsdecode(b"m\xfcnchen")
 
@@ -83,6 +90,116 @@ def test_a_file_is_written_aside_under_a_name_that_nobody_can_guess_and_as_long_
             writing.write_text("")
             names.add(writing.name)
     assert len(names) == 8 and all(len(name) < 64 and name.endswith(".csv") for name in names)
+
+
+def links_by_hand(*_):
+    raise OSError(errno.EPERM, "no links here")
+
+
+@pytest.mark.parametrize("link", [os.link, links_by_hand], ids=["links", "no links"])
+def test_what_came_meanwhile_to_a_place_that_was_free_is_not_replaced(tmp_path, monkeypatch, link):
+    monkeypatch.setattr(os, "link", link)
+    with files.aside(tmp_path / "new", replaces=False) as writing:
+        writing.write_text("new")
+    assert (tmp_path / "new").read_text() == "new" and (tmp_path / "new").stat().st_nlink == 1
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    for name in ("new", "nowhere"):
+        with pytest.raises(FileExistsError), files.aside(tmp_path / name, replaces=False) as writing:
+            writing.write_text("newer")
+    assert (tmp_path / "new").read_text() == "new" and sorted(shown(tmp_path)) == ["new", "nowhere"]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine").write_text("mine")
+    for name in ("new", "nowhere", "full"):
+        with pytest.raises(OSError), files.aside(tmp_path / name, replaces=False) as writing:
+            writing.mkdir()
+            (writing / "inside").write_text("")
+    assert (tmp_path / "new").read_text() == "new" and (tmp_path / "full/mine").read_text() == "mine"
+    assert not list(tmp_path.glob(".writing-*"))
+
+
+def test_exports_and_weights_replace_nothing_that_came_while_they_were_made(tmp_path, monkeypatch):
+    there = {name: tmp_path / name for name in ("w.safetensors", "encoder.onnx", "1")}
+    save = safetensors.numpy.save
+    monkeypatch.setattr(
+        safetensors.numpy, "save", lambda *a, **k: there["w.safetensors"].write_text("mine") and save(*a, **k)
+    )
+    with pytest.raises(checkpoint_files.TorchFileError, match="exists: choose another name"):
+        checkpoint_files.write(there["w.safetensors"], {"w": np.ones(2, "float32")})
+    with pytest.raises(ConfigError, match="exists: choose another place"), saved_model.aside(there["1"]) as writing:
+        writing.mkdir()
+        there["1"].mkdir()
+        (there["1"] / "mine").write_text("mine")
+    with (
+        pytest.raises(ConfigError, match="exists: choose another place"),
+        saved_model.aside(there["encoder.onnx"]) as writing,
+    ):
+        writing.write_text("new")
+        there["encoder.onnx"].write_text("mine")
+    assert {path.read_text() for path in (there["w.safetensors"], there["encoder.onnx"], there["1"] / "mine")} == {
+        "mine"
+    }
+
+
+def no_locks(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+HOLDS = """
+import fcntl, sys
+from moco_tf import files
+def no_locks(*_):
+    raise OSError(37, "No locks available")
+if sys.argv[2] == "no locks":
+    fcntl.flock = no_locks
+lock = files.hold(sys.argv[1])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("system", ["locks", "no locks"])
+def test_a_lock_is_one_processs_until_it_ends_however_it_does(tmp_path, monkeypatch, system):
+    path = tmp_path / ".lock"
+    path.write_text("kept")
+    if system == "no locks":
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+    command = [sys.executable, "-c", HOLDS, path, system]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=Path(__file__).parent.parent, **pipes) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(files.Held):
+            files.hold(path)
+        process.kill()
+    lock = files.hold(path)
+    with pytest.raises(files.Held):  # another part of this process
+        files.hold(path)
+    lock.close()
+    lock.close()
+    files.hold(path).close()
+    assert path.read_text() == "kept" and os.listdir(tmp_path) == [".lock"]
+
+
+def test_a_lock_is_not_followed_through_a_link(tmp_path, monkeypatch):
+    (tmp_path / "precious").write_text("kept")
+    for name in (".lock", ".lock-held"):
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        files.hold(tmp_path / ".lock")
+    (tmp_path / ".lock").unlink()
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(files.Held):
+        files.hold(tmp_path / ".lock")
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
+def test_where_another_machine_left_a_mark_the_refusal_names_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    mark = tmp_path / ".lock-held"
+    with SoftFileLock(mark):
+        lines = mark.read_text().splitlines()
+    mark.write_text("\n".join([lines[0], "another-machine", *lines[2:]]) + "\n")
+    with pytest.raises(files.Held, match=rf"or, where it ended on another machine, remove {mark}"):
+        files.hold(tmp_path / ".lock")
 
 
 def test_names_that_are_no_text_are_escaped_in_text_or_kept_byte_for_byte(tmp_path):

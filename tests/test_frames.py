@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_tf import train
+from moco_tf import files, train
 from moco_tf.data import frames, video
 
 av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'moco_tf[video]'")
@@ -324,15 +324,24 @@ def test_splits_and_folders_are_kept_and_links_followed_once(folders, tmp_path):
     assert written == ["test/b", "train/a", "train/linked/c"]
 
 
-def test_names_need_not_be_text(folders):
-    names = ["with blank.mp4", os.fsdecode(b"caf\xe9.mp4"), "猫:1%03d.mp4", "a\nb.mp4"]
+def is_plain(said):
+    """Whether lines steer no terminal."""
+    return all(line == files.printable(line) for line in said.splitlines())
+
+
+def test_names_need_not_be_text(folders, capsys):
+    names = ["with blank.mp4", os.fsdecode(b"caf\xe9.mp4"), "猫:1%03d.mp4", "a\nb.mp4", "-i.mp4", "~root.mp4"]
+    names += ["\x1b[2J\u202e'\".mp4", "x" * 251 + ".mp4"]
     source = _write(folders[0] / "x.mp4", range(30), base=Fraction(1, 25))
     for name in names:
         (folders[0] / name).write_bytes(source.read_bytes())
+    (folders[0] / "broken\n\x1b[2J.mp4").write_bytes(source.read_bytes()[:500])
     source.unlink()
     assert _run(folders) == 0
     for name in names:
         assert _numbers(folders[1] / name[:-4]) == [0, 12, 25]
+    said = capsys.readouterr().out
+    assert "broken\\n\\x1b[2J.mp4" in said and is_plain(said)
 
 
 def test_videos_whose_folders_would_meet_keep_their_suffixes():

@@ -8,14 +8,29 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import tensorflow as tf
 
 from export import classifier, client, encoder
-from moco_tf import run_folder, torch_weights, train
+from moco_tf import command, files, run_folder, torch_weights, train
 from moco_tf.data import __main__ as data
-from moco_tf.evaluate import compare, features, finetune, knn, linear_probe, look
+from moco_tf.data import boxes, convert, folder
+from moco_tf.evaluate import (
+    compare,
+    features,
+    finetune,
+    knn,
+    linear_probe,
+    look,
+    parquet,
+    plots,
+    projector,
+    report,
+)
+from moco_tf.search import duplicates, index, odd, parts, query
 from moco_tf.serving import client as serving_client
+from moco_tf.transfer import pictures
 
 CLASSES = [os.fsdecode(name) for name in (b"k\xf6ln", b"m\xfcnchen")]
 SHOWN = ["k\\udcf6ln", "m\\udcfcnchen"]
@@ -184,3 +199,148 @@ def test_an_image_that_goes_while_it_is_trained_on_is_named_in_one_line(place, t
     assert train.main(arguments) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("Stopped at step 0: ") and "k\\xf6ln/" in last and "No such file" in last
+
+
+# Names of every kind that a system takes, read by each command that keeps or shows them.
+
+HARD = [
+    os.fsdecode(b"k\xf6ln"),
+    "two\nlines\r",
+    "\x1b[2J\x07",
+    "quotes'\"<b>&amp;$x$",
+    "-rf",
+    "~root",
+    "\u202egnp.exe",
+    "\u05e9\u05dc\u05d5\u05dd",
+    "formula =1+1,;\t|",
+    "x" * 251,
+]
+
+
+@pytest.fixture(scope="module")
+def hard(tmp_path_factory):
+    """A folder whose own name is hard, with an image of a hard name in each of as many classes."""
+    folder = tmp_path_factory.mktemp("hard") / "-a\n\x1b[2J'\udce4"
+    for number, name in enumerate(HARD):
+        path = folder / "photos" / name / f"{name}.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(tf.io.encode_png(np.full((40, 40, 3), 20 * number, np.uint8)).numpy())
+    return folder
+
+
+def shown(capsys):
+    """What was printed; each line steers no terminal."""
+    captured = capsys.readouterr()
+    for line in (captured.out + captured.err).split("\n"):
+        assert line == files.printable(line)
+    return captured.out + captured.err
+
+
+def test_refusals_and_the_log_are_one_line_whatever_the_names_in_them(hard, tmp_path, capsys):
+    command.log_to_screen()
+    assert knn.main([f"--encoder={hard / 'none'}"]) == 2
+    with command.log_to_file(tmp_path / "log"):
+        logging.getLogger("moco_tf").warning(f"{hard} is a name.")
+    assert shown(capsys).count("\n") == 2
+    text = (tmp_path / "log").read_text(encoding="utf-8")
+    assert text.count("\n") == 1 and text.rstrip("\n") == files.printable(text.rstrip("\n"))
+
+
+def test_images_are_converted_under_the_names_that_they_have(hard, capsys):
+    output = hard / "smaller"
+    assert convert.main([f"--images={hard / 'photos'}", f"--output={output}", "--size=16", "--processes=1"]) == 0
+    assert {path.parent.name for path in output.rglob("*.jpg")} == set(HARD)
+    assert "10 written" in shown(capsys)
+
+
+def test_a_search_lists_and_shows_files_of_any_names(hard, capsys):
+    command.log_to_screen()
+    place, photos = hard / "index", hard / "photos"
+    paths = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.png"))
+    images = [parts.Image(path, 100, 0, 40, 40, 20.0 * number, 0.0) for number, path in enumerate(paths)]
+    vectors = np.float16(np.eye(len(paths)) + 1e-2)
+    vectors[1] = vectors[0]
+    place.mkdir()
+    index.save(place, images, [parts.Broken("a\nb", 1, 0, "empty")], vectors)
+    about = index.About(hard / "run", "0" * 64, "features", photos)
+    index.write(place, about, "flat", index.pieces(place, about))
+    for find in (duplicates, odd):
+        assert find.main([f"--index={place}", f"--output={hard / 'found'}"]) == 0
+    opened = index.read(place)
+    settings = query.Settings(index=str(place), image=str(photos), html=str(hard / "query.html"))
+    query._write(settings, opened, [(opened.path(n), [(n, 0.5)]) for n in range(len(paths))])
+    settings = query.Settings(index=str(place), image=str(opened.path(0)))
+    query._write(settings, opened, [(opened.path(0), [(m, 0.5) for m in range(len(paths))])])
+    assert "0.5000" in shown(capsys)
+    for table, column in (
+        ("found/duplicates.csv", "path"),
+        ("found/odd.csv", "path"),
+        ("index/neighbours.csv", "query"),
+    ):
+        with open(hard / table, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = list(csv.DictReader(file))
+        assert rows and all(os.path.exists(photos / row[column]) for row in rows)
+    for page in ("found/duplicates.html", "found/odd.html", "query.html"):
+        assert_page(hard / page)
+
+
+def assert_page(path):
+    text = path.read_text(encoding="utf-8")
+    assert "<b>&amp;$" not in text and "\x1b" not in text and "\u202e" not in text
+    return text
+
+
+def test_a_report_its_map_and_tensorboards_files_show_classes_of_any_names(hard, tmp_path):
+    names = folder.scan(hard / "photos", ".").class_names
+    assert len(names) == len(HARD) and all(name == files.printable(name) for name in names)
+    labels, small = np.arange(len(names)), np.zeros((len(names), 8, 8, 3), np.uint8)
+    plots.points(tmp_path / "map.png", np.random.default_rng(0).normal(size=(len(names), 2)), labels, names)
+    projector.write(tmp_path, np.zeros((len(names), 4)), list(names), small)
+    assert len((tmp_path / "metadata.tsv").read_text(encoding="utf-8").splitlines()) == len(names)
+    settings = look.Settings(encoder=str(tmp_path), output=str(tmp_path))
+    report.write(tmp_path / "report.html", settings, str(hard), list(names), labels, small, [(0, [(1, 0.5)])])
+    assert_page(tmp_path / "report.html")
+
+
+def test_a_table_of_features_has_the_paths_as_text(hard, tmp_path):
+    paths = np.array(sorted(str(path) for path in (hard / "photos").rglob("*.png")))
+    labels = np.arange(len(paths))
+    arrays = {"features": np.eye(len(paths), dtype="float32"), "labels": labels, "ids": labels, "paths": paths}
+    files.write_arrays(tmp_path / "features-00000.npz", arrays)
+    names = [files.printable(name) for name in HARD]
+    parquet.write(tmp_path / "features.parquet", [tmp_path / "features-00000.npz"], names, seed=0)
+    table = pyarrow.parquet.read_table(tmp_path / "features.parquet").to_pydict()
+    assert table["path"] == [files.printable(path) for path in paths] and table["class"] == names
+
+
+def test_a_client_sends_files_of_any_names_and_says_so_in_plain_lines(hard, monkeypatch, capsys):
+    answer = lambda images: {"x": np.zeros((len(images), 2)), "valid": np.arange(len(images)) > 2}  # noqa: E731
+    monkeypatch.setattr(serving_client, "rest", lambda *_: answer)
+    output = hard / "answers.npz"
+    assert client.main([f"--images={hard / 'photos'}", f"--output={output}"]) == 0
+    assert all(Path(file).exists() for file in np.load(output)["files"].tolist())
+    assert "3 of them cannot be decoded" in shown(capsys)
+
+
+def test_annotated_images_and_classes_of_any_names_are_read_and_drawn(hard, tmp_path, capsys):
+    command.log_to_screen()
+    text = [name for name in HARD if files.is_text(name)]  # as JSON has it
+    annotations = {
+        "images": [{"id": n, "file_name": f"photos/{name}/{name}.png"} for n, name in enumerate(text)],
+        "categories": [{"id": n, "name": name} for n, name in enumerate(text)],
+        "annotations": [{"id": n, "image_id": n, "category_id": n, "bbox": [1, 2, 9, 9]} for n in range(len(text))],
+    }
+    (hard / "train.json").write_text(json.dumps(annotations))
+    found = boxes.find(str(hard), "", "train", 0.0)
+    assert found.size == len(text) and all(name == files.printable(name) for name in found.class_names)
+    shown(capsys)
+    drawn = (np.array([[1, 2, 9, 9.0]] * len(text)), np.arange(len(text)))
+    pictures.boxes(tmp_path / "boxes.png", [np.zeros((40, 40, 3), np.uint8)], [drawn], [None], found.class_names)
+    assert (tmp_path / "boxes.png").exists()
+
+
+def test_a_long_name_leaves_a_picture_its_room(tmp_path):
+    names, labels = ["x" * 255, "y"], np.arange(2)
+    for path, of in ((tmp_path / "long.png", names), (tmp_path / "cut.png", ["x" * 37 + "...", "y"])):
+        plots.points(path, np.eye(2), labels, of)
+    assert (tmp_path / "long.png").read_bytes() == (tmp_path / "cut.png").read_bytes()

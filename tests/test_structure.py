@@ -113,8 +113,70 @@ def test_importing_the_package_and_its_flags_does_not_load_tensorflow():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+OTHER_SYSTEMS = """
+import builtins, importlib, os, pkgutil, types
+
+# What macOS or Windows lack. Other packages have their own ways around it, and see all that is there.
+modules = {"fcntl", "resource", "pwd", "grp", "termios", "posix", "syslog"}
+names = {"sysconf", "sched_getaffinity", "O_NOFOLLOW", "O_CLOEXEC", "fork", "getuid", "geteuid", "chown", "fchmod"}
+names |= {"statvfs", "uname", "killpg", "mkfifo", "getloadavg", "posix_fadvise", "pread", "register_at_fork"}
+elsewhere = types.ModuleType("os")
+elsewhere.__dict__.update({name: value for name, value in vars(os).items() if name not in names})
+take = builtins.__import__
+
+def import_there(name, globals=None, locals=None, fromlist=(), level=0):
+    if (globals or {}).get("__name__", "").startswith("moco_tf") and not level:
+        if name.split(".")[0] in modules:
+            raise ModuleNotFoundError(f"{globals['__name__']} imports {name}")
+        if name == "os":
+            return elsewhere
+    return take(name, globals, locals, fromlist, level)
+
+builtins.__import__ = import_there
+for code in ("import fcntl", "import os; os.sysconf", "from os import O_NOFOLLOW"):
+    try:
+        exec(code, {"__name__": "moco_tf.of_linux"})
+    except (ImportError, AttributeError):
+        continue
+    raise SystemExit(f"it would not be noticed: {code}")
+from moco_tf import startup
+startup.load_tensorflow()
+import moco_tf
+count = 0
+for module in pkgutil.walk_packages(moco_tf.__path__, "moco_tf."):
+    try:
+        importlib.import_module(module.name)
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("moco_tf"):  # else a package that is not installed here
+            raise
+    count += 1
+assert startup.memory() == float("inf")
+print(count)
+"""
+
+
+def test_every_module_is_imported_where_linuxs_own_parts_of_python_are_missing():
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_SYSTEMS], cwd=PACKAGE.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) >= len(FILES) - 1  # a package is its __init__.py
+
+
 def test_every_public_name_resolves():
     import moco_tf
 
     for name in moco_tf.__all__:
         assert getattr(moco_tf, name) is not None
+
+
+def test_keras_files_are_loaded_in_safe_mode():
+    loads = [
+        (path.name, node)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("load_model")
+    ]
+    assert loads
+    for name, call in loads:
+        assert "safe_mode=True" in ast.unparse(call), name

@@ -1,5 +1,6 @@
 """PyTorch's files, read without PyTorch: what they hold, and what they may not do."""
 
+import gc
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from storms import checkpoints as storm
 
 from moco_tf.pytorch import checkpoint_files
 from moco_tf.pytorch.checkpoint_files import TorchFileError
@@ -49,6 +51,7 @@ def test_safetensors_go_out_and_in_bit_for_bit(tmp_path):
     assert again.keys() == tensors.keys()
     for name, value in tensors.items():
         assert (again[name].dtype, again[name].tobytes()) == (value.dtype, value.tobytes())
+        assert not again[name].flags.writeable
 
 
 # Files of attackers, written by Python's own pickle.
@@ -208,6 +211,9 @@ def test_operations_that_tensors_do_not_need_are_refused(data, message, tmp_path
         (tensor(offset=1 << 70), "none"),
         (tensor(size=(2, 2)), "2 sizes, 1 strides"),
         (tensor(size=(1,) * 40, stride=(1,) * 40), "40 sizes"),
+        (tensor(size=(0, 1 << 40, 1 << 40), stride=(1, 1, 1)), "beyond its storage of 4"),
+        (tensor(size=(1 << 40, 0, 1 << 40), stride=(0, 0, 0)), "beyond its storage of 4"),
+        (tensor(size=(-1, -4), stride=(1, 1)), "none"),
         (tensor(storage="0"), "none"),
         (tensor(storage=("storage", "torch FloatStorage", "0", "cpu", -4)), "without type, key or length"),
         (tensor(storage=("storage", "torch FloatStorage", "0", "cpu", 1 << 60)), "without type, key or length"),
@@ -297,6 +303,123 @@ def test_a_length_that_lies_takes_no_memory(length, tmp_path):
             checkpoint_files.read(path)
         assert tracemalloc.get_traced_memory()[1] < 1e7
         tracemalloc.stop()
+
+
+BOMBS = {  # what a pickle repeats
+    "dicts": b"}",
+    "dicts with an item": b"}K\1Ns",
+    "a memo": b"}\x94",
+    "tuples in tuples": b"\x85",
+    "one object again and again": b"h\xc8",
+    "marks": b"(",
+    "lists with an item": b"]K\1a",
+    "tensors": b"h\xc9h\xcaR",
+}
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_small_pickle_cannot_ask_for_much_memory(bomb, write, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_files, "MAX_OPERATIONS", 2**14)
+    arguments = pickled((STORAGE, 0, (4,), (1,), False, None))[2:-1]
+    before = b"\x80\x02(]q\xc8ctorch._utils\n_rebuild_tensor_v2\nq\xc9" + arguments + b"q\xca]"
+    path = write(tmp_path / "f.pth", before + BOMBS[bomb] * 2**15 + b".")
+    tracemalloc.start()
+    try:
+        with pytest.raises(TorchFileError, match=r"has more than 16384 operations; .*save its state_dict alone"):
+            checkpoint_files.read(path)
+        most = tracemalloc.get_traced_memory()[1] - path.stat().st_size
+    finally:
+        tracemalloc.stop()
+    assert most < 2**14 * 300 + 2e6  # with 2^20 operations, 0.3 GB
+
+
+def test_what_describes_the_tensors_is_bounded_in_all_formats(tmp_path):
+    most = checkpoint_files.MAX_DESCRIPTION
+    text = b"\x80\x02X" + struct.pack("<I", most) + bytes(most) + b"."
+    header = b"{" + b" " * most + b"}"
+    (tmp_path / "header").write_bytes(struct.pack("<Q", len(header)) + header)
+    with zipfile.ZipFile(tmp_path / "directory", "w") as archive:
+        archive.writestr("archive/data.pkl", pickled({"w": tensor()}))
+        for number in range(70):
+            entry = zipfile.ZipInfo(f"archive/{number}")
+            entry.comment = bytes(2**16 - 1)
+            archive.writestr(entry, b"")
+    for what, path in {
+        "the pickle": zip_file(tmp_path / "zip", text),
+        "the pickle ": legacy_file(tmp_path / "stream", text),
+        "the directory": tmp_path / "directory",
+        "the header": tmp_path / "header",
+    }.items():
+        with pytest.raises(TorchFileError, match=rf"refused: {what.strip()} of more than 4 MB; .*save its"):
+            checkpoint_files.read(path)
+
+
+def test_entries_of_an_archive_that_overlap_or_lie_beyond_it_are_refused(tmp_path):
+    whole = zip_file(tmp_path / "f.pth", pickled({"w": tensor()})).read_bytes()
+    place = whole.index(b"PK\1\2")
+    for offset in (struct.pack("<I", 7), struct.pack("<I", 2**31), struct.pack("<I", len(whole))):
+        (tmp_path / "f.pth").write_bytes(whole[: place + 42] + offset + whole[place + 46 :])
+        with pytest.raises(TorchFileError, match="a damaged zip archive"):
+            checkpoint_files.read(tmp_path / "f.pth")
+    extra = struct.pack("<HHQQQ", 1, 24, 10, 10, 2**63)  # sizes and place in 64 bits
+    fields = struct.pack("<HHHHHHIIIHHHHHII", 45, 45, 0, 0, 0, 0, 0, *[2**32 - 1] * 2, 16, 28, 0, 0, 0, 0, 2**32 - 1)
+    directory = b"PK\1\2" + fields + b"archive/data.pkl" + extra
+    end = struct.pack("<HHHHIIH", 0, 0, 1, 1, len(directory), place, 0)
+    (tmp_path / "f.pth").write_bytes(whole[:place] + directory + b"PK\5\6" + end)
+    with pytest.raises(TorchFileError, match=r"a damaged zip archive|claim more bytes"):
+        checkpoint_files.read(tmp_path / "f.pth")
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ({"dtype": "F32", "shape": [0, 1 << 40, 1 << 40], "data_offsets": [0, 0]}, "a shape that no tensor has"),
+        ({"dtype": "F32", "shape": [1] * 70, "data_offsets": [0, 4]}, "a shape that no tensor has"),
+        ({"dtype": "F32", "shape": [1 << 62, 4], "data_offsets": [0, 4]}, "a damaged"),
+        ({"dtype": "F64", "shape": [1], "data_offsets": [0, 4]}, "a damaged"),
+        ({"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}, "is of type F8_E4M3; taken are"),
+        ({"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}, "a damaged"),
+        ({"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}, "a damaged"),
+    ],
+)
+def test_no_array_of_safetensors_is_other_than_its_header_says(entry, message, tmp_path):
+    header = json.dumps({"w": entry}).encode()
+    (tmp_path / "f").write_bytes(struct.pack("<Q", len(header)) + header + bytes(entry["data_offsets"][1]))
+    with pytest.raises(TorchFileError, match=message) as refusal:
+        checkpoint_files.read(tmp_path / "f")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_storm_of_hostile_files_runs_no_code_and_ends_in_arrays_or_one_line():
+    gc.collect()
+    gc.disable()  # what other tests left behind is no doing of the reader's
+    try:
+        outcomes = storm.storm(2000, 1, storm.Guard())
+    finally:
+        gc.enable()
+    assert outcomes["read"] > 300 and len(outcomes) > 15
+
+
+def test_the_storm_notices_code_that_runs_arrays_beyond_their_file_and_messages_of_two_lines(tmp_path, monkeypatch):
+    guard, path = storm.Guard(), str(tmp_path / "f")
+    for read, message in {
+        (lambda path: os.system("true")): "made the reader do this: os.system",
+        (lambda path: open(tmp_path / "other", "w").close()): "made the reader do this: open",
+        (lambda path: eval("1")): "made the reader do this: compile",
+        (lambda path: {"w": np.zeros(9)}): "'w' has 72 bytes, its file 1",
+    }.items():
+        monkeypatch.setattr(checkpoint_files, "read", read)
+        with pytest.raises(storm.Broken, match=message):
+            storm.judge(path, b"x", guard)
+
+    def refuse(path):
+        raise TorchFileError(f"{path}: two\nlines")
+
+    monkeypatch.setattr(checkpoint_files, "read", refuse)
+    with pytest.raises(storm.Broken, match="not one short line"):
+        storm.judge(path, b"x", guard)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_safetensors_file_that_lies_about_its_lengths_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import types
 
 import numpy as np
@@ -11,7 +12,7 @@ from test_preprocessing import photograph
 from test_train import assert_same_run
 
 from moco_tf.data import __main__ as data_command
-from moco_tf.data import augment, in_memory, sources, views
+from moco_tf.data import augment, sources, views
 from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.pretext import crops, siblings
 from moco_tf.train import main
@@ -121,7 +122,7 @@ def test_streams_and_images_above_a_third_of_the_memory_are_refused(monkeypatch)
     options, stream = crops.Options(views_on="device"), types.SimpleNamespace(name="a stream")
     with pytest.raises(ValueError, match="a stream is read one by one; --views_on=device keeps"):
         crops.at_once(stream, options)
-    monkeypatch.setattr(in_memory.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1024, "SC_PHYS_PAGES": 250}[name])
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 1024, "SC_PHYS_PAGES": 250}[name])
     source = sources.embedded("train").only(range(40))
     with pytest.raises(ValueError, match=r"40 images of 32 x 32 pixels take .* more than a third"):
         crops.at_once(source, options)

@@ -79,7 +79,7 @@ def look(config):
         except errors.ERRORS as error:  # a stream with more bad records than a run accepts
             raise ConfigError(errors.reason(error)) from None
         files.write_bytes(file, tf.io.encode_png(build.picture(config, views)).numpy())
-        print(f"Views of --pretext={config.pretext}, queries above: {file}")
+        print(f"Views of --pretext={config.pretext}, queries above: {files.printable(file)}")
     refusal = too_many_bad(bad, split.size, config.max_bad_fraction)
     if refusal or not good:
         raise ConfigError(refusal or "none of the images can be decoded")

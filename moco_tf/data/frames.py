@@ -180,7 +180,7 @@ def _write(settings, source, target, faults, progress):
     number = 0
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with aside(target) as writing:
+        with aside(target, replaces=False) as writing:
             writing.mkdir()
             for number, frame in enumerate(wanted, start=1):
                 image = any_image.shrink(video.image(frame), settings.image_size)

@@ -1,10 +1,9 @@
 """All images of a source, decoded, in memory: of many small ones, reading them anew is most of a pipeline's work."""
 
-import os
-
 import numpy as np
 import tensorflow as tf
 
+from moco_tf import startup
 from moco_tf.data.encoded import decode
 from moco_tf.data.pipeline import fixed, parallel_map
 
@@ -21,7 +20,7 @@ def decoded(source):
     records = source.unchecked()
     shape = decode(next(iter(records))["image"]).shape
     gib = source.size * int(np.prod(shape)) / 2**30
-    third = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 3 / 2**30
+    third = startup.memory() / 3 / 2**30
     if gib > third:
         raise ValueError(
             f"{source.size} images of {shape[1]} x {shape[0]} pixels take {gib:.1f} GiB, more than a third of this "

@@ -46,7 +46,7 @@ def write(parts, output):
     features = tfds.features.FeaturesDict(features)
     infos = []
     with (
-        files.aside(output / VERSION) as writing,
+        files.aside(output / VERSION, replaces=False) as writing,
         progress.bar(sum(listing.size for listing in listings.values()), "images", "Writing shards") as bar,
     ):
         writing.mkdir()

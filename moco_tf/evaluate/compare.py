@@ -94,7 +94,8 @@ def _encoders(settings, supervised):
     yield "untrained", frozen.of_model(build.model(config, data or run_folder.Data(config.batch_size)))
     model = build.trained(settings.encoder)
     yield "pre-trained", frozen.of_model(model)
-    classifier = keras.models.load_model(files.for_tensorflow(supervised / "model.keras"), compile=False)
+    file = files.for_tensorflow(supervised / "model.keras")
+    classifier = keras.models.load_model(file, compile=False, safe_mode=True)
     backbone = keras.Model(classifier.input, classifier.layers[-2].input)  # what its normalisation takes
     yield "supervised", frozen.of_model(backbone, model.preprocessing)
 

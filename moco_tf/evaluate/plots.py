@@ -6,6 +6,7 @@ import numpy as np
 
 from moco_tf import files
 
+LONGEST = 40  # characters of a name
 MOST_CLASSES = 100  # in a picture of confusions: more would be finer than its pixels
 
 log = logging.getLogger("moco_tf")
@@ -87,7 +88,7 @@ def confusion(path, confusions, counts, class_names):
     figure.colorbar(image, ax=axes, label="% of the class", shrink=0.8)
     axes.set(xlabel="taken for", ylabel="class", title=title)
     if len(shown) <= 60:
-        names = [no_formula(class_names[number]) for number in shown]
+        names = [caption(class_names[number]) for number in shown]
         axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=7)
         axes.set_yticks(range(len(shown)), names, fontsize=7)
     if len(shown) <= 20:
@@ -109,7 +110,7 @@ def points(path, places, labels, class_names):
     for number, label in enumerate(present):
         mine = labels == label
         colour = "lightgrey" if label < 0 else colours(number if len(present) <= 20 else number / len(present))
-        name = "no label" if label < 0 else no_formula(class_names[label])
+        name = "no label" if label < 0 else caption(class_names[label])
         axes.scatter(*places[mine].T, s=9, color=colour, label=name, linewidths=0)
     axes.set(xticks=[], yticks=[])
     if len(present) <= 20:
@@ -117,9 +118,12 @@ def points(path, places, labels, class_names):
     save(plt, figure, axes, path, spines=True)
 
 
-def no_formula(name):
-    """matplotlib sets what stands between dollars as a formula, and fails where it is none."""
-    return name.replace("$", r"\$")
+def caption(name):
+    """A name as pictures show it: long ones are cut, which would leave no room for anything else.
+
+    matplotlib sets what stands between dollars as a formula, and fails where it is none.
+    """
+    return (name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}...").replace("$", r"\$")
 
 
 def _words(column):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from moco_tf import command, run_folder
 from moco_tf.command import ConfigError, flag
+from moco_tf.files import printable
 from moco_tf.startup import load_tensorflow
 
 log = logging.getLogger("moco_tf")
@@ -69,6 +70,9 @@ class Settings:
         if run is None and self.RUNS_ONLY:
             raise ConfigError(f"--encoder={path} is to be a run folder, as moco_tf.train writes it, with config.flags")
         inherited = run if run and not self.dataset else None
+        if inherited and inherited.dataset != "embedded":  # the run may be somebody else's
+            where = f" in {printable(inherited.data_dir)}" if inherited.data_dir else ""
+            log.info(f"Images: {printable(inherited.dataset)}{where}, as {printable(path / 'config.flags')} says.")
         base = path.parent if (path / "saved_model.pb").exists() else path
         name = self.NAME + (f"-{Path(self.dataset).name}" if self.dataset else "")
         return dataclasses.replace(

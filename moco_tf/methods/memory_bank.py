@@ -11,13 +11,12 @@ dictionary. That costs K C numbers, and not N K C; each query still has K.
 Axes: n images of this replica, N of the global batch, H W image, C length of the projection, K negatives, R records.
 """
 
-import os
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
-from moco_tf import encoders, replicas
+from moco_tf import encoders, replicas, startup
 from moco_tf.command import ConfigError
 from moco_tf.encoders import heads
 from moco_tf.methods import backbones
@@ -68,7 +67,7 @@ def check_size(config, size):
             f"{size} with --batch_size={config.batch_size}; got {config.queue_size}"
         )
     needed = config.bank_bytes(size) * max(1, config.virtual_replicas)
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    there = startup.memory()
     if 3 * needed > there:  # a checkpoint's bank is read beside the one that is there, and the rest needs room, too
         raise ConfigError(
             f"a memory bank has --dim={config.dim} numbers for each of {size} images, in all "

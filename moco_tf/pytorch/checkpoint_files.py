@@ -3,17 +3,19 @@
 Three formats: the zip archive that `torch.save` writes today, the pickle stream that it wrote before (PyTorch < 1.6;
 the early MoCo checkpoints), and safetensors. Both of PyTorch's hold a pickle, which can name any Python callable. The
 small machine below reads pickles by itself: it knows tensors, containers and plain values, refuses every other name,
-and imports nothing. Detectron2's .pkl is written only. `moco_tf.torch_weights` calls this.
+and imports nothing. What describes the tensors is small in a file of tensors, so its size is bounded, and with it the
+memory that a hostile file can ask for; the numbers take what the file has. Detectron2's .pkl is written only.
+`moco_tf.torch_weights` calls this.
 """
 
 import dataclasses
 import io
 import math
-import mmap
 import os
 import pickle
 import pickletools
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -56,6 +58,14 @@ ENDINGS = {  # of the files that are written, by whose names the tensors have
 }
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 MAX_DIMENSIONS = 16
+MAX_NUMBERS = 2**48  # of a tensor or a storage: strides and offsets in bytes stay far from 2^63
+
+# Of what describes the tensors: a pickle, the directory of a zip archive, the header of a .safetensors file. A tensor
+# takes about 120 bytes and 31 operations of torch.save's pickle (measured in v2_zip.pth.tar of tests/torch_files).
+MAX_DESCRIPTION = 4 * 2**20  # bytes
+MAX_OPERATIONS = 2**20  # each adds one object at most to what the stack, the memo and the containers hold
+
+ALONE = "; where you trust the file, save its state_dict alone in PyTorch and bring that"
 
 
 class TorchFileError(ValueError):
@@ -99,7 +109,7 @@ def write(path, tensors, to="pytorch"):
         name: np.array(value, order="C") for name, value in tensors.items()
     }  # safetensors takes memory as it lies
     try:
-        with files.aside(path) as aside, open(aside, "wb") as file:
+        with files.aside(path, replaces=False) as aside, open(aside, "wb") as file:
             if path.suffix == ".safetensors":
                 file.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
             elif path.suffix == ".pkl":
@@ -109,6 +119,8 @@ def write(path, tensors, to="pytorch"):
                 import torch
 
                 torch.save({name: torch.from_numpy(value) for name, value in tensors.items()}, file)
+    except FileExistsError:  # it came meanwhile
+        raise _exists(path) from None
     except OSError as error:
         raise TorchFileError(f"{path}: {error.strerror or error}") from None
 
@@ -120,7 +132,7 @@ def check_writable(path, to="pytorch"):
         *others, last = ENDINGS[to]
         raise TorchFileError(f"{path}: a state dict is written to a file that ends in {', '.join(others)} or {last}")
     if path.exists() or path.is_symlink():
-        raise TorchFileError(f"{path} exists: choose another name, or delete it yourself")
+        raise _exists(path)
     if not path.parent.is_dir():
         raise TorchFileError(f"{path}: there is no folder {path.parent}")
     if path.suffix in (".pth", ".pt"):
@@ -179,9 +191,9 @@ def _read(file):
     if head.startswith(b"PK\x03\x04"):
         return _state_dict(*_read_zip(file, size))
     if head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] < size:
-        return _read_safetensors(file.read())
+        return _read_safetensors(file, struct.unpack("<Q", head[:8])[0])
     if head.startswith(b"\x80"):
-        return _state_dict(*_read_legacy(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        return _state_dict(*_read_legacy(file, size))
     raise TorchFileError(f"neither a PyTorch file nor a .safetensors file; it begins with {head!r}")
 
 
@@ -199,16 +211,21 @@ def _state_dict(tree, load):
     return {name: value.array(load) for name, value in state_dict.items()}
 
 
-def _read_safetensors(data):
+def _read_safetensors(file, header):
+    if header > MAX_DESCRIPTION:
+        raise _too_large("the header")
     try:
-        entries = safetensors.deserialize(data)
+        entries = safetensors.deserialize(file.read())
     except safetensors.SafetensorError as error:
         raise TorchFileError(f"a damaged .safetensors file: {' '.join(str(error).split())}") from None
     arrays = {}
     for name, entry in entries:
         if entry["dtype"] not in DTYPES:
             raise TorchFileError(f"{_short(name)} is of type {entry['dtype']}; taken are {', '.join(DTYPES)}")
+        if not _is_shape(entry["shape"]):
+            raise TorchFileError(f"{_short(name)} has a shape that no tensor has: {_short(str(entry['shape']))}")
         arrays[name] = np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        arrays[name].flags.writeable = False
     if not arrays:
         raise TorchFileError("holds no tensors")
     return arrays
@@ -217,10 +234,15 @@ def _read_safetensors(data):
 def _read_zip(file, size):
     """The unpickled tree of `torch.save`'s archive, and a function storage -> bytes."""
     faults = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+    faults += (OverflowError, OSError)  # a place beyond 2^63, or before the file
+    bounded = _Bounded(file.raw)
     try:
-        archive = zipfile.ZipFile(file)
+        archive = zipfile.ZipFile(bounded)
+    except TorchFileError:
+        raise
     except faults as error:
-        raise TorchFileError(f"a damaged zip archive: {error}") from None
+        raise TorchFileError(f"a damaged zip archive: {_short(str(error))}") from None
+    bounded.most = sys.maxsize  # of entries, whose sizes are checked below
     entries = {info.filename: info for info in archive.infolist()}
     roots = [name.removesuffix("data.pkl") for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(roots) != 1:
@@ -236,7 +258,7 @@ def _read_zip(file, size):
         try:
             return archive.read(entries[roots[0] + name])
         except faults as error:
-            raise TorchFileError(f"a damaged zip archive: {error}") from None
+            raise TorchFileError(f"a damaged zip archive: {_short(str(error))}") from None
 
     if roots[0] + "byteorder" in entries and entry("byteorder") != b"little":
         raise TorchFileError("written on a big-endian machine; only little-endian files are taken")
@@ -253,17 +275,41 @@ def _read_zip(file, size):
             )
         return kept[storage.key]
 
+    if entries[roots[0] + "data.pkl"].file_size > MAX_DESCRIPTION:
+        raise _too_large("the pickle")
     return _Machine(io.BytesIO(entry("data.pkl"))).run(), load
 
 
-def _read_legacy(file):
-    """The unpickled tree of the old format (five pickles, then the numbers), and a function storage -> bytes.
+class _Bounded(io.BufferedReader):
+    """A file of which at most `most` bytes are read at a time: zipfile reads the directory of an archive in one go."""
 
-    `file` is a memory map: its `read` takes no memory for a length that the file does not have.
-    """
+    most = MAX_DESCRIPTION
+
+    def read(self, size=-1):
+        if size > self.most:
+            raise _too_large("the directory")
+        return super().read(size)
+
+
+def _read_legacy(file, size):
+    """The unpickled tree of the old format (five pickles, then the numbers), and a function storage -> bytes."""
+
+    def unpickled():
+        """(what the next pickle describes, the machine that read it)."""
+        start = file.tell()
+        stream = io.BytesIO(file.read(MAX_DESCRIPTION + 1))  # `read` of it takes no memory for a length that lies
+        machine = _Machine(stream)
+        try:
+            tree = machine.run()
+        except TorchFileError:
+            if stream.tell() > MAX_DESCRIPTION:
+                raise _too_large("the pickle") from None
+            raise
+        file.seek(start + stream.tell())
+        return tree, machine
 
     def plain():
-        return _Machine(file).run()
+        return unpickled()[0]
 
     if plain() != LEGACY_MAGIC:
         raise TorchFileError("a pickle, but not one that torch.save wrote")
@@ -272,8 +318,8 @@ def _read_legacy(file):
         raise TorchFileError(f"written by an unknown version of torch.save, protocol {_short(protocol)}")
     if system.get("little_endian") is not True:
         raise TorchFileError("written on a big-endian machine; only little-endian files are taken")
-    machine = _Machine(file)
-    tree, keys = machine.run(), plain()
+    tree, machine = unpickled()
+    keys = plain()
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise TorchFileError("a damaged file: no list of storages after the pickle")
     places = {}
@@ -286,7 +332,7 @@ def _read_legacy(file):
                 f"a damaged file: storage {_short(key)} has not the {storage.numel} numbers announced"
             )
         places[key] = file.tell()
-        if places[key] + storage.nbytes > len(file):
+        if places[key] + storage.nbytes > size:
             raise TorchFileError(f"cut off: storage {_short(key)} ends beyond the end of the file")
         file.seek(storage.nbytes, os.SEEK_CUR)
     kept = {}
@@ -316,7 +362,7 @@ def _rebuild_tensor(storage, offset, size, stride, *_):
     if len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
         raise TorchFileError(f"a damaged tensor: {len(size)} sizes, {len(stride)} strides")
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if 0 not in size else offset - 1
-    if last >= storage.numel or math.prod(size) > storage.numel:
+    if last >= storage.numel or math.prod(size) > storage.numel or not _is_shape(size):
         raise TorchFileError(f"a damaged tensor: shape {size} reaches beyond its storage of {storage.numel} numbers")
     return _Tensor(storage, offset, tuple(size), tuple(stride))
 
@@ -359,7 +405,9 @@ class _Machine:
     def run(self):
         """The object that the pickle describes; _Tensor in place of tensors."""
         try:
-            for operation, argument, _ in pickletools.genops(self._file):
+            for count, (operation, argument, _) in enumerate(pickletools.genops(self._file)):
+                if count == MAX_OPERATIONS:
+                    raise TorchFileError(f"refused: the pickle has more than {MAX_OPERATIONS} operations{ALONE}")
                 if operation.name == "STOP":
                     return self._stack.pop()
                 self._do(operation.name, argument)
@@ -458,15 +506,25 @@ class _Machine:
 
 def _named(name):
     if name not in NAMES:
-        raise TorchFileError(
-            f"refused: the pickle asks for {_short(name)}, which tensors have no need of; where you trust the file, "
-            "save its state_dict alone in PyTorch and bring that"
-        )
+        raise TorchFileError(f"refused: the pickle asks for {_short(name)}, which tensors have no need of{ALONE}")
     return NAMES[name]
 
 
 def _is_count(number):
-    return type(number) is int and 0 <= number < 2**48
+    return type(number) is int and 0 <= number < MAX_NUMBERS
+
+
+def _is_shape(size):
+    """Whether an array can have these sizes; of (0, 2^40, 2^40) NumPy multiplies the others and overflows."""
+    return len(size) <= MAX_DIMENSIONS and math.prod(n or 1 for n in size) < MAX_NUMBERS
+
+
+def _exists(path):
+    return TorchFileError(f"{path} exists: choose another name, or delete it yourself")
+
+
+def _too_large(what):
+    return TorchFileError(f"refused: {what} of more than {MAX_DESCRIPTION >> 20} MB{ALONE}")
 
 
 def _short(value):

@@ -7,7 +7,6 @@ names it. encoded/ holds parts that a build has encoded and not yet taken in.
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
 import os
@@ -201,16 +200,12 @@ def held(folder):
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = files.open_lock(folder / ".lock")
+        lock = files.hold(folder / ".lock")
+    except files.Held as mark:
+        raise ConfigError(f"another process writes to {printable(folder)}: wait for it{mark}") from None
     except OSError as error:
         raise ConfigError(f"{printable(folder)} cannot be made or written to: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system however the process ends
-        except BlockingIOError:
-            raise ConfigError(f"another process writes to {printable(folder)}: wait for it") from None
-        except OSError as error:  # some network file systems know no locks
-            log.warning(f"{printable(folder)} cannot be locked ({error.strerror}): let one process write to it.")
+    with lock:
         for path in (*folder.glob(".writing-*"), *folder.glob(f"{PENDING}/.writing-*")):  # of killed processes
             shutil.rmtree(path, ignore_errors=True)
         yield

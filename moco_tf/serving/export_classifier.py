@@ -10,6 +10,7 @@ from pathlib import Path
 
 from moco_tf import command, run_folder
 from moco_tf.command import ConfigError
+from moco_tf.files import printable
 from moco_tf.startup import load_tensorflow
 
 PROGRAM = "moco_tf.serving.export classifier"
@@ -65,5 +66,5 @@ def _run(settings):
         on_bad_image=settings.on_bad_image,
         request_megapixels=settings.request_megapixels,
     )
-    print(f"Wrote {path}.")
+    print(f"Wrote {printable(path)}.")
     return 0

@@ -72,11 +72,11 @@ def _run(settings):
     shapes = ", ".join(f"{name} {value.shape}" for name, value in sorted(outputs.items()))
     print(f"{len(images)} images in {seconds:.2f} s: {shapes}")
     if not outputs.get("valid", np.True_).all():
-        bad = [str(file) for file, valid in zip(images, outputs["valid"], strict=True) if not valid]
+        bad = [files.printable(file) for file, valid in zip(images, outputs["valid"], strict=True) if not valid]
         print(f"{len(bad)} of them cannot be decoded, their rows are zeros: {', '.join(bad)}")
     if settings.output:
         _save(settings.output, {"files": np.array([str(file) for file in images])} | outputs)
-        print(f"Wrote {settings.output}.")
+        print(f"Wrote {files.printable(settings.output)}.")
     return _compare(settings, images, outputs) if settings.compare else 0
 
 
@@ -93,5 +93,5 @@ def _compare(settings, images, outputs):
     agree = max(deviations.values()) <= TOLERANCE
     figures = ", ".join(f"{name} {value:.1e}" for name, value in deviations.items())
     verdict = "agrees with" if agree else f"differs by more than {TOLERANCE:g} from"
-    print(f"The server {verdict} {settings.compare} (deviation over the largest value): {figures}.")
+    print(f"The server {verdict} {files.printable(settings.compare)} (deviation over the largest value): {figures}.")
     return 0 if agree else 1

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from moco_tf import command, run_folder
 from moco_tf.command import ConfigError
+from moco_tf.files import printable
 from moco_tf.startup import load_tensorflow
 
 PROGRAM = "moco_tf.serving.export encoder"
@@ -74,7 +75,7 @@ def _run(settings):
         from moco_tf.serving import onnx_file
 
         deviation = onnx_file.export_run(settings.run_dir, settings.output)
-        print(f"Wrote {settings.output}. ONNX Runtime deviates by {deviation:.1e} of the largest value.")
+        print(f"Wrote {printable(settings.output)}. ONNX Runtime deviates by {deviation:.1e} of the largest value.")
         return 0
     from moco_tf.serving import saved_model
 
@@ -86,7 +87,7 @@ def _run(settings):
         request_megapixels=settings.request_megapixels,
         feature_maps=settings.feature_maps,
     )
-    print(f"Wrote {path}. Serve it: {shlex.join([_start_script(), str(path.parent.parent)])}")
+    print(printable(f"Wrote {path}. Serve it: {shlex.join([_start_script(), str(path.parent.parent)])}"))
     return 0
 
 

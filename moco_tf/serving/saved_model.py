@@ -208,11 +208,14 @@ def aside(path):
       ConfigError: there is something at `path`, or it cannot be made.
     """
     absolute = Path(path).absolute()
+    exists = ConfigError(f"{path} exists: choose another place, or delete it yourself")
     if os.path.lexists(absolute):
-        raise ConfigError(f"{path} exists: choose another place, or delete it yourself")
+        raise exists
     try:
         absolute.parent.mkdir(parents=True, exist_ok=True)
-        with files.aside(absolute) as writing:
+        with files.aside(absolute, replaces=False) as writing:
             yield writing
     except OSError as error:
+        if os.path.lexists(absolute):  # it came meanwhile
+            raise exists from None
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -75,7 +75,8 @@ def _export(arguments):
         about = {"kind": recorded.NAME, "classes": names, "canvas": recorded.image_size, "steps": step}
         files.write_json(folder / DESCRIPTION, about | {"input": dataclasses.asdict(inputs)})
         warm_up.write(folder, [(name, {"images": value}) for name, value in examples.items()])
-    print(f"{path}: {recorded.NAME}, {len(names)} classes, step {step}; signatures {', '.join(answers)}")
+    about = f"{recorded.NAME}, {len(names)} classes, step {step}; signatures {', '.join(answers)}"
+    print(f"{files.printable(path)}: {about}")
     return 0
 
 

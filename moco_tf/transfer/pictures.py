@@ -24,7 +24,7 @@ def boxes(path, images, truth, found, names):
             axes.add_patch(
                 plt.Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.2)
             )
-            axes.text(left, top, plots.no_formula(label), fontsize=5, color="white", va="bottom",
+            axes.text(left, top, plots.caption(label), fontsize=5, color="white", va="bottom",
                       bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.5})  # fmt: skip
 
     figure, axes = _grid(plt, len(images))
@@ -53,7 +53,7 @@ def masks(path, images, truth, found, names):
     present = sorted(set(np.unique(np.concatenate(shown)).tolist()) - {0, IGNORED})
     patches = [plt.Rectangle((0, 0), 1, 1, color=_colour(plt, one)) for one in present[:20]]
     if patches:
-        labels = [plots.no_formula(names[one]) for one in present[:20]]
+        labels = [plots.caption(names[one]) for one in present[:20]]
         columns = min(10, len(labels))
         figure.legend(patches, labels, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
     _finish(plt, figure, axes, path, found)
