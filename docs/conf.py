@@ -68,6 +68,7 @@ CONTENTS = {
     """,
     "Project": """
         docs/architecture
+        docs/reliability
         CONTRIBUTING
         CHANGELOG
         SECURITY

@@ -1,6 +1,7 @@
 """Keras callbacks: the kNN monitor for any `fit`, and what `moco_tf.train` shows and records of a run."""
 
 import collections
+import contextlib
 import logging
 import math
 import statistics
@@ -334,7 +335,13 @@ class Recorder(keras.callbacks.Callback):
         super().__init__()
         self.run = run
         self.config = config
+        files.make_folder(run.tensorboard)
         self.writer = tf.summary.create_file_writer(files.for_tensorflow(run.tensorboard))
+
+    def close(self):
+        """Closes TensorBoard's file. Each epoch's figures were flushed; where that failed, the run has said so."""
+        with contextlib.suppress(tf.errors.OpError):
+            self.writer.close()
 
     def on_train_batch_end(self, batch, logs=None):
         if self.model.steps_done % self.TENSORBOARD_EVERY == 0:

@@ -47,22 +47,27 @@ class Checkpoints:
         target = self.path(self.model.steps_done)
         if not self.writes or (target.exists() and target not in self._damaged):
             return target
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self.folder)
         for path in self._damaged:  # they are kept, under a name that no checkpoint has
             os.rename(path, _free(path.with_name(f"damaged-{path.name}")))
         self._damaged.clear()
         for left in self.folder.glob(f"{ASIDE}*"):  # by a killed process
             shutil.rmtree(left)
         aside = self.folder / f"{ASIDE}{target.name}"
-        self._checkpoint.write(files.for_tensorflow(aside / "state"))
-        for file in aside.iterdir():
-            files.sync(file)
-        files.sync(aside)
-        os.rename(aside, target)
+        try:
+            self._checkpoint.write(files.for_tensorflow(aside / "state"))
+            for file in aside.iterdir():
+                files.sync(file)
+            files.sync(aside)
+            os.rename(aside, target)
+        except BaseException:
+            files.remove(aside)  # a full disk has its room back
+            raise
         files.sync(self.folder)
         for step in self.steps()[: -self.keep]:
             doomed = self.folder / f"{ASIDE}{step}"
             os.rename(self.path(step), doomed)  # what bears a step's name is whole
+            files.sync(self.folder)  # after a loss of power, too
             shutil.rmtree(doomed)
         return target
 

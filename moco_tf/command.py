@@ -18,6 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
+from moco_tf import files
 from moco_tf.files import printable
 from moco_tf.progress import Screen
 
@@ -53,6 +54,23 @@ def run(program, doc, function, arguments):
     except KeyboardInterrupt:  # outside training, which saves
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not (line := of_the_machine(error)):
+            raise
+        mended = "mend that, and run the command again; what was written before is whole"
+        print(f"{program}: {line}: {mended}", file=sys.stderr)
+        return 1
+
+
+def of_the_machine(error):
+    """What an error that the machine, its storage or its limits caused says, in a line; None of any other."""
+    if isinstance(error, OSError):
+        return files.fault(error)
+    if isinstance(error, MemoryError):
+        return "memory has run out"
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return "the machine, or a limit of this process, allows no more threads"
+    return None
 
 
 def shipped(installed, checkout):
@@ -83,7 +101,7 @@ def log_to_screen():
 @contextlib.contextmanager
 def log_to_file(path):
     """What is logged meanwhile is kept in a file as well, with more detail than the screen has."""
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace", delay=True)
     handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
     log = logging.getLogger("moco_tf")
     log.addHandler(handler)
@@ -91,7 +109,31 @@ def log_to_file(path):
         yield
     finally:
         log.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # `handleError` has said so
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that ends no work: where it cannot be written, the screen says so, once."""
+
+    failed = False
+
+    def emit(self, record):
+        try:
+            super().emit(record)
+        except OSError:  # it cannot be opened
+            self.handleError(record)
+
+    def handleError(self, record):
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.failed:
+            self.failed = True
+            reason = error.strerror or error
+            logging.getLogger("moco_tf").warning(
+                f"{files.printable(self.baseFilename)}: {reason}; it lacks lines that are shown here, and all goes on."
+            )
 
 
 @contextlib.contextmanager

@@ -56,11 +56,22 @@ def aside(path, lasting=True, replaces=True):
         for file in (writing, *writing.rglob("*")) if lasting else ():
             sync(file)
         _give_name(writing, path, replaces)
-    except BaseException:
+        if lasting:
+            sync(path.parent)
+    except BaseException as error:
         remove(writing)
+        if isinstance(error, OSError) and error.filename in (None, str(writing)):  # a full disk names no file
+            error.filename, error.filename2 = str(path), None
         raise
-    if lasting:
-        sync(path.parent)
+
+
+def make_folder(path):
+    """Makes a folder, and those above it, where there are none; they are there after a loss of power, too."""
+    path = Path(path).absolute()
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in new:
+        sync(folder.parent)
 
 
 def _give_name(writing, path, replaces):
@@ -182,6 +193,13 @@ def printable(name):
 
 def _steers(character):
     return unicodedata.category(character) in UNPRINTABLE or unicodedata.bidirectional(character) in TURNING
+
+
+def fault(error):
+    """What an `OSError` says, in a line: the file, where it is known, and the reason."""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
+    reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{printable(name)}: {reason}" if name else reason
 
 
 def json_text(value, indent=None):

@@ -57,3 +57,8 @@ class Screen(logging.StreamHandler):
             tqdm.tqdm.write(self.format(record), file=self.stream)
         except Exception:  # as logging has it
             self.handleError(record)
+
+    def handleError(self, record):
+        """Nobody sees a screen that cannot be written to, such as a file on a full disk: the work goes on."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)

@@ -87,7 +87,7 @@ class RunFolder:
         self._flag, self._read = f"--{config.FOLDER}", read
         self._recorded = self.path / "config.flags"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            files.make_folder(self.path)
             self._lock = files.hold(self.path / ".lock")
         except files.Held as mark:
             raise ConfigError(

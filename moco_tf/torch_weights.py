@@ -140,6 +140,7 @@ def _bring_in(tensors, output, flag_values, named):
 
 
 def _convert(contents, whole, output, flag_values, named):
+    from moco_tf.data.errors import ERRORS, reason
     from moco_tf.pytorch import conversion, tensor_names
 
     checkpoint = flag_values.checkpoint
@@ -175,6 +176,8 @@ def _convert(contents, whole, output, flag_values, named):
             files.write_json(aside / SIDECAR, sidecar)
     except OSError as error:
         raise ConfigError(f"--output={output}: {error.strerror or error}") from None
+    except ERRORS as error:  # TensorFlow's own writing
+        raise ConfigError(f"--output={output}: {reason(error)}") from None
     if flag_values.verbose:
         print("\n".join([*lines, *(f"{name} left out" for name in left_out)]))
     if not whole:

@@ -39,12 +39,10 @@ def train(config):
 def _train(config, open_until_the_end):
     started = time.perf_counter()
     load_tensorflow(config.virtual_replicas, training=True)  # takes seconds: wrong flags have been answered by now
-    import tensorflow as tf
-
     from moco_tf import build, callbacks, run_folder
     from moco_tf.checkpoint import Checkpoints
     from moco_tf.data import dataset
-    from moco_tf.data.errors import ERRORS, reason
+    from moco_tf.data.errors import ERRORS
 
     strategy = build.strategy(config)
     chief = build.is_chief(strategy)
@@ -75,6 +73,8 @@ def _train(config, open_until_the_end):
         _check_that_all_begin_alike(strategy, step, records.size)
     if step >= last:
         log.info(f"{config.run_dir} is finished, at step {step} of {total}; a larger --epochs or --max_steps goes on.")
+        if chief and not _encoder_is_kept(config, checkpoints.path(step)):
+            _keep_encoder(config, model, records)
         return 0
 
     def batches_at(step):
@@ -89,20 +89,20 @@ def _train(config, open_until_the_end):
     batches = batches_at(step)  # refuses views that the model does not take
     saver = callbacks.Saver(checkpoints, config.checkpoint_every)
     progress = recorder = monitor = watch = wall_time = None
-    if chief:
-        run.begin(config, records.size, model.columns())
-        _introduce(config, strategy, records, steps_per_epoch, model)
-        progress = callbacks.Progress(config, last, steps_per_epoch)
-        open_until_the_end.callback(progress.close)
-        watch = callbacks.GradientWatch(config)
-        recorder = callbacks.Recorder(run, config)
-        open_until_the_end.callback(recorder.writer.close)
-        monitor = callbacks.knn_monitor(config, source, run)
-        wall_time = callbacks.WallTime(started, before_epoch, monitor, saver)
-        run.rewind(step, steps_per_epoch)
-    else:
-        log.info("This machine trains along. The chief writes the run folder; the others wait while it evaluates.")
     try:
+        if chief:
+            run.begin(config, records.size, model.columns())
+            _introduce(config, strategy, records, steps_per_epoch, model)
+            progress = callbacks.Progress(config, last, steps_per_epoch)
+            open_until_the_end.callback(progress.close)
+            watch = callbacks.GradientWatch(config)
+            recorder = callbacks.Recorder(run, config)
+            open_until_the_end.callback(recorder.close)
+            monitor = callbacks.knn_monitor(config, source, run)
+            wall_time = callbacks.WallTime(started, before_epoch, monitor, saver)
+            run.rewind(step, steps_per_epoch)
+        else:
+            log.info("This machine trains along. The chief writes the run folder; the others wait while it evaluates.")
         if step:
             log.info(f"Going on from step {step} of {last}.")
             if step % steps_per_epoch:
@@ -142,31 +142,19 @@ def _train(config, open_until_the_end):
                 step += epochs * steps
                 if step < last:
                     batches = batches_at(step)
+        log.info(f"Done: step {step} of {total}. {checkpoints.path(step)}")
+        if monitor:
+            evaluated = [row for row in run.rows() if row["knn_top1"]]
+            result = {f"epoch {row['epoch']}": float(row["knn_top1"]) for row in evaluated[-1:]}
+            log.info("kNN top-1: " + _percents(run.baselines() | result))
+        if wall_time:
+            log.info(f"Wall time {wall_time}.")
+        if chief:
+            _keep_encoder(config, model, records)
     except callbacks.TrainingStopped as stop:
         return _report(stop, config, checkpoints, model.steps_done)
-    except ERRORS as error:  # an image that changed after it was checked, or another machine that is gone
-        cause = reason(error)
-        lost = isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError))
-        if lost or "ollective" in str(error):
-            advised = "another machine no longer answers: start all again, they go on from the last checkpoint"
-        elif isinstance(error, tf.errors.ResourceExhaustedError):
-            advised = "memory or storage has run out: go on from the last checkpoint on a machine with more of it"
-        elif model.jit_compile:
-            advised = "the same command goes on from the last checkpoint; with --xla=off it does so without XLA"
-        else:
-            advised = "the same command goes on from the last checkpoint; files that have changed are checked anew"
-        log.error(f"Stopped at step {model.steps_done}: {cause}; {advised}.")
-        return 1
-
-    log.info(f"Done: step {step} of {total}. {checkpoints.path(step)}")
-    if monitor:
-        evaluated = [row for row in run.rows() if row["knn_top1"]]
-        result = {f"epoch {row['epoch']}": float(row["knn_top1"]) for row in evaluated[-1:]}
-        log.info("kNN top-1: " + _percents(run.baselines() | result))
-    if wall_time:
-        log.info(f"Wall time {wall_time}.")
-    if chief:
-        _keep_encoder(config, model, records)
+    except (OSError, *ERRORS) as error:  # a full disk, an image that changed meanwhile, another machine that is gone
+        return _stopped(error, model)
     return 0
 
 
@@ -205,6 +193,12 @@ def _start_from(config, model):
     log.info(f"Starts from {config.start_from}: {len(taken.layers)} layers of the encoder.")
     if taken.left:
         log.warning(f"- Not taken: {'; '.join(taken.left[:SHOWN])}{'; ...' if len(taken.left) > SHOWN else ''}")
+
+
+def _encoder_is_kept(config, checkpoint):
+    """Whether the Keras file is there, and none of an earlier end of the run: one before `checkpoint`."""
+    kept = Path(config.run_dir) / ENCODER
+    return kept.exists() and kept.stat().st_mtime >= checkpoint.stat().st_mtime
 
 
 def _keep_encoder(config, model, records):
@@ -286,6 +280,30 @@ def _report(stop, config, checkpoints, step):
     good = [checkpoints.path(s) for s in checkpoints.steps() if s < step - 1]
     last_good = f"the last good checkpoint is {good[-1]}" if good else "there is no good checkpoint"
     log.error(f"Stopped: {stop}; {last_good}. Try a lower --lr in another --run_dir.")
+    return 1
+
+
+def _stopped(error, model):
+    """Says what ended a run, in the machine, its storage or another machine, and the way out; returns the status."""
+    import tensorflow as tf
+
+    from moco_tf.data.errors import reason
+
+    log.debug("Where it stopped:", exc_info=True)  # train.log has it
+    lost = isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError))
+    goes_on = "the same command goes on from the last checkpoint"
+    if isinstance(error, OSError):
+        advised = goes_on
+    elif lost or "ollective" in str(error):
+        advised = "another machine no longer answers: start all again, they go on from the last checkpoint"
+    elif isinstance(error, tf.errors.ResourceExhaustedError):
+        advised = "memory or storage has run out: go on from the last checkpoint on a machine with more of it"
+    elif model.jit_compile:
+        advised = f"{goes_on}; with --xla=off it does so without XLA"
+    else:
+        advised = f"{goes_on}; files that have changed are checked anew"
+    cause = files.fault(error) if isinstance(error, OSError) else reason(error)
+    log.error(f"Stopped at step {model.steps_done}: {cause}; {advised}.")
     return 1
 
 

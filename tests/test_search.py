@@ -320,9 +320,9 @@ def test_a_full_disk_ends_in_a_line_and_the_index_before_it_is_whole(encoder, ph
     write(photos / "c/new.png", picture(103))
 
     monkeypatch.setattr(vector_index, "write", lambda i, path, write=vector_index.write: write(i, "/dev/full"))
-    assert make(encoder, photos, indexed) == 2
+    assert make(encoder, photos, indexed) == 1
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "No space left on device" in error
+    assert error.count("\n") == 1 and f"{indexed}/built-2: No space left on device" in error
     monkeypatch.undo()
     assert len(index.read(indexed).part.images) == 20
     encoded = encoded_files(monkeypatch)

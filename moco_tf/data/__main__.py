@@ -38,7 +38,7 @@ def look(config):
         return _look_at_sentences(config, split.source)
     file = Path(config.run_dir) / "data.png"
     try:  # before a check that may take long
-        file.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(file.parent)
     except OSError as error:
         raise ConfigError(f"--run_dir names a folder for the picture; {file.parent}: {error.strerror}") from None
     if listing := split.listing:

@@ -102,7 +102,7 @@ def _run(settings):
     known = _known(settings, output)
     known = {path: known[path] for path, _, _ in images if path in known}  # the names of what is gone are free
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        files.make_folder(output)
         files.write_csv(output / RECORD, [*COLUMNS, settings.rules], ((path, *row) for path, row in known.items()))
     except OSError as error:
         raise ConfigError(f"--output names a folder to write; {printable(output)}: {error.strerror}") from None

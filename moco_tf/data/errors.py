@@ -1,11 +1,15 @@
 """What TensorFlow's errors say, in a line."""
 
+import errno
+import os
 import re
 
 import tensorflow as tf
 
 # What a step or a pipeline can end in; the second where a message names a path that is not text.
 ERRORS = tf.errors.OpError, UnicodeDecodeError
+
+STORAGE = {os.strerror(number) for number in errno.errorcode}  # what ends the line of a call to the system that failed
 
 
 def reason(error):
@@ -20,4 +24,7 @@ def reason(error):
     lines = [line.strip() for line in message.splitlines() if not line.strip().startswith("[[")]
     # Collectives end their messages with advice for programs that go on; a command ends.
     lines = [line for line in lines if line and not line.startswith("The error could be from a previous operation")]
-    return re.sub(r"{{.*?}}\s*|\s*\[Op:.*", "", lines[-1]) if lines else type(error).__name__
+    lines = [re.sub(r"{{.*?}}\s*|\s*\[Op:.*", "", line) for line in lines]
+    refused = [line.rpartition("; ") for line in lines]
+    lines = [f"{path}: {why}" for path, _, why in refused if path and why in STORAGE] or lines
+    return lines[-1] if lines else type(error).__name__

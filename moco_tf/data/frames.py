@@ -17,7 +17,7 @@ from pathlib import Path
 from moco_tf import command
 from moco_tf.command import ConfigError
 from moco_tf.data import folder, video
-from moco_tf.files import aside, printable
+from moco_tf.files import aside, make_folder, printable
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -63,7 +63,7 @@ def _run(settings):
     besides = folder.Besides()
     folders = video_folders(_find(settings, besides))
     try:
-        Path(settings.output).mkdir(parents=True, exist_ok=True)
+        make_folder(settings.output)
     except OSError as error:
         raise ConfigError(f"--output names a folder to write; {settings.output}: {error.strerror}") from None
     if others := folder.not_read(besides):
@@ -179,7 +179,7 @@ def _write(settings, source, target, faults, progress):
     wanted = (frame for position, frame in enumerate(sampled) if chosen is None or position in chosen)
     number = 0
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         with aside(target, replaces=False) as writing:
             writing.mkdir()
             for number, frame in enumerate(wanted, start=1):

@@ -8,7 +8,7 @@ import logging
 import re
 from pathlib import Path
 
-from moco_tf import command, run_folder
+from moco_tf import command, files, run_folder
 from moco_tf.command import ConfigError, flag
 from moco_tf.files import printable
 from moco_tf.startup import load_tensorflow
@@ -126,7 +126,7 @@ def run(program, doc, kind, function, arguments, training=False):
         settings = command.parse(kind, program, words).resolved()
         output = Path(settings.output)
         try:
-            output.mkdir(parents=True, exist_ok=True)
+            files.make_folder(output)
         except OSError as error:
             raise ConfigError(f"--output names a folder to make or to write to; {output}: {error.strerror}") from None
         with command.log_to_file(output / "log.txt"):

@@ -82,7 +82,7 @@ def find(settings):
     found = [_with_copies(group, opened) for group in found]
 
     output = Path(settings.output)
-    output.mkdir(parents=True, exist_ok=True)
+    files.make_folder(output)
     where = lambda number: "" if number is None else opened.path(number)  # noqa: E731
     rows = [
         (number, where(m.number), f"{m.cosine:.4f}", where(m.same_bytes_as), where(m.same_pixels_as))

@@ -143,7 +143,7 @@ def pieces(folder, about):
 def save(folder, images, broken, vectors):
     """Keeps what has been encoded, whole or not at all, for the next `write`; returns the part."""
     place = Path(folder) / PENDING
-    place.mkdir(exist_ok=True)
+    files.make_folder(place)
     path = place / f"{len(list(place.glob('[0-9]*'))):06d}"
     with files.aside(path) as writing:
         writing.mkdir()
@@ -199,7 +199,7 @@ def held(folder):
     """
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         lock = files.hold(folder / ".lock")
     except files.Held as mark:
         raise ConfigError(f"another process writes to {printable(folder)}: wait for it{mark}") from None

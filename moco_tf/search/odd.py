@@ -89,7 +89,7 @@ def find(settings):
     cosines, _ = nearest_others(opened, 1)
     reasons = why(settings, images, cosines[:, 0])
     output = Path(settings.output)
-    output.mkdir(parents=True, exist_ok=True)
+    files.make_folder(output)
     rows = [
         (reason.name, opened.path(number), reason.text(reason.values[number]), reason.text(reason.limit))
         for reason in reasons

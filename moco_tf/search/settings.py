@@ -32,9 +32,6 @@ def run(program, doc, kind, function, arguments):
         except ERRORS as error:  # an image that changed after it was checked, or too little memory
             log.error(f"Stopped: {reason(error)}. The same command goes on where it stopped.")
             return 1
-        except OSError as error:
-            where = f"{printable(error.filename)}: " if error.filename else ""
-            raise ConfigError(f"{where}{error.strerror}; what was built before is whole, and stays") from None
         return 0
 
     return command.run(program, doc, work, arguments)

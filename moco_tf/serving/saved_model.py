@@ -26,6 +26,7 @@ import tensorflow as tf
 from moco_tf import build, files, frozen
 from moco_tf.command import ConfigError
 from moco_tf.data.encoded_batch import REQUEST_MEGAPIXELS
+from moco_tf.data.errors import ERRORS, reason
 from moco_tf.encoders import pyramid
 from moco_tf.serving import model_card, signatures, warm_up
 
@@ -212,10 +213,12 @@ def aside(path):
     if os.path.lexists(absolute):
         raise exists
     try:
-        absolute.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(absolute.parent)
         with files.aside(absolute, replaces=False) as writing:
             yield writing
     except OSError as error:
         if os.path.lexists(absolute):  # it came meanwhile
             raise exists from None
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from None
+    except ERRORS as error:  # TensorFlow's own writing
+        raise ConfigError(f"{path} cannot be written: {reason(error)}") from None
