@@ -110,9 +110,10 @@ class Data:
 
     dataset: str = flag(
         "embedded",
-        "'embedded' (12,000 real 32-pixel images inside this package), a folder of images or several (a,b,c), a file "
-        "that lists them (.txt, .csv, .parquet), a prepared data set of TFDS by name, such as imagenet2012, or "
-        "sentences in .txt files (docs/data.md). `python -m moco_tf.data` shows what is in it.",
+        "'embedded' (12,000 real 32-pixel images inside this package), a folder of images or a .zip or .tar of one, "
+        "several of these (a,b,c), a file that lists images (.txt, .csv, .parquet), a prepared data set of TFDS by "
+        "name, such as imagenet2012, or sentences in .txt files (docs/data.md). `python -m moco_tf.data` shows what "
+        "is in it.",
         path=True,
     )
     data_dir: str = flag(

@@ -25,6 +25,7 @@ from moco_tf import frozen
 from moco_tf.command import ConfigError
 from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.search import build, duplicates, groups, index, merge, neighbours, odd, parts, query, vector_index
+from moco_tf.search.copies import copies
 from moco_tf.serving import saved_model
 
 SIDE = 16
@@ -489,6 +490,23 @@ def test_duplicates_are_grouped_and_exact_copies_named_as_such(encoder, photos, 
     capsys.readouterr()
     assert duplicates.main(arguments) == 0
     assert "chosen from the cosines of nearest images" in capsys.readouterr().out
+
+
+def test_an_archive_is_searched_as_the_folder_that_it_was_made_of(encoder, built, tmp_path, capsys):
+    archive = shutil.make_archive(tmp_path / "photos", "zip", built / "photos")
+    assert make(encoder, archive, tmp_path / "index") == 0
+    of_archive, of_folder = index.read(tmp_path / "index"), index.read(built / "index")
+    assert [image.path for image in of_archive.part.images] == [image.path for image in of_folder.part.images]
+    np.testing.assert_array_equal(of_archive.part.vectors, of_folder.part.vectors)
+    capsys.readouterr()
+    page = tmp_path / "page.html"
+    asked = [f"--index={tmp_path / 'index'}", f"--image={archive}/a/04.png", "--k=2", f"--html={page}"]
+    assert query.main(asked) == 0
+    assert f"1.0000  {archive}/a/04.png" in capsys.readouterr().out
+    assert "cannot be read" not in page.read_text(encoding="utf-8")
+    assert copies([f"{archive}/a/04.png", built / "photos/a/04.png", f"{archive}/none.png"])[1:] == [
+        (0, None), (None, None)
+    ]  # fmt: skip
 
 
 def test_more_copies_than_neighbours_are_one_group(encoder, photos, tmp_path):

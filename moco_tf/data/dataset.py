@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from moco_tf.command import ConfigError
-from moco_tf.data import folder, path_list, several_folders, sources, texts, tfds
+from moco_tf.data import archive, folder, path_list, several_folders, sources, texts, tfds
 from moco_tf.data.check import remarks
 from moco_tf.data.manifest import check_files, too_many_bad
 
@@ -82,7 +82,7 @@ def _listing(dataset, data_dir, split, begun):
     if path_list.is_at(path):
         return path_list.read(path, split, begun)
     # With --data_dir, a set of TFDS is a folder there as well.
-    if path.exists() and not texts.are_at(path) and not tfds.is_prepared(path):
+    if archive.exists(path) and not texts.are_at(path) and not tfds.is_prepared(path):
         return folder.scan(path, split, begun)
     return None
 

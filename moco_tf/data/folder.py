@@ -1,11 +1,12 @@
 """A folder of images as people have them: which folders are splits and which classes, which files are images.
 
-`scan` lists it, `remarks` say how it was read; `manifest.check_files` opens the files. docs/data.md states the
-policies.
+`scan` lists it, `remarks` say how it was read; `manifest.check_files` opens the files. An archive is read by the same
+rules (`archive.py`). docs/data.md states the policies.
 """
 
 import collections
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -14,11 +15,13 @@ import stat
 import numpy as np
 
 from moco_tf.command import ConfigError
+from moco_tf.data import archive
 from moco_tf.data.splits import HELD_OUT, TRAIN, meant_by, split_of
 from moco_tf.files import printable
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
 UNREADABLE = -1  # the size of what cannot even be looked at
+APPLES = b"__MACOSX"  # a folder of hidden files that macOS puts into its zips
 _ENDINGS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
 _ENDING = re.compile(rb"(?<=.)\.[A-Za-z0-9]{1,8}$", re.DOTALL)  # of any file's name
 SHOWN = 10  # names in a line; of the rest there is a count
@@ -44,6 +47,11 @@ class Listing:
     @property
     def size(self):
         return len(self.files)
+
+    @functools.cached_property
+    def archived(self):
+        """Whether any of the files may lie in an archive."""
+        return archive.may_hold(self.path) or any(map(archive.may_hold, self.files if self.label_of else ()))
 
     @property
     def title(self):
@@ -95,22 +103,24 @@ def scan(path, split=None, begun=False):
       ValueError: no such folder, split or images, or several folders that the split can mean.
     """
     root = pathlib.Path(path).expanduser()
-    if not root.exists():
+    if not archive.exists(root):
         raise ValueError(f"There is no folder {path}. Give the folder that holds the images.")
-    if not root.is_dir():
-        raise ValueError(f"{path} is a file. Give the folder that holds the images.")
+    if not archive.is_dir(root):
+        raise ValueError(
+            archive.refusal(root) or f"{path} is a file. Give the folder, or the .zip or .tar, that holds the images."
+        )
     wanted = split or TRAIN
     try:
         division = _divide(root)
         chosen = _choose(root, division, wanted, begun)
-        os.scandir(chosen).close()
+        archive.entries(chosen)
         left_out = division.splits if chosen == root and division.rest_trains and split_of(wanted) else ()
         folders = _class_folders(root, division, chosen, left_out)
         listing = list_images(chosen, folders, root, left_out)
         if split_of(wanted) in HELD_OUT:  # how the folders are read is said to those who train
             return listing
         notes, doubts = _notes(division, listing, wanted), _doubts(division, listing, wanted)
-        return dataclasses.replace(listing, notes=tuple(notes), doubts=tuple(doubts))
+        return dataclasses.replace(listing, notes=(*archive.remarks(root), *notes), doubts=tuple(doubts))
     except OSError as error:
         raise ValueError(f"{error.filename or root} cannot be read: {error.strerror}. Allow reading it.") from None
 
@@ -201,7 +211,7 @@ def _choose(root, division, wanted, begun):
     """The folder that a split lies in; `root` for all of it, or for what is not held out."""
     splits, names = division.splits, subfolders(root)
     kind = split_of(wanted)
-    if kind is None and (root / wanted).is_dir():
+    if kind is None and archive.is_dir(root / wanted):
         return root / wanted
     if wanted in names and (wanted in splits or wanted != TRAIN):
         return root / wanted
@@ -276,6 +286,9 @@ def _doubts(division, listing, wanted):
         if len(parents) == 1 and parents <= beside:
             way = f"--dataset={printable(listing.path / parents.pop())} reads splits"
         yield f"Called as if held out, but inside of classes and trained on: {some(inside)}; {way}"
+    elif len(listing.classes) == 1 and len(folders) > 1 and all("/" in file for file in listing.files):
+        name = printable(listing.path / listing.classes[0])
+        yield f"All lies in one folder, which is read as the only class; --dataset={name} reads the folders in it"
 
 
 def list_images(path, folders, root, left_out=()):
@@ -295,8 +308,8 @@ def list_images(path, folders, root, left_out=()):
 def size_and_time(path):
     """(bytes, modification time in ns) of a file; `UNREADABLE` and 0 of what is none, such as a pipe."""
     try:
-        status = os.stat(path)
-    except (OSError, ValueError):  # the second of a path with a zero byte
+        status = archive.stat(path)
+    except (OSError, ValueError):  # the second of a path with a zero byte, or into an archive that is damaged
         return UNREADABLE, 0
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (UNREADABLE, 0)
 
@@ -340,16 +353,20 @@ def _has_class_folders(path):
 
 def _loose_images(root):
     """How many images lie in a folder itself."""
-    with os.scandir(root) as entries:
-        return sum(_is_image(os.fsencode(entry.name)) and entry.is_file() for entry in entries)
+    return sum(_is_image(os.fsencode(entry.name)) and entry.is_file() for entry in archive.entries(root))
 
 
 def _is_image(name):
-    return name.lower().endswith(_ENDINGS) and not name.startswith(b".")
+    return name.lower().endswith(_ENDINGS) and not _is_hidden(name)
+
+
+def _is_hidden(name):
+    return name.startswith(b".") or name == APPLES
 
 
 def subfolders(path):
-    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+    entries = archive.entries(path)
+    return sorted(entry.name for entry in entries if entry.is_dir() and not _is_hidden(os.fsencode(entry.name)))
 
 
 def _image_files(root, besides, left_out=()):
@@ -365,15 +382,14 @@ def files_called(endings, root, besides, left_out=()):
 
     besides: takes note of all else. left_out: names of folders in `root` itself.
     """
-    status = os.stat(root)
+    status = archive.stat(root)
     seen = {(status.st_dev, status.st_ino)}
     level = [b""]
     while level:
         below = []
         for folder in level:
             try:
-                with os.scandir(os.path.join(root, folder)) as entries:
-                    entries = list(entries)
+                entries = archive.entries(os.path.join(root, folder))
             except OSError:
                 besides.unread.append(os.fsdecode(folder))
                 continue
@@ -382,7 +398,7 @@ def files_called(endings, root, besides, left_out=()):
             for entry in entries:
                 name = entry.name
                 is_wanted = name.lower().endswith(endings)
-                if name.startswith(b"."):
+                if _is_hidden(name):
                     besides.hidden += is_wanted
                     continue
                 if not is_wanted and entry.is_file():  # without asking for its size

@@ -12,10 +12,11 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data import archive
 from moco_tf.data import check as checking
 from moco_tf.data.check import Verdict
 from moco_tf.data.folder import UNREADABLE, Listing, list_images, size_and_time, some, subfolders
-from moco_tf.data.sources import Source
+from moco_tf.data.sources import Source, read_file
 from moco_tf.data.splits import split_of
 from moco_tf.files import printable, write_csv
 
@@ -65,7 +66,7 @@ class Checked:
             contents,
             labels,
             listing.class_names,
-            read=tf.io.read_file,
+            read=_reader(listing),
             stand_ins=None if good.all() else stand_ins,
             orientations=turns if exif and (turns > 1).any() else None,
         )
@@ -99,7 +100,7 @@ def check_files(listing, manifest=None, begun=False, writes=True):
         paths = tf.data.Dataset.from_tensor_slices(
             [os.path.join(root, os.fsencode(listing.files[n])) for n in unknown]
         )
-        for number, verdict in zip(unknown, checking.verdicts(paths, tf.io.read_file, len(unknown)), strict=True):
+        for number, verdict in zip(unknown, checking.verdicts(paths, _reader(listing), len(unknown)), strict=True):
             verdicts[number] = verdict
     checked = Checked(listing, verdicts, added)
     if manifest and writes and (unknown or list(known) != listing.files):
@@ -115,6 +116,11 @@ def too_many_bad(bad, total, most):
         f"at most --max_bad_fraction={most:g} of the images may be undecodable; {len(bad)} of {total} are: "
         f"{_bad_ones(bad)}. Mend or remove them, or allow more"
     )
+
+
+def _reader(listing):
+    # The other way takes members of archives as well, through Python.
+    return read_file if listing.archived else tf.io.read_file
 
 
 def _bad_ones(bad):
@@ -149,9 +155,7 @@ def _where_begun(listing, files):
     sample = files[:: max(1, len(files) // 50)]
     looking = [listing.root / name for name in subfolders(listing.root) if split_of(name)]
     places = (listing.path, listing.root, *looking)
-    return max(
-        places, key=lambda place: sum(os.path.lexists(place / file) for file in sample)
-    )  # the first of the best
+    return max(places, key=lambda place: sum(archive.exists(place / file) for file in sample))  # the first of the best
 
 
 def _read(manifest, begun):

@@ -32,11 +32,11 @@ class Pairs(Source):
         return dataclasses.replace(super().only(numbers), depths=depths)
 
     @tf.autograph.experimental.do_not_convert
-    def record(self, index):
+    def record(self, index, image=None):
         """The record of this number, as graph operations."""
-        record = super().record(index)
+        record = super().record(index, image)
         image = decode(record["image"])
-        depth = decode_depth(tf.io.read_file(self.depths[record["id"]]), self.depth_max)
+        depth = decode_depth(self.read(self.depths[record["id"]]), self.depth_max)
         same = tf.debugging.Assert(
             tf.reduce_all(tf.shape(image)[:2] == tf.shape(depth)[:2]),
             [self.contents[record["id"]], "and its depth map have several sizes:", tf.shape(image), tf.shape(depth)],
@@ -79,7 +79,7 @@ def of_images(source, depth_max):
     shown = evenly_spread(pairs.size, LOOKED_AT)
     try:
         for number in shown:
-            _check(pairs.contents[number], pairs.depths[number])
+            _check(*(pairs.read(files[number]) for files in (pairs.contents, pairs.depths)), pairs.depths[number])
         looked_at = [pairs.record(number)["image"][..., 3].numpy() for number in shown]
     except ERRORS as error:
         raise ValueError(reason(error)) from None
@@ -93,10 +93,10 @@ def of_images(source, depth_max):
     return pairs
 
 
-def _check(image, depth):
-    """Refuses a depth map that is no PNG, or of another size than its image; both are files."""
-    (_, *of_image), (kind, *of_depth) = (map(int, header(tf.io.read_file(file))) for file in (image, depth))
+def _check(image, depth, file):
+    """Refuses a depth map, the `file`, that is no PNG, or of another size than its image; both as encoded bytes."""
+    (_, *of_image), (kind, *of_depth) = (map(int, header(encoded)) for encoded in (image, depth))
     if kind != PNG or of_image != of_depth:
-        name = printable(os.fsdecode(depth.numpy()))
+        name = printable(os.fsdecode(file.numpy()))
         sizes = " and ".join(f"{width} x {height}" for height, width in (of_image, of_depth))
         raise ValueError(f"a depth map is a PNG of its image's size; image and {name} have {sizes} pixels")

@@ -15,13 +15,14 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data import encoded, in_memory
+from moco_tf.data import archive, encoded, in_memory
 from moco_tf.data.pipeline import fixed, parallel_map
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 EMBEDDED = pathlib.Path(__file__).parent / "embedded"
+AT_ONCE = 32  # images of an archive in a call of Python, which costs several times what it does for one
 WHOLE = (0, 1, 1)  # the share of one that takes every position
 EMBEDDED_SPLITS = ("train", "test")
 
@@ -78,15 +79,29 @@ class Source:
         """What beginning at a place of an epoch costs, as a sentence: nothing here, any record can be had."""
 
     @tf.autograph.experimental.do_not_convert  # tracing takes half as long
-    def record(self, index):
-        """The record of this number, as graph operations."""
-        index = tf.cast(index, tf.int64)
-        if self.stand_ins is not None:
-            index = tf.constant(self.stand_ins)[index]
-        image = self.read(self.contents[index])
+    def record(self, index, image=None):
+        """The record of this number, as graph operations. image: its encoded bytes, where they are read already."""
+        index = self._standing_in(tf.cast(index, tf.int64))
+        if image is None:
+            image = self.read(self.contents[index])
         if self.orientations is not None:
             image = encoded.upright(image, tf.constant(self.orientations)[index])
         return {"image": image, "id": index, "label": self.labels[index]}
+
+    def _standing_in(self, numbers):
+        return numbers if self.stand_ins is None else tf.gather(tf.constant(self.stand_ins), numbers)
+
+    def _records(self, numbers):
+        """A dataset of numbers -> the dataset of their records, in this order."""
+        if self.read is not read_file:
+            return parallel_map(numbers, self.record)
+
+        @tf.autograph.experimental.do_not_convert
+        def read(numbers):
+            paths = tf.gather(self.contents, self._standing_in(numbers))
+            return numbers, _read_members(paths)
+
+        return parallel_map(parallel_map(numbers.batch(AT_ONCE), read).unbatch(), self.record)
 
     @property
     def good(self):
@@ -96,8 +111,8 @@ class Source:
 
     @property
     def paths(self):
-        """The images' files, string (size,), None where they are not files."""
-        return self.contents if self.read is tf.io.read_file else None
+        """The images' files, string (size,), which may be members of archives; None where they are not files."""
+        return self.contents if self.read in (tf.io.read_file, read_file) else None
 
     @functools.cached_property
     def decoded(self):
@@ -122,11 +137,11 @@ class Source:
         """All good records once, by number; or `limit`, evenly spread; of these those `wanted`, bool (size,)."""
         numbers = self.good[evenly_spread(len(self.good), limit)]
         numbers = numbers if wanted is None else numbers[wanted[numbers]]
-        return fixed(parallel_map(tf.data.Dataset.from_tensor_slices(numbers), self.record))
+        return fixed(self._records(tf.data.Dataset.from_tensor_slices(numbers)))
 
     def unchecked(self):
         """All records once, by number; those of bad images are their stand-ins'."""
-        return fixed(parallel_map(tf.data.Dataset.range(self.size), self.record))
+        return fixed(self._records(tf.data.Dataset.range(self.size)))
 
     def shuffled(self, seed, start=0, per_epoch=None, share=WHOLE):
         """Endless (epoch, record) pairs from position `start` on, in the order of a `Permutation`.
@@ -142,6 +157,11 @@ class Source:
 
         first, count, of = share
         taken = tf.data.Dataset.counter(start // of * count).map(lambda i: i // count * of + first + i % count)
+        if self.read is read_file:
+            ordered = taken.map(order)
+            return fixed(
+                tf.data.Dataset.zip(ordered.map(lambda epoch, _: epoch), self._records(ordered.map(lambda _, n: n)))
+            )
         return fixed(parallel_map(taken, at))
 
     def shuffled_numbers(self, length, seed, start=0, per_epoch=None, share=WHOLE):
@@ -152,9 +172,22 @@ class Source:
         def at(begin):
             i = begin + tf.range(length, dtype=tf.int64)
             epoch, numbers = order(i // count * of + first + i % count)
-            return epoch, numbers if self.stand_ins is None else tf.gather(tf.constant(self.stand_ins), numbers)
+            return epoch, self._standing_in(numbers)
 
         return fixed(tf.data.Dataset.counter(start // of * count, length).map(at))
+
+
+def read_file(path):
+    """The bytes of a file, a scalar string, as `tf.io.read_file`, also of one in an archive (`archive.py`)."""
+    may_be_member = tf.strings.regex_full_match(path, archive.INSIDE)
+    content = tf.cond(may_be_member, lambda: _read_members(path[tf.newaxis])[0], lambda: tf.io.read_file(path))
+    return tf.ensure_shape(content, ())
+
+
+def _read_members(paths):
+    """The bytes of files, (N,) strings, which may be members of archives."""
+    # Without state, as with other reading: what nobody takes is not read.
+    return tf.ensure_shape(tf.numpy_function(archive.read_all, [paths], tf.string, stateful=False), (None,))
 
 
 def _real_paths(source):

@@ -23,8 +23,8 @@ class Settings:
     )
     dataset: str = flag(
         "",
-        "Images to judge it on: 'embedded', a folder, a list, or a prepared data set of TFDS. '': those of the run; "
-        "with a SavedModel, embedded. Another data set than the run's is a test of transfer.",
+        "Images to judge it on: 'embedded', a folder, a .zip or .tar, a list, or a prepared data set of TFDS. '': "
+        "those of the run; with a SavedModel, embedded. Another data set than the run's is a test of transfer.",
         path=True,
     )
     data_dir: str = flag(

@@ -80,13 +80,15 @@ def views(record, seed, inputs, options):
     """
     import tensorflow as tf
 
+    from moco_tf.data.sources import read_file
+
     fold_in = tf.random.experimental.stateless_fold_in
     kinds = crops.kinds(inputs, options)
     places = pictures(tf.size(record["files"]), fold_in(seed, len(kinds)), options)
     made = ()
     for number, kind in enumerate(kinds):
         place = places[number] if number <= options.positives else places[0]  # small views: of the query's picture
-        picture = {"image": tf.io.read_file(record["files"][place])}
+        picture = {"image": read_file(record["files"][place])}
         made += crops.host_part(picture, fold_in(seed, number), (kind,), inputs, options)
     return made
 

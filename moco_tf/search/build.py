@@ -26,7 +26,7 @@ log = logging.getLogger("moco_tf")
 @dataclasses.dataclass(frozen=True)
 class Settings:
     encoder: str = command.flag("", "What encodes: a run folder, or an exported SavedModel.", path=True)
-    images: str = command.flag("", "Folder with the images, at any depth.", path=True)
+    images: str = command.flag("", "Folder or archive (.zip, .tar) with the images, at any depth.", path=True)
     output: str = command.flag("", "Folder of the index, to make or to bring up to date.", path=True)
     on: str = command.flag(
         "features",

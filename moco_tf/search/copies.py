@@ -4,7 +4,7 @@ import hashlib
 
 import tensorflow as tf
 
-from moco_tf.data import encoded
+from moco_tf.data import archive, encoded
 from moco_tf.data.errors import ERRORS
 
 
@@ -21,14 +21,13 @@ def copies(paths):
     by_bytes, by_pixels, found = {}, {}, []
     for place, path in enumerate(paths):
         try:
-            with open(path, "rb") as file:
-                content = file.read()
+            content = archive.read(path)
             of_bytes = by_bytes.setdefault(hashlib.sha256(content).digest(), place)
             if of_bytes != place:  # its pixels are known
                 found.append((of_bytes, None))
                 continue
             pixels = encoded.decode_safely(tf.constant(content)).numpy()
-        except (OSError, *ERRORS):
+        except (OSError, ValueError, *ERRORS):
             found.append((None, None))
             continue
         of_pixels = by_pixels.setdefault(

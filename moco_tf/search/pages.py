@@ -4,7 +4,7 @@ import time
 
 import tensorflow as tf
 
-from moco_tf.data import encoded
+from moco_tf.data import archive, encoded
 from moco_tf.data.errors import ERRORS
 from moco_tf.data.resize import resize
 from moco_tf.evaluate import page
@@ -46,9 +46,8 @@ def _bytes(size):
 def _thumbnail(path):
     """A small JPEG of a file; None where it is gone, or cannot be decoded any more."""
     try:
-        with open(path, "rb") as file:
-            image = encoded.decode_safely(tf.constant(file.read()))
-    except (OSError, *ERRORS):
+        image = encoded.decode_safely(tf.constant(archive.read(path)))
+    except (OSError, ValueError, *ERRORS):
         return None
     height, width = image.shape[:2]
     scale = min(1, SIDE / max(height, width))

@@ -6,12 +6,12 @@ a page with thumbnails, which are inside it.
 
 import dataclasses
 import logging
-import os
 import sys
 from pathlib import Path
 
 from moco_tf import command, files
 from moco_tf.command import ConfigError
+from moco_tf.data import archive
 from moco_tf.files import printable
 from moco_tf.search import settings as common
 
@@ -24,7 +24,7 @@ log = logging.getLogger("moco_tf")
 @dataclasses.dataclass(frozen=True)
 class Settings:
     index: str = command.flag("", "Folder of the index.", path=True)
-    image: str = command.flag("", "An image, or a folder of images at any depth.", path=True)
+    image: str = command.flag("", "An image, or a folder or archive (.zip, .tar) of images at any depth.", path=True)
     k: int = command.flag(20, "Images to find for each.")
     encoder: str = command.flag("", "The index's encoder, where it has moved. '': where it was.", path=True)
     csv: str = command.flag(
@@ -38,7 +38,11 @@ class Settings:
         command.require(self, self.k > 0, "k", "is more than 0")
         if not self.image:
             raise ConfigError("--image=FILE names an image, or a folder of images")
-        if not os.path.isfile(self.image) and not os.path.isdir(self.image):  # reading a pipe would wait for ever
+        try:
+            is_there = archive.is_file(self.image) or archive.is_dir(self.image)  # reading a pipe would wait for ever
+        except ValueError as error:
+            raise ConfigError(f"--image={printable(self.image)}: {error}") from None
+        if not is_there:
             raise ConfigError(f"--image={printable(self.image)} is neither a file nor a folder")
 
 
@@ -82,13 +86,13 @@ def _listings(path):
 
     from moco_tf.data import folder
 
-    if path.is_dir():
+    if archive.is_dir(path):
         try:
             listing = folder.scan(path, ".")
         except ValueError as error:
             raise ConfigError(f"--image={printable(path)}: {printable(error)}") from None
     else:
-        status = path.stat()
+        status = archive.stat(path)
         sizes, times = np.array([status.st_size]), np.array([status.st_mtime_ns])
         listing = folder.Listing(path.parent, (), [path.name], sizes, times, folder.Besides(), path.parent)
     return folder.divided(listing, range(listing.size), BLOCK)
@@ -96,7 +100,7 @@ def _listings(path):
 
 def _write(settings, opened, answers):
     """answers: for each query its path and a list of (number of an image, cosine)."""
-    is_folder = os.path.isdir(settings.image)
+    is_folder = archive.is_dir(settings.image)
     if not is_folder:
         for number, cosine in answers[0][1]:
             print(f"{cosine:.4f}  {printable(opened.path(number))}")

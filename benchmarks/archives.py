@@ -1,0 +1,121 @@
+"""What a zip or a tar costs beside the folder that it was made of: its start, and how fast its images become views.
+
+    python -m benchmarks.archives --folder=DIR --files=20000
+
+makes DIR, if it is not there, of copies of the embedded images (`folder_start.py`), and the archives beside it: a zip
+whose members are stored, one whose members are deflated, a tar. Listing is what `--dataset` takes to know all members.
+Pairs of views are timed in turns, so that what else the machine does meets all alike. --members=N lists a zip and a
+tar of N empty members, too.
+"""
+
+import argparse
+import itertools
+import pathlib
+import resource
+import tarfile
+import time
+import zipfile
+
+from benchmarks.folder_start import fill
+
+BATCH = 64
+WARM = 5  # batches before the clock
+ROUNDS = 5
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", required=True, type=pathlib.Path)
+    parser.add_argument("--files", type=int, default=20_000)
+    parser.add_argument("--size", type=int, default=32, help="pixels of a view")
+    parser.add_argument("--seconds", type=float, default=5, help="of each turn")
+    parser.add_argument("--members", type=int, default=0)
+    arguments = parser.parse_args()
+    from moco_tf.startup import load_tensorflow
+
+    load_tensorflow(training=True)
+    if not arguments.folder.exists():
+        fill(arguments.folder, arguments.files)
+    places = [arguments.folder, *archives(arguments.folder)]
+    rates = {place: [] for place in places}
+    batches = {place: opened(place, arguments.size) for place in places}
+    for _, place in itertools.product(range(ROUNDS), places):
+        rates[place].append(measure(batches[place], arguments.seconds))
+    of_folder = sorted(rates[arguments.folder])[ROUNDS // 2]
+    for place in places:
+        rate = sorted(rates[place])[ROUNDS // 2]
+        print(
+            f"{place.name}: {rate:.0f} pairs of views/s, {rate / of_folder:.2f} of the folder's (median of {ROUNDS})"
+        )
+    if arguments.members:
+        for place in many(arguments.folder, arguments.members):
+            listed(place)
+
+
+def archives(folder):
+    """Makes what is not there yet of a stored zip, a deflated zip and a tar of a folder; returns their paths."""
+    stored, deflated, tar = (folder.with_name(folder.name + end) for end in ("-stored.zip", "-deflated.zip", ".tar"))
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for place, method in ((stored, zipfile.ZIP_STORED), (deflated, zipfile.ZIP_DEFLATED)):
+        if not place.exists():
+            with zipfile.ZipFile(place, "w", method) as archive:
+                for file in files:
+                    archive.write(file, file.relative_to(folder))
+    if not tar.exists():
+        with tarfile.open(tar, "w") as archive:
+            for file in files:
+                archive.add(file, file.relative_to(folder))
+    return stored, deflated, tar
+
+
+def many(folder, members):
+    """Makes a zip and a tar of so many empty members, a thousand a folder; returns their paths."""
+    places = [folder.with_name(f"{members}{end}") for end in (".zip", ".tar")]
+    names = [f"{number // 1000}/{number:07d}.jpg" for number in range(members)]
+    if not places[0].exists():
+        with zipfile.ZipFile(places[0], "w") as archive:
+            for name in names:
+                archive.writestr(zipfile.ZipInfo(name), b"")
+    if not places[1].exists():
+        with tarfile.open(places[1], "w") as archive:
+            for name in names:
+                archive.addfile(tarfile.TarInfo(name))
+                archive.members.clear()
+    return places
+
+
+def listed(place):
+    """The listing of a data set; prints what it took."""
+    from moco_tf.data import dataset
+
+    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    split = dataset.find(str(place), "", "train", 0)
+    beyond = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(
+        f"{place.name}: {split.size} images listed in {time.perf_counter() - begun:.1f} s, {beyond:.0f} MB more memory"
+    )
+    return split
+
+
+def opened(place, size):
+    """Endless batches of pairs of views, begun."""
+    from moco_tf.data import augment
+    from moco_tf.data.views import batches
+
+    made = iter(batches(listed(place).open(), augment.v2(size), BATCH, seed=0))
+    for _ in range(WARM):
+        next(made)
+    return made
+
+
+def measure(made, seconds):
+    """Pairs of views a second."""
+    begun, count = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        next(made)
+        count += BATCH
+    return count / (time.perf_counter() - begun)
+
+
+if __name__ == "__main__":
+    main()
