@@ -166,7 +166,7 @@ def saved_model_cli(path, model, cases, folder):
 
 
 def openvino(path, model, cases, folder):
-    ov = pytest.importorskip("openvino", reason="openvino is not installed: pip install 'moco_tf[test]'")
+    ov = pytest.importorskip("openvino", reason="openvino is not installed: pip install 'moco_tf[engines]'")
     compiled = ov.Core().compile_model(ov.Core().read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return [_by_name(compiled(images)) if name == "serving_default" else None for name, images, _ in cases]
 

@@ -9,8 +9,8 @@ import os
 
 import tensorflow as tf
 
-# Records in work at a time: twice the processors, so that a slow one, which the others wait for, leaves none idle.
-PARALLEL = 2 * (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # of this process
+PARALLEL = 2 * PROCESSORS  # records in work at a time: a slow one, which the others wait for, leaves none idle
 PREFETCH = 2  # batches, or what else comes last, ready ahead
 
 

@@ -20,7 +20,7 @@ log = logging.getLogger("moco_tf")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(common.Settings):
+class Settings(common.Encoding):
     supervised: str = command.flag(
         "",
         "A folder of `moco_tf.evaluate.finetune --init=random` to take as the ceiling; '': trains one, in the folder "
@@ -62,6 +62,7 @@ def judge(settings):
         finetune.train_and_judge(finetune.Settings(**own), train, test)
     rows = []
     for name, encoder in _encoders(settings, supervised):
+        encoder = subject.by_engine(settings, encoder, train, test)
         bank, queries = (subject.features(settings, encoder, images) for images in (train, test))
         knn = nearest_neighbors.accuracy(*bank, *queries, len(train.class_names))
         folder = output / f"probe-{name}"

@@ -19,11 +19,14 @@ from moco_tf import command, files
 from moco_tf.command import ConfigError
 from moco_tf.evaluate import settings as common
 
+RECORDED = ("dataset", "exif", "split", "on", "limit", "shard_size", "engine")  # in features.json
+BEFORE = {"exif": False, "engine": "tensorflow"}  # of earlier versions, which had no such flags
+
 log = logging.getLogger("moco_tf")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(common.Settings):
+class Settings(common.Encoding):
     split: str = command.flag("train", "Split whose images are encoded; labels are not needed.")
     on: str = command.flag(
         "features",
@@ -67,7 +70,7 @@ def main(arguments):
 def write(settings):
     """Writes what is missing of the shards that the settings describe."""
     from moco_tf.data.views import central
-    from moco_tf.evaluate import parquet, subject
+    from moco_tf.evaluate import engines, parquet, subject
     from moco_tf.evaluate.extract import stream
 
     if settings.format == "parquet":
@@ -79,19 +82,18 @@ def write(settings):
         {
             "encoder": settings.encoder,
             "step": model.steps_done if model else None,  # a run may have gone on since
-            **{name: getattr(settings, name) for name in ("dataset", "exif", "split", "on", "limit", "shard_size")},
+            **{name: getattr(settings, name) for name in RECORDED},
         }
     )
     description = folder / "features.json"
     if description.exists():
-        before = {"exif": False} | json.loads(description.read_text())  # earlier versions had no --exif
+        before = BEFORE | json.loads(description.read_text())
         before |= {name: os.path.expanduser(before[name]) for name in ("encoder", "dataset") if name in before}
         if before != about:
             differing = ", ".join(f"{name} (there {before.get(name)!r}, here {about[name]!r})" for name in about
                                   if before.get(name) != about[name])  # fmt: skip
             raise ConfigError(f"--output={folder} holds features of another {differing}: choose another folder")
     source = subject.source(settings, settings.split, encoder.preprocessing)
-    files.write_json(description, about)
 
     number, of = common.shard(settings.shard)
     name = "features" if of == 1 else f"features-{number}-of-{of}"
@@ -104,6 +106,8 @@ def write(settings):
         log.info(f"Going on: {len(known)} files are there, the last is {known[-1]}.")
     most = min(settings.limit or source.size, int(wanted.sum()))
     views = central(source.in_order(settings.limit or None, wanted), encoder.preprocessing)
+    encoder = engines.of(encoder, settings.engine, views, most)  # one that is refused leaves no features.json
+    files.write_json(description, about)
     batches = stream(lambda images: encoder.encode(images)[settings.on], views, most)
     paths, written = source.paths, 0
     for features, labels, ids in _regrouped(batches, settings.shard_size):

@@ -16,7 +16,7 @@ log = logging.getLogger("moco_tf")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(common.Settings):
+class Settings(common.Encoding):
     k: tuple[int, ...] = command.flag(
         (1, 5, 10, 20, 50, 100, 200), "Numbers of neighbours that vote; the last gives the summary. The monitor: 200."
     )
@@ -47,6 +47,7 @@ def judge(settings):
 
     encoder, _ = subject.encoder(settings)
     train, test = subject.labelled(settings, encoder.preprocessing)
+    encoder = subject.by_engine(settings, encoder, train, test)
     bank, queries = (subject.features(settings, encoder, images, settings.on) for images in (train, test))
     subject.check_classes(bank[1], queries[1], train.class_names)
     classes = len(train.class_names)

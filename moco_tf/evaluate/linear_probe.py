@@ -23,7 +23,7 @@ log = logging.getLogger("moco_tf")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(common.Settings):
+class Settings(common.Encoding):
     lr: str = command.flag(
         "auto", "Learning rate, or auto: the best of many on held-out training images. v1, v2: 30; v3: R50 0.1, ViT 3."
     )
@@ -86,6 +86,8 @@ def judge(settings):
     if settings.lr != "auto":
         subject.check_images(encoder.preprocessing)
     train, test = subject.labelled(settings, encoder.preprocessing)
+    encodings = 1 if settings.lr == "auto" else settings.epochs
+    encoder = subject.by_engine(settings, encoder, test, *[train] * encodings)
     before = digests(model) if model else []
     result = probe(settings, encoder, train, test)
     if model:

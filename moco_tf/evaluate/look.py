@@ -20,7 +20,7 @@ log = logging.getLogger("moco_tf")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(common.Settings):
+class Settings(common.Encoding):
     limit: int = command.flag(
         2000, "Images on the map, evenly spread over --eval_split; t-SNE's time grows with them."
     )
@@ -62,6 +62,7 @@ def look(settings):
     encoder, _ = subject.encoder(settings)
     subject.check_images(encoder.preprocessing)
     source = _shown(settings, encoder.preprocessing)
+    encoder = subject.by_engine(settings, encoder, source)
     features, labels, pictures = _encoded(settings, encoder, source)
     if len(features) < 3:
         raise ConfigError(f"a map needs at least 3 images; {source.name} has {len(features)}")

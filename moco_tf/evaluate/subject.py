@@ -8,7 +8,8 @@ import numpy as np
 from moco_tf import build, frozen, run_folder
 from moco_tf.command import ConfigError
 from moco_tf.data import dataset
-from moco_tf.evaluate.extract import extract
+from moco_tf.evaluate import engines
+from moco_tf.evaluate.extract import extract, views_of
 
 LABELS = {"images": "a folder has a sub-folder for each class", "sentences": "a line is label<TAB>sentence"}
 SHOWN = 10  # classes that a line names
@@ -22,6 +23,13 @@ def encoder(settings):
         return frozen.read(settings.encoder), None
     model = build.trained(settings.encoder)
     return frozen.of_model(model), model
+
+
+def by_engine(settings, encoder, *sources):
+    """The encoder, computed by what --engine names, for the images of these sources, at most --limit of each."""
+    views = views_of(sources[0], encoder.preprocessing, settings.limit)
+    total = sum(min(settings.limit or source.size, source.size) for source in sources)
+    return engines.of(encoder, settings.engine, views, total)
 
 
 def source(settings, split, preprocessing):

@@ -43,6 +43,7 @@ class Settings:
         "", "Part of the images to encode here, as in 3/16, 1/16 to 16/16; moco_tf.search.merge joins them. '': all."
     )
     shard_size: int = command.flag(5000, "Images that are encoded between two savings: what an interruption loses.")
+    engine: str = evaluation.engine_flag()
 
     def __post_init__(self):
         command.check_values(self)
@@ -51,6 +52,7 @@ class Settings:
         common.require_folder(self.output, "output")
         command.require(self, self.shard_size > 0, "shard_size", "is more than 0")
         evaluation.shard(self.shard)
+        evaluation.require_engine(self.engine)
         evaluation.recorded_run(self.encoder)
 
 
@@ -101,6 +103,7 @@ def _update(settings, folder, listing):
     about = index.begin(folder, settings, encoder.identity, listing.path)
     pieces = index.pieces(folder, about)
     wanted, missing, gone = compare(listing, pieces)
+    encoder = encode.by_engine(encoder, settings.engine, listing, missing)
     index.describe(folder, about)
     pieces += _encoded(settings, folder, encoder, divided(listing, missing, settings.shard_size), len(missing))
     kind = None if settings.index_type == "auto" else settings.index_type

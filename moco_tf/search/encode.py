@@ -4,10 +4,12 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.command import ConfigError
+from moco_tf.data import folder
 from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.data.manifest import check_files
+from moco_tf.data.sources import evenly_spread
 from moco_tf.data.views import central
-from moco_tf.evaluate import subject
+from moco_tf.evaluate import engines, subject
 from moco_tf.evaluate.extract import stream
 from moco_tf.files import printable
 from moco_tf.methods.losses import unit_length
@@ -26,20 +28,33 @@ def open_encoder(settings):
     return encoder
 
 
+def by_engine(encoder, engine, listing, numbers):
+    """The encoder, computed by what --engine names, for the files of a `folder.Listing` with these numbers.
+
+    A few of them, evenly spread, check and time the engine; TensorFlow stays where none of them can be decoded.
+    """
+    if engine == "tensorflow" or not numbers:
+        return encoder
+    some = [numbers[place] for place in evenly_spread(len(numbers), engines.PART)]
+    checked = check_files(next(folder.divided(listing, some, len(some))))
+    if len(checked.bad) == len(some):
+        return encoder
+    return engines.of(encoder, engine, central(checked.source().in_order(), encoder.preprocessing), len(numbers))
+
+
 def function(encoder, on):
     """A function of normalised images (N, S, S, 3) -> (N, D + 2): vectors of unit length, brightness, contrast.
 
     on: which of the encoder's outputs.
     """
 
-    @tf.function(input_signature=[encoder.preprocessing.spec])
-    def encode(images):
+    @tf.function(reduce_retracing=True)
+    def rows(images, outputs):
         grey = tf.reduce_mean(encoder.preprocessing.denormalize(images), axis=-1)
         mean, variance = tf.nn.moments(grey, axes=(1, 2))
-        vectors = unit_length(encoder.encode(images)[on])
-        return tf.concat([vectors, tf.stack([mean, tf.sqrt(variance)], axis=1)], axis=1)
+        return tf.concat([unit_length(outputs), tf.stack([mean, tf.sqrt(variance)], axis=1)], axis=1)
 
-    return encode
+    return lambda images: rows(images, encoder.encode(images)[on])
 
 
 def encode_listing(encode, preprocessing, listing):

@@ -1,4 +1,7 @@
-"""An encoder as an ONNX file: the signature `serving_default` with its resize, checked in ONNX Runtime."""
+"""An encoder as an ONNX file: the signature `serving_default` with its resize, checked in ONNX Runtime.
+
+`converted` and `session` are also what the engines of evaluation (`evaluate/engines.py`) and `int8_file.py` stand on.
+"""
 
 import logging
 
@@ -7,7 +10,8 @@ import tensorflow as tf
 
 from moco_tf import build, files, frozen
 from moco_tf.command import ConfigError
-from moco_tf.serving import model_card, saved_model, signatures
+from moco_tf.data.pipeline import PROCESSORS
+from moco_tf.serving import client, model_card, saved_model, signatures
 
 OPSET = 18
 TOLERANCE = 1e-4  # of the largest value
@@ -33,39 +37,87 @@ def export(model, path, preprocessing=None, about=None):
     Raises:
       ConfigError: the file exists, a package is missing, or ONNX Runtime does not compute the same.
     """
+    encoder = frozen.of_model(model, preprocessing)
+    function, spec = signatures.of(encoder)["serving_default"]
+    function = tf.function(function, input_signature=[spec])
+    with saved_model.aside(path) as file:
+        session = save(converted(function, spec), file, description(encoder, model, about))
+        largest = _largest_deviation(function, session, encoder.preprocessing.image_size)
+        if not largest < TOLERANCE:
+            raise ConfigError(f"{path}: ONNX Runtime deviates by {largest:.1e} of the largest value: not written")
+    return largest
+
+
+def converted(function, spec):
+    """A TensorFlow function of one tensor -> {name: tensor} as an ONNX model, an `onnx.ModelProto`.
+
+    spec: the `tf.TensorSpec` of its argument.
+
+    Raises:
+      ConfigError: a package is missing, or the function has an operation that ONNX does not know.
+    """
     try:
-        import onnx
-        import onnxruntime
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
         import tf2onnx
     except ImportError as error:
         raise ConfigError(f"ONNX needs the package {error.name}: pip install 'moco_tf[onnx]'") from None
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    encoder = frozen.of_model(model, preprocessing)
-    function, spec = signatures.of(encoder)["serving_default"]
-    function = tf.function(function, input_signature=[spec])
-    description = (about or {}) | saved_model.describe(encoder, [frozen.query_encoder(model)])
-    with saved_model.aside(path) as file:
-        try:
-            converted, _ = tf2onnx.convert.from_function(function, input_signature=[spec], opset=OPSET)
-            onnx.helper.set_model_props(converted, {frozen.DESCRIPTION: files.json_text(description)})
-            onnx.save(converted, file)
-            session = onnxruntime.InferenceSession(files.for_tensorflow(file), providers=["CPUExecutionProvider"])
-        except Exception as error:  # whatever converter and runtime say of an operation that they do not know
-            raise ConfigError(f"{path}: ONNX cannot express this encoder: {str(error).splitlines()[0]}") from None
-        deviation = _deviation(function, session, encoder.preprocessing.image_size)
-        if not deviation < TOLERANCE:
-            raise ConfigError(f"{path}: ONNX Runtime deviates by {deviation:.1e} of the largest value: not written")
-    return deviation
+    try:
+        return tf2onnx.convert.from_function(function, input_signature=[spec], opset=OPSET)[0]
+    except Exception as error:  # whatever the converter says of an operation that it does not know
+        raise ConfigError(f"ONNX cannot express this encoder: {_first_line(error)}") from None
 
 
-def _deviation(function, session, size):
-    """The largest max|difference| / max|value| of the outputs, over two batches of random images of two sizes."""
+def session(model):
+    """The `onnxruntime.InferenceSession` of a model, its path or its bytes, on this process's processors.
+
+    Raises:
+      ConfigError: ONNX Runtime does not take it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = PROCESSORS
+    # Threads that wait for work would take the processors from those that decode the next images.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it has a class of errors for each reason
+        raise ConfigError(f"ONNX Runtime does not take this encoder: {_first_line(error)}") from None
+
+
+def save(model, file, description):
+    """Writes a model with encoder.json as a property; returns the `session` of what is in the file."""
+    import onnx
+
+    onnx.helper.set_model_props(model, {frozen.DESCRIPTION: files.json_text(description)})
+    onnx.save(model, file)
+    return session(files.for_tensorflow(file))
+
+
+def description(encoder, model, about):
+    """What encoder.json is to say of a model's `Encoder`: `about`, if anything, its input and its outputs."""
+    return (about or {}) | saved_model.describe(encoder, [frozen.query_encoder(model)])
+
+
+def deviation(found, expected):
+    """How far {name: array} is from what is expected: the largest of `client.deviations`, or NaN."""
+    expected = {name: np.asarray(values) for name, values in expected.items()}
+    found = {name: np.asarray(values) for name, values in found.items()}
+    return float(np.max(list(client.deviations(found, expected).values())))  # Python's max would pass over NaN
+
+
+def _largest_deviation(function, session, size):
+    """The largest `deviation` over two batches of random images of two sizes."""
     rng, names = np.random.default_rng(0), [output.name for output in session.get_outputs()]
-    largest = 0.0
+    deviations = []
     for shape in ((1, size, size + 7, 3), (3, 2 * size + 1, size, 3)):
         images = rng.integers(0, 256, shape, np.uint8)
-        expected = function(images)
-        for name, answer in zip(names, session.run(None, {"images": images}), strict=True):
-            value = expected[name].numpy()
-            largest = max(largest, np.abs(answer - value).max() / np.abs(value).max())
-    return float(largest)
+        answer = dict(zip(names, session.run(names, {"images": images}), strict=True))
+        deviations.append(deviation(answer, function(images)))
+    return float(np.max(deviations))
+
+
+def _first_line(error):
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,169 @@
+"""An encoder as an ONNX file that computes in 8 bits: ONNX Runtime's static quantiser, calibrated on images.
+
+The file takes what the float32 file of `onnx_file.py` takes. It is kept only if its features of other images than
+those that it was calibrated on point where the float32 encoder's do. Axes: N images, S side, D features.
+"""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from moco_tf import build, frozen, run_folder
+from moco_tf.command import ConfigError
+from moco_tf.data import dataset
+from moco_tf.data.encoded import decode_safely
+from moco_tf.data.inputs.image import Preprocessing
+from moco_tf.serving import model_card, onnx_file, saved_model
+
+LEAST_COSINE = 0.98
+FEWEST = 16  # images to calibrate on
+# Sums beside convolutions stay in 8 bits; those of a transformer's branches, which have outliers, in float32.
+OF_CONVOLUTIONS = ["Conv", "MatMul", "Gemm", "Add", "MaxPool", "Pad"]
+OF_PRODUCTS = ["Conv", "MatMul", "Gemm"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How an 8-bit encoder's features lie to float32's.
+
+    Attributes:
+      mean, lowest: of `cosines` over the held-out images; images: how many these are.
+    """
+
+    mean: float
+    lowest: float
+    images: int
+
+    def __str__(self):
+        of = f"{self.images} other images, {self.lowest:.4f} at the lowest"
+        return f"cosine with float32's features {self.mean:.4f} in the mean of {of}"
+
+
+def export_run(run_dir, path, calibrate="", number=256, least=LEAST_COSINE):
+    """Writes the encoder of a run folder's last checkpoint; returns and raises as `export`.
+
+    calibrate: images, as --dataset names them; "": the run's.
+    """
+    config, manifest = run_folder.recorded(run_dir), Path(run_dir) / "train_images.csv"
+    model = build.trained(run_dir)
+    if calibrate:
+        split = dataset.find(calibrate, "", config.train_split, config.max_bad_fraction)
+        source = split.open()
+    else:  # those that the run's manifest names need not be checked again
+        begun = manifest.exists()
+        where = config.dataset, config.data_dir, config.train_split
+        split = dataset.find(*where, config.max_bad_fraction, begun, config.exif)
+        source = split.open(manifest, begun, writes=False)
+    about = model_card.of_run(run_dir) | {"steps": model.steps_done}
+    return export(model, path, source, number, least, about=about)
+
+
+def export(model, path, source, number=256, least=LEAST_COSINE, preprocessing=None, about=None):
+    """Writes an ONNX file as `onnx_file.export` does, whose convolutions and matrix products are of 8-bit integers.
+
+    Args:
+      model, preprocessing, path, about: as `onnx_file.export` takes them.
+      source: a `Source` of images. `number` of them calibrate, as many others judge; all are evenly spread.
+      least: the mean of `cosines` below which nothing is written.
+
+    Returns:
+      An `Agreement`.
+
+    Raises:
+      ConfigError: as `onnx_file.export`; the encoder is not one of images, there are too few, or the cosine is less.
+    """
+    encoder = frozen.of_model(model, preprocessing)
+    if type(encoder.preprocessing) is not Preprocessing or source.unit != "images":
+        raise ConfigError(f"8 bits are for encoders of single images; this is one of {encoder.preprocessing}")
+    images = [record["image"] for record in source.in_order(2 * number).as_numpy_iterator()]  # encoded
+    calibrating, judging = images[::2], images[1::2]
+    if len(judging) < FEWEST:
+        raise ConfigError(
+            f"calibrating takes {FEWEST} images or more, judging as many others; {source.name} has {len(images)}"
+        )
+    with saved_model.aside(path) as file:
+        quantised = _quantised(encoder, calibrating)
+        whole = _after_pixels(encoder, quantised)
+        note = {"quantized": "int8", "calibrated_on": f"{len(calibrating)} images of {source.name}"}
+        session = onnx_file.save(whole, file, onnx_file.description(encoder, model, (about or {}) | note))
+        agreement = _agreement(encoder, session, judging)
+        if not agreement.mean >= least:
+            raise ConfigError(
+                f"{path} is not written: {agreement}, less than --least_cosine={least:g}; calibrate on more images "
+                "(--calibration_images), on such as will be encoded (--calibrate), or export float32"
+            )
+    return agreement
+
+
+def cosines(found, expected):
+    """The cosine of each row with its own: both (N, D), from the mean row of what is expected. (N,) float64.
+
+    From the origin all of an encoder's features may point nearly the same way; what tells images apart does not.
+    """
+    centre = expected.mean(axis=0, dtype=np.float64)
+    a, b = found - centre, expected - centre
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.einsum("nd,nd->n", a, b) / np.maximum(lengths, np.finfo(np.float64).tiny)
+
+
+def _quantised(encoder, images):
+    """The encoder's network in 8 bits, calibrated on encoded images: an ONNX model of normalised ones (N, S, S, 3)."""
+    spec = encoder.preprocessing.spec
+    model = onnx_file.converted(encoder.encode, spec)
+    import onnx
+    from onnxruntime import quantization
+
+    views = ({spec.name: _view(encoder, image).numpy()} for image in images)
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self):
+            return next(views, None)
+
+    has_attention = any(node.op_type == "Softmax" for node in model.graph.node)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "int8.onnx"
+        quantization.quantize_static(
+            model,
+            file,
+            Reader(),
+            op_types_to_quantize=OF_PRODUCTS if has_attention else OF_CONVOLUTIONS,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            # AVX2 and AVX-512 without VNNI add two products in 16 bits, which overflow where weights take all 8.
+            reduce_range=True,
+            extra_options={"MatMulConstBOnly": True},
+        )
+        return onnx.load(file)
+
+
+def _after_pixels(encoder, network):
+    """The network after the float32 resizing and normalising of `serving_default`: an ONNX model of pixels."""
+    from onnx import compose
+
+    signature = encoder.preprocessing.signatures()["serving_default"]
+    function = tf.function(
+        lambda images: {"views": signature.of_batch(images)[0]}, input_signature=[signature.argument]
+    )
+    pixels = onnx_file.converted(function, signature.argument)
+    (argument,) = (value.name for value in network.graph.input)
+    network = compose.add_prefix(network, "encoder/", rename_outputs=False)
+    network.ir_version = pixels.ir_version = max(network.ir_version, pixels.ir_version)
+    return compose.merge_models(pixels, network, io_map=[("views", f"encoder/{argument}")])
+
+
+def _view(encoder, image):
+    """The central view (1, S, S, 3) of an encoded image."""
+    return encoder.preprocessing.of_encoded(tf.constant(image))[tf.newaxis]
+
+
+def _agreement(encoder, session, images):
+    """The `Agreement` of what a session makes of the pixels of encoded images with the encoder's features."""
+    pixels = (decode_safely(tf.constant(image)).numpy()[np.newaxis] for image in images)
+    found = np.concatenate([session.run(["features"], {"images": one})[0] for one in pixels])
+    expected = np.concatenate([encoder.encode(_view(encoder, image))["features"].numpy() for image in images])
+    values = cosines(found, expected)
+    return Agreement(float(values.mean()), float(values.min()), len(values))
