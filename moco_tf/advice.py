@@ -46,6 +46,8 @@ def before_training(config, size, bfloat16=False):
             "This machine computes in bfloat16: --precision=bfloat16 makes large networks faster (on such a processor "
             "a step of a ResNet-50 takes about 0.6 of the time). It is another run, in a --run_dir of its own."
         )
+    if config.channels != 3 and config.uses("channels"):
+        yield from _on_the_channels(config)
     if config.lr_scaling == "linear":
         yield f"The rate is {config.lr:g} x {config.batch_size} / 256 = {config.base_rate:g} (--lr_scaling=linear)."
     if config.uses("head") and config.head == "linear" and config.hidden_dim:
@@ -115,6 +117,14 @@ def _on_the_rate(config):
             f"The papers' rate is 0.03 for a batch of 256; by the linear rule a batch of {N} has {linear:.3g}, "
             f"and this run has {config.lr:g}. --lr_scaling=linear scales it."
         )
+
+
+def _on_the_channels(config):
+    what = "Images are read as grey" if config.channels == 1 else f"Images are arrays of {config.channels} channels"
+    steps = "steps that need colours"
+    if getattr(config, "augment", "flip") != "flip" or getattr(config, "grey_share", 0):
+        steps = "random saturation, hue and greyscale, which need colours,"
+    yield f"{what} (--channels={config.channels}): {steps} are left out; brightness and contrast are not."
 
 
 def after_step(config, step, first, last, usual):

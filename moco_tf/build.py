@@ -126,8 +126,8 @@ def inputs(config, size=None):
     if hasattr(module, "inputs") and (own := module.inputs(config, config.options(module.Options))):
         return dataclasses.replace(own, image_size=size) if own.unit == "images" else own
     if getattr(config, "augment", None) not in augment.RECIPES:  # a user's own task may mean something else by it
-        return dataclasses.replace(IMAGENET, image_size=size)
-    return augment.RECIPES[config.augment](size).preprocessing
+        return dataclasses.replace(IMAGENET, image_size=size).of_channels(config.channels)
+    return augment.RECIPES[config.augment](size).preprocessing.of_channels(config.channels)
 
 
 def task(config, size=None):

@@ -90,7 +90,8 @@ def knn_monitor(config, train_source, run):
         return None
     try:
         where = config.dataset, config.data_dir, config.eval_split
-        split = dataset.find(*where, config.max_bad_fraction, exif=config.exif)
+        channels = build.inputs(config).channels_of_files
+        split = dataset.find(*where, config.max_bad_fraction, exif=config.exif, channels=channels)
         queries = build.read(config, split.open(run.path / "eval_images.csv", run.begun))
     except ConfigError as error:
         log.info(f"No kNN monitor: {error}")

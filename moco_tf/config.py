@@ -132,6 +132,12 @@ class Data:
         "Labelled split for the kNN monitor: test or validation, whichever there is (docs/data.md has the names); for "
         "TFDS, its split language.",
     )
+    channels: int = flag(
+        3,
+        "Channels of the images. 3: in colour; 1: read as grey; any other number: arrays in .npy files, uint8 "
+        "(height, width, channels), which moco_tf.data.convert makes of TIFFs. But for 3, random steps that need "
+        "colours are left out (docs/data.md).",
+    )
     exif: bool = flag(
         False, "Turn and mirror JPEGs as their EXIF data says; a folder's or a list's. MoCo's papers: as stored."
     )
@@ -269,6 +275,7 @@ class Config(Run, Optimization, Network, Data, Task, Recorded):
             "width",
             "patch_size",
             "image_size",
+            "channels",
             "batch_size",
             "epochs",
             "lr",

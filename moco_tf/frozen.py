@@ -152,7 +152,7 @@ def _preprocessing(path, spec):
     if not description.exists():
         name = files.printable(path)
         print(f"{name} has no {DESCRIPTION}: using ImageNet's mean, std and crop, at {spec.shape[1]} pixels.")
-        return dataclasses.replace(IMAGENET, image_size=spec.shape[1])
+        return dataclasses.replace(IMAGENET, image_size=spec.shape[1]).of_channels(spec.shape[3])
     try:
         found = inputs.of_settings(json.loads(description.read_text())["input"])
     except (ValueError, KeyError, TypeError):

@@ -10,6 +10,7 @@ import keras
 
 from moco_tf import build, run_folder
 from moco_tf.command import ConfigError
+from moco_tf.encoders import first_convolution
 from moco_tf.methods.ema import derive_state
 from moco_tf.methods.keras_internals import layers_of
 from moco_tf.pytorch import checkpoint_files, conversion, tensor_names
@@ -23,6 +24,7 @@ class Taken(NamedTuple):
 
     layers: list  # names of those that were
     left: list  # sentences on those that were not
+    adapted: list  # sentences on those whose weights were made to fit
 
 
 def encoder(path, flag):
@@ -47,15 +49,24 @@ def encoder(path, flag):
 def copy_by_name(source, target):
     """Gives each layer of a model the weights of the layer of its name in another, where their shapes are equal.
 
-    A ViT's positions stay as they are where sizes differ.
+    A ViT's positions stay as they are where sizes differ. The first convolution takes a kernel of images of another
+    number of channels, as `first_convolution.of_channels` makes it fit.
 
     Returns:
       `Taken`.
     """
-    known, taken = _with_weights(source), Taken([], [])
+    known, taken = _with_weights(source), Taken([], [], [])
     for name, layer in _with_weights(target).items():
         if name not in known:
             taken.left.append(f"{name} is not there")
+        elif _differ_in_channels(known[name], layer, source, target):
+            kernel, (*_, before, _) = known[name].kernel.numpy(), known[name].kernel.shape
+            channels = target.input_shape[-1]
+            layer.kernel.assign(first_convolution.of_channels(kernel, channels, axis=2))
+            if layer.use_bias:
+                layer.bias.assign(known[name].bias)
+            taken.layers.append(name)
+            taken.adapted.append(first_convolution.said(name, before, channels))
         elif _shapes(layer) != _shapes(known[name]):
             taken.left.append(f"{name} is {_shapes(known[name])} there and {_shapes(layer)} here")
         else:
@@ -65,6 +76,17 @@ def copy_by_name(source, target):
             taken.layers.append(name)
     derive_state(target)
     return taken
+
+
+def _differ_in_channels(its, mine, source, target):
+    """Whether two layers are the first convolutions of their models, alike but for the channels of the images."""
+    kinds = isinstance(mine, keras.layers.Conv2D) and isinstance(its, keras.layers.Conv2D)
+    if mine.name not in first_convolution.LAYERS or not kinds or its.use_bias != mine.use_bias:
+        return False
+    (*there, of_its, wide), (*here, of_mine, wide_here) = its.kernel.shape, mine.kernel.shape
+    # One that sees a part of the channels, as CMC's do, is no convolution of images.
+    of_images = [getattr(model, "input_shape", (None,))[-1] for model in (source, target)] == [of_its, of_mine]
+    return of_images and of_its != of_mine and (there, wide) == (here, wide_here)
 
 
 def _with_weights(model):

@@ -141,6 +141,7 @@ def _bring_in(tensors, output, flag_values, named):
 
 def _convert(contents, whole, output, flag_values, named):
     from moco_tf.data.errors import ERRORS, reason
+    from moco_tf.encoders import first_convolution
     from moco_tf.pytorch import conversion, tensor_names
 
     checkpoint = flag_values.checkpoint
@@ -151,6 +152,14 @@ def _convert(contents, whole, output, flag_values, named):
         raise ConfigError(f"--heads={flag_values.heads} is for a ViT that becomes an encoder: leave the flag out")
     architecture = _padded(architecture, contents, whole, flag_values.stem_padding)
     print(f"{files.printable(checkpoint)}: {contents.origin or contents.method or 'encoder'}, {architecture}.")
+    channels = flag_values.channels
+    if "channels" in named and channels != architecture.channels:
+        if channels < 1:
+            raise ConfigError(f"--channels is more than 0; got {channels}")
+        layer = first_convolution.LAYERS[architecture.is_vit]
+        print(f"Adapted: {first_convolution.said(layer, architecture.channels, channels)}.")
+        contents = tensor_names.of_channels(contents, channels)
+        architecture = dataclasses.replace(architecture, channels=channels)
     left_out = tensor_names.left_out(contents, whole)
     if left_out:
         print(f"Left out: {', '.join(tensor_names.grouped(left_out))}.")
@@ -181,7 +190,7 @@ def _convert(contents, whole, output, flag_values, named):
     if flag_values.verbose:
         print("\n".join([*lines, *(f"{name} left out" for name in left_out)]))
     if not whole:
-        unused = sorted(named & set(values) - {"image_size"})
+        unused = sorted(named & set(values) - {"image_size", "channels"})
         if unused:
             print(f"Not used for an encoder: {', '.join('--' + name for name in unused)}.")
     print(files.printable(last))

@@ -50,7 +50,8 @@ def _train(config, open_until_the_end):
     config = config.on_replicas(strategy.num_replicas_in_sync, recorded)
     begun = recorded is not None
     where = config.dataset, config.data_dir, config.train_split
-    split = dataset.find(*where, config.max_bad_fraction, begun, config.exif)
+    channels = build.inputs(config).channels_of_files
+    split = dataset.find(*where, config.max_bad_fraction, begun, config.exif, channels)
     run = None
     if chief:
         run = open_until_the_end.enter_context(run_folder.RunFolder(config))
@@ -191,6 +192,8 @@ def _start_from(config, model):
     if hasattr(model, "key_encoder"):
         copy_weights(model.query_encoder, model.key_encoder)
     log.info(f"Starts from {config.start_from}: {len(taken.layers)} layers of the encoder.")
+    for sentence in taken.adapted:
+        log.info(f"- {sentence}.")
     if taken.left:
         log.warning(f"- Not taken: {'; '.join(taken.left[:SHOWN])}{'; ...' if len(taken.left) > SHOWN else ''}")
 

@@ -54,11 +54,11 @@ def test_a_run_starts_from_an_encoder_with_a_fresh_queue_at_step_0(run, tmp_path
 
 
 def test_layers_that_do_not_fit_are_listed_and_an_encoder_of_another_kind_is_refused(run, tmp_path, capsys):
-    wide = resnet.resnet10(image_size=32, width=4, channels=1)
-    wide.save(tmp_path / "grey.keras")
+    other = resnet.resnet10(image_size=32, width=4, stem="cifar")
+    other.save(tmp_path / "other.keras")
     flags = [*TINY, "--max_steps=1", f"--run_dir={tmp_path}/new"]
-    assert main([*flags, f"--start_from={tmp_path}/grey.keras"]) == 0
-    assert "Not taken: conv1 is [(7, 7, 1, 4)] there and [(7, 7, 3, 4)] here" in capsys.readouterr().out
+    assert main([*flags, f"--start_from={tmp_path}/other.keras"]) == 0
+    assert "Not taken: conv1 is [(3, 3, 3, 4)] there and [(7, 7, 3, 4)] here" in capsys.readouterr().out
     vit.vit(16, 1, 2, image_size=32).save(tmp_path / "vit.keras")
     flags = [*TINY, "--max_steps=1", f"--run_dir={tmp_path}/other"]
     assert main([*flags, f"--start_from={tmp_path}/vit.keras"]) == 2

@@ -33,7 +33,8 @@ def look(config):
     from moco_tf.data.views import first
 
     where = config.dataset, config.data_dir, config.train_split
-    split = dataset.find(*where, config.max_bad_fraction, exif=config.exif)
+    channels = build.inputs(config).channels_of_files
+    split = dataset.find(*where, config.max_bad_fraction, exif=config.exif, channels=channels)
     if split.source and split.source.unit == "sentences":
         return _look_at_sentences(config, split.source)
     file = Path(config.run_dir) / "data.png"

@@ -1,5 +1,7 @@
 """An image file in any format that Pillow, tifffile or pillow-heif reads -> an upright picture of 8 bits, grey or RGB.
 
+Or an array with all channels of a TIFF or of a .npy file.
+
 `convert.py` calls it in its processes, which do not load TensorFlow. docs/data.md states each policy.
 """
 
@@ -14,8 +16,10 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic", ".heif", ".hif",
     ".avif", ".jp2", ".j2k", ".jpx", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pcx", ".psd",
 )  # fmt: skip
+ARRAY = ".npy"
 MAX_PIXELS = 89_478_485  # as for training: Pillow's limit for a decompression bomb
 BITS_PER_SAMPLE = 258  # a tag of TIFF
+TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what they begin with
 EXTRA = "pip install 'moco_tf[convert]'"
 
 
@@ -37,16 +41,43 @@ def read(file, size=0, stretch=False):
     Raises:
       Unreadable: with the reason.
     """
-    try:
-        with warnings.catch_warnings(), _heif():
-            warnings.simplefilter("ignore")  # Pillow's remarks on damaged metadata, and on sizes, which come here
-            return _read(file, size, stretch)
-    except Unreadable:
-        raise
-    except MemoryError:
-        raise Unreadable("not enough memory") from None
-    except Exception as error:  # decoders meet hostile files, and raise what their authors did not foresee
-        raise Unreadable(" ".join(str(error).split())[:200] or type(error).__name__) from None
+    with _refusing(), _heif():
+        return _read(file, size, stretch)
+
+
+def read_channels(file, size=0, stretch=False):
+    """All channels of the image in a binary file that is open for reading: uint8 (H, W, C).
+
+    Of a .npy file (H, W) or (H, W, C); of a TIFF its samples, or its pages, if they are of one size; else grey or RGB.
+
+    Args:
+      size: pixels that the shorter side has at most, each channel shrunk as `shrink` does it; 0: as it is.
+      stretch: as in `read`, channel by channel.
+
+    Raises:
+      Unreadable: with the reason.
+    """
+    with _refusing():
+        head = file.read(6)
+        file.seek(0)
+        if head == b"\x93NUMPY":
+            values = np.load(file, allow_pickle=False)  # which would run what the file says
+            values, bits = (values[..., np.newaxis] if values.ndim == 2 else values), 8 * values.itemsize
+        elif head[:4] in TIFFS:
+            values, bits = _channels_of_tiff(file)
+        else:
+            with _heif():
+                picture = shrink(_read(file, size, stretch)[0], size)
+            return np.atleast_3d(np.asarray(picture))
+        if values.ndim != 3 or not values.size or values.dtype.kind not in "buif":
+            raise Unreadable(f"{values.dtype} {values.shape}, not numbers (height, width, channels)")
+        _require_pixels(*values.shape[:2])
+        largest = None if values.dtype.kind in "if" else 1 if values.dtype.kind == "b" else 2**bits - 1
+        if values.dtype != np.uint8 or bits < 8:
+            stretch = stretch and (bits > 8 or largest is None)
+            values = np.stack([eight_bits(values[..., c], largest, stretch) for c in range(values.shape[2])], axis=-1)
+        channels = [np.asarray(shrink(Image.fromarray(values[..., c]), size)) for c in range(values.shape[2])]
+        return np.stack(channels, axis=-1)
 
 
 def shrink(image, size):
@@ -77,6 +108,21 @@ def eight_bits(values, largest, stretch):
         raise Unreadable("signed or floating-point values, which have no largest one: give --stretch")
     scaled = (values - lowest) * (255 / (largest - lowest) if largest > lowest else 0)
     return np.rint(np.nan_to_num(scaled, nan=0, posinf=0, neginf=0)).astype(np.uint8)
+
+
+@contextlib.contextmanager
+def _refusing():
+    """Makes `Unreadable` of whatever decoders raise; keeps their warnings."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on damaged metadata, and on sizes, which come here
+            yield
+    except Unreadable:
+        raise
+    except MemoryError:
+        raise Unreadable("not enough memory") from None
+    except Exception as error:  # decoders meet hostile files, and raise what their authors did not foresee
+        raise Unreadable(" ".join(str(error).split())[:200] or type(error).__name__) from None
 
 
 def _read(file, size, stretch):
@@ -117,7 +163,7 @@ def _unknown(file, stretch):
     """The picture in a file that Pillow does not know: a TIFF of tifffile's, or none."""
     head = file.read(12)
     file.seek(0)
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if head[:4] in TIFFS:
         return _deep_tiff(file, stretch)
     if head[4:8] == b"ftyp" and not importlib.util.find_spec("pillow_heif"):
         raise Unreadable(f"HEIC and its like need the package pillow-heif: {EXTRA}")
@@ -126,10 +172,7 @@ def _unknown(file, stretch):
 
 def _deep_tiff(file, stretch):
     """The first page of a TIFF, by tifffile."""
-    try:
-        import tifffile
-    except ImportError:
-        raise Unreadable(f"this TIFF needs the package tifffile: {EXTRA}") from None
+    tifffile = _tifffile()
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages[0]
         _require_pixels(page.imagewidth, page.imagelength)
@@ -154,6 +197,31 @@ def _deep_tiff(file, stretch):
     picture = ImageOps.exif_transpose(picture)
     picture.info = {}
     return picture
+
+
+def _channels_of_tiff(file):
+    """(values (H, W, C) of any type, bits of a sample) of a TIFF's first series: its samples, or its pages."""
+    with _tifffile().TiffFile(file) as tiff:
+        series = tiff.series[0]
+        sides = [series.axes.find("Y"), series.axes.find("X")]
+        others = [axis for axis, length in enumerate(series.shape) if axis not in sides and length > 1]
+        if -1 in sides or len(others) > 1:
+            raise Unreadable(
+                f"a TIFF of {series.axes}, {series.shape}, which are more axes than height, width, channels"
+            )
+        _require_pixels(*(series.shape[axis] for axis in sides))
+        values, bits = series.asarray(), tiff.pages[0].bitspersample
+    order = [*sides, *others, *(axis for axis in range(values.ndim) if axis not in (*sides, *others))]
+    height, width, *_ = (values.shape[axis] for axis in order)
+    return values.transpose(order).reshape(height, width, -1), bits if isinstance(bits, int) else max(bits)
+
+
+def _tifffile():
+    try:
+        import tifffile
+    except ImportError:
+        raise Unreadable(f"this TIFF needs the package tifffile: {EXTRA}") from None
+    return tifffile
 
 
 def _require_pixels(width, height):

@@ -44,6 +44,13 @@ def rgb(images):
     return tf.repeat(images, 3, axis=-1)
 
 
+def shown(images):
+    """Images (..., C) as people see them, (..., 3): three channels as they are, others as their mean, in grey."""
+    if images.shape[-1] == 3:
+        return images
+    return tf.repeat(tf.reduce_mean(tf.cast(images, tf.float32), axis=-1, keepdims=True), 3, axis=-1)
+
+
 def of_eight_bits(images):
     """The tensor; an error at values that integers of another type may have, and 8 bits may not."""
     if images.dtype == tf.uint8 or not images.dtype.is_integer:

@@ -13,11 +13,13 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.data import image_ops
-from moco_tf.data.encoded import decode
+from moco_tf.data.encoded import pixels
 from moco_tf.data.inputs.image import CIFAR10, IMAGENET, Preprocessing
 
 CROP_TRIES = 10
 CROP_ASPECT = (3 / 4, 4 / 3)  # width / height
+OPERATIONS = (image_ops.brightness, image_ops.contrast, image_ops.saturation, image_ops.hue)  # of the jitter
+WITHOUT_COLOR = 2  # how many of them need no colours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +38,15 @@ class View:
     size: int | None = None  # S, its side in pixels; None: the encoder's
 
     def distort(self, image, draws):
-        """Everything after the crop: float32 (S, S, 3), values 0..255, to the same. draws: `Draws` of this view.
+        """Everything after the crop: float32 (S, S, C), values 0..255, to the same. draws: `Draws` of this view.
 
-        Or a batch, (N, S, S, 3) and draws of (N, ...), which computes every step for every image: for XLA.
+        Or a batch, (N, S, S, C) and draws of (N, ...), which computes every step for every image: for XLA. What needs
+        colours, saturation, hue and greyscale, is left out where C is not 3.
         """
+        in_color = image.shape[-1] == 3
         for step in self.steps:
+            if step == "grayscale" and not in_color:
+                continue
             if step == "jitter":
                 drawn = draws.jitter < self.jitter_probability
                 image = _if(drawn, lambda x: color_jitter(x, self.jitter, draws.factors, draws.order), image)
@@ -87,7 +93,7 @@ class Labelled:
 class Unfinished(typing.NamedTuple):
     """A view on its way, or a batch of such: the picture that it is cut out of, or the crop, not yet distorted."""
 
-    image: tf.Tensor  # (..., H, W, 3), values 0..255, float32 or uint8
+    image: tf.Tensor  # (..., H, W, C), values 0..255, float32 or uint8
     uniforms: tf.Tensor  # (..., UNIFORMS), of which `Draws` are parts
 
 
@@ -119,15 +125,14 @@ def of_eight_bits(crops):
 
 @tf.autograph.experimental.do_not_convert
 def pictures(record, seed, views):
-    """As `random_crops`, but nothing is cut yet: the picture, uint8 (H, W, 3), for each of so many views."""
-    image = record["image"]
-    picture = decode(image) if image.dtype == tf.string else image
+    """As `random_crops`, but nothing is cut yet: the picture, uint8 (H, W, C), for each of so many views."""
+    picture = pixels(record["image"])
     return [Unfinished(picture, own) for own in tf.unstack(draw(seed, views))]
 
 
 @tf.autograph.experimental.do_not_convert
 def pictures_at_once(images, numbers, seeds, views):
-    """As `pictures`, of the records with these numbers (N,) of all `images`, uint8 (R, H, W, 3); seeds: (N, 2)."""
+    """As `pictures`, of the records with these numbers (N,) of all `images`, uint8 (R, H, W, C); seeds: (N, 2)."""
     uniforms = tf.map_fn(lambda seed: draw(seed, views), seeds, fn_output_signature=tf.float32)
     images = tf.gather(images, numbers)
     return [Unfinished(images, own) for own in tf.unstack(uniforms, num=views, axis=1)]
@@ -254,19 +259,23 @@ def random_resized_crop_box(height, width, scale, uniforms):
 def color_jitter(image, strengths, factors, order):
     """Brightness, contrast, saturation and hue, each by a random amount, in a random order.
 
-    image: (H, W, 3), or (N, H, W, 3); factors, order: (4,) or (N, 4) in [0, 1). The order is that of the sorted
+    Of images that are not in colour brightness and contrast alone, by the same amounts and in the same order.
+
+    image: (H, W, C), or (N, H, W, C); factors, order: (4,) or (N, 4) in [0, 1). The order is that of the sorted
     `order`.
     """
+    operations = OPERATIONS if image.shape[-1] == 3 else OPERATIONS[:WITHOUT_COLOR]
     low = np.array([*(max(0.0, 1 - strength) for strength in strengths[:3]), -strengths[3]], np.float32)
     high = np.array([*(1 + strength for strength in strengths[:3]), strengths[3]], np.float32)
     factors = low + (high - low) * factors
-    operations = (image_ops.brightness, image_ops.contrast, image_ops.saturation, image_ops.hue)
-    order = tf.argsort(order, axis=-1)
+    order = tf.argsort(order[..., : len(operations)], axis=-1)
     if image.shape.rank == 4:
         for which in tf.unstack(order, axis=-1):  # (N,)
             factor = tf.gather(factors, which, batch_dims=1)
             others = image_ops.brightness_contrast_or_saturation(image, which, factor)
-            image = _where(which == operations.index(image_ops.hue), image_ops.hue(image, factor), others)
+            if image_ops.hue in operations:
+                others = _where(which == operations.index(image_ops.hue), image_ops.hue(image, factor), others)
+            image = others
         return image
 
     def operate(place, image):

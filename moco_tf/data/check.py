@@ -1,5 +1,6 @@
 """Which images can be decoded: all of a folder's before training, those of a stream on their way."""
 
+import functools
 import os
 from typing import NamedTuple
 
@@ -30,14 +31,18 @@ class Verdict(NamedTuple):
     orientation: int | None = None
 
 
-# Traced once a process, which takes longer than checking a thousand images, and not once a split.
-_verify = tf.function(encoded.verify, input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
+@functools.cache
+def _verify(channels):
+    """`encoded.verify`, traced once a process, not once a split: it takes longer than checking a thousand images."""
+    verify = functools.partial(encoded.verify, channels=channels)
+    return tf.function(verify, input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
 
 
-def verdicts(items, read, total):
+def verdicts(items, read, total, channels=3):
     """A list of a `Verdict` for each of `total` items, with a progress bar; all processors take part.
 
     items: a dataset that is cheap to iterate over; read: an item -> its encoded bytes, in the graph.
+    channels: which the images are to be read as.
     """
     known = [None] * total
     # An item that fails leaves no trace behind `ignore_errors`: the bad ones are those that are missing.
@@ -46,7 +51,7 @@ def verdicts(items, read, total):
     @tf.autograph.experimental.do_not_convert  # tracing takes half as long
     def look(number, item):
         image = read(item)
-        return number, _verify(image), tf.strings.substr(image, 0, encoded.HEAD)
+        return number, _verify(channels)(image), tf.strings.substr(image, 0, encoded.HEAD)
 
     facts = parallel_map(items.enumerate(), look, deterministic=False)
     done = 0
@@ -58,7 +63,9 @@ def verdicts(items, read, total):
             bar.update(len(numbers))
         if done < total:
             missing = tf.constant([verdict is None for verdict in known])
-            verify_one = tf.function(lambda item: encoded.verify(read(item)), input_signature=[items.element_spec])
+            verify_one = tf.function(
+                lambda item: encoded.verify(read(item), channels), input_signature=[items.element_spec]
+            )
             for number, item in items.enumerate().filter(lambda i, _: missing[i]):
                 known[int(number)] = Verdict(_problem(verify_one, item))
     return known

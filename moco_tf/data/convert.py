@@ -25,7 +25,7 @@ from moco_tf.command import ConfigError
 from moco_tf.data import folder, shards
 from moco_tf.files import printable
 
-ENDINGS = {"jpeg": ".jpg", "png": ".png", "array_record": ".jpg"}
+ENDINGS = {"jpeg": ".jpg", "png": ".png", "array_record": ".jpg", "npy": ".npy"}
 RECORD, UNREADABLE = "converted.csv", "unreadable.csv"
 COLUMNS = ("path", "size", "mtime_ns", "written", "bytes")
 PARTS = ".files"  # the folder of the JPEGs that shards are made of, hidden
@@ -42,7 +42,7 @@ class Settings:
     format: str = command.flag(
         "jpeg",
         "jpeg or png: a file for each image. array_record: shards of JPEGs with labels, which --dataset reads as a "
-        "set of TFDS.",
+        "set of TFDS. npy: all channels of TIFFs and of .npy files, uint8 (height, width, channels), for --channels.",
         choices=tuple(ENDINGS),
     )
     quality: int = command.flag(95, "JPEG quality, 1 to 100.")
@@ -138,9 +138,9 @@ def _write_all(settings, images, output, known, begun):
 
 def _find(settings, besides):
     """(path, size, time) of each image below --images, sorted."""
-    from moco_tf.data.any_image import SUFFIXES
+    from moco_tf.data.any_image import ARRAY, SUFFIXES
 
-    endings = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
+    endings = tuple(os.fsencode(suffix) for suffix in (*SUFFIXES, *[ARRAY] * (settings.format == "npy")))
     images = sorted(folder.files_called(endings, os.fsencode(settings.images), besides))
     if not images:
         others = folder.not_read(besides)
@@ -283,17 +283,23 @@ def _pool(processes):
 
 def _convert(job, settings, output):
     """Converts an image, in a process of its own; returns the `Outcome`."""
+    import numpy as np
+
     from moco_tf.data import any_image
 
-    is_png = settings.format == "png"
+    array = copied = None
     try:
         with open(job.source, "rb") as file:
-            picture, is_the_file = any_image.read(file, settings.size, settings.stretch)
-            small = any_image.shrink(picture, settings.size)
-            copied = None
-            if is_the_file and small is picture and not is_png:  # a second compression would only lose
-                file.seek(0)
-                copied = file.read()
+            if settings.format == "npy":
+                array = any_image.read_channels(file, settings.size, settings.stretch)
+            else:
+                picture, is_the_file = any_image.read(file, settings.size, settings.stretch)
+                small = any_image.shrink(picture, settings.size)
+                if (
+                    is_the_file and small is picture and settings.format != "png"
+                ):  # a second compression would only lose
+                    file.seek(0)
+                    copied = file.read()
     except any_image.Unreadable as error:
         return Outcome(problem=str(error))
     except OSError as error:
@@ -307,7 +313,10 @@ def _convert(job, settings, output):
             if copied:
                 with open(writing, "wb") as file:
                     file.write(copied)
-            elif is_png:
+            elif array is not None:
+                with open(writing, "wb") as file:
+                    np.save(file, array)
+            elif settings.format == "png":
                 small.save(writing, "PNG")
             else:
                 small.save(writing, "JPEG", quality=settings.quality)

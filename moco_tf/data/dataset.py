@@ -7,6 +7,7 @@ from pathlib import Path
 from moco_tf.command import ConfigError
 from moco_tf.data import archive, folder, path_list, several_folders, sources, texts, tfds
 from moco_tf.data.check import remarks
+from moco_tf.data.folder import OF_IMAGES
 from moco_tf.data.manifest import check_files, too_many_bad
 
 log = logging.getLogger("moco_tf")
@@ -52,38 +53,44 @@ class Split:
         return source
 
 
-def find(dataset, data_dir, split, max_bad_fraction, begun=False, exif=False):
+def find(dataset, data_dir, split, max_bad_fraction, begun=False, exif=False, channels=3):
     """Finds the data for --dataset, --data_dir and a split; returns a `Split`.
 
     begun: for a run under way (see `folder.scan`).
     exif: whether images are turned as EXIF says.
+    channels: which the images are to be read as; it decides which files are images (`folder.suffixes`).
 
     Raises:
       ConfigError: there is no such thing.
     """
     try:
-        if listing := _listing(dataset, data_dir, split, begun):
+        if listing := _listing(dataset, data_dir, split, begun, channels):
             return Split(dataset, max_bad_fraction, listing=listing, exif=exif)
         source = _source(dataset, data_dir, split, max_bad_fraction)
     except ValueError as error:
         raise ConfigError(f"--dataset={dataset}: {error}") from error
+    if channels not in OF_IMAGES and source.unit == "images":
+        raise ConfigError(
+            f"--channels={channels} reads .npy files in a folder, or that a file lists; {source.name} holds images, "
+            "which have --channels=3, or 1 for grey"
+        )
     if exif:
         raise ConfigError(f"--exif turns images that are files; {source.name} holds none: leave it out")
     return Split(dataset, max_bad_fraction, source=source)
 
 
-def _listing(dataset, data_dir, split, begun):
+def _listing(dataset, data_dir, split, begun, channels):
     """The `folder.Listing` of image files that a data set is, or None."""
     path = Path(data_dir, dataset).expanduser()
     if dataset == "embedded":
         return None
     if several_folders.are_meant(dataset, data_dir):
-        return several_folders.scan(dataset, data_dir, split, begun)
-    if path_list.is_at(path):
-        return path_list.read(path, split, begun)
+        return several_folders.scan(dataset, data_dir, split, begun, channels)
+    if path_list.is_at(path, channels):
+        return path_list.read(path, split, begun, channels)
     # With --data_dir, a set of TFDS is a folder there as well.
     if archive.exists(path) and not texts.are_at(path) and not tfds.is_prepared(path):
-        return folder.scan(path, split, begun)
+        return folder.scan(path, split, begun, channels)
     return None
 
 

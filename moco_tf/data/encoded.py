@@ -1,14 +1,16 @@
 """Encoded images: what they are, whether they can be decoded, and their pixels. docs/data.md states each policy.
 
-What a file is, its first bytes say, never its name. But for `orientation`, everything here is graph operations on one
-scalar string.
+What a file is, its first bytes say, never its name. But for `orientation` and `decode_file`, everything here is graph
+operations on one scalar string. Images of another number of channels than 1 or 3 are arrays in .npy files.
 """
 
 import numpy as np
 import tensorflow as tf
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WebP")
-JPEG, PNG, BMP, GIF, WEBP = range(len(FORMATS))
+from moco_tf.data.folder import OF_IMAGES
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WebP", "npy")
+JPEG, PNG, BMP, GIF, WEBP, NPY = range(len(FORMATS))
 MAX_PIXELS = 89_478_485  # beyond it Pillow warns of a decompression bomb: a quarter of a gigabyte of RGB
 MAX_SCANS = 64  # of a JPEG of MAX_PIXELS, and of smaller ones in proportion: each scan goes through all pixels
 MAX_CHUNKS = 16  # of a PNG, compressed and not its pixels: libpng unpacks and keeps up to 8 MB of each
@@ -17,6 +19,9 @@ HEAD = 4096  # bytes of a JPEG among which its orientation is sought
 APP1, START_OF_SCAN = 0xE1, 0xDA  # markers of a JPEG
 EXTENSION, FRAME = b"!,"  # what a GIF's parts begin with
 ORIENTATION, LONG = 0x0112, 4  # a tag and a type of TIFF, which EXIF is written in
+MAGIC = b"\x93NUMPY"  # what a .npy file begins with
+LONGEST = 4096  # bytes of its header that are read
+LUMA = (19595, 38470, 7471)  # of 65536: Pillow's weights for its mode L, those of ITU-R 601-2
 TRAILER = b";"  # of a GIF
 WINDOW = 2**14  # bytes of a GIF that are looked through at once
 _TOO_LARGE = f"more than {MAX_PIXELS} pixels"
@@ -24,7 +29,7 @@ _TOO_MANY_SCANS = f"a JPEG of more scans than {MAX_SCANS} of {MAX_PIXELS} pixels
 # What is refused by its first bytes, in the order in which it is looked for.
 _PROBLEMS = (
     "empty",
-    f"none of {', '.join(FORMATS)}",
+    f"none of {', '.join(FORMATS[:NPY])}",
     # TensorFlow 2.21 writes past its buffer on an animation without alpha, which ends the process.
     "an animated WebP",
     "a BMP of other than 8, 24 or 32 bits, or compressed",  # would be misread
@@ -34,19 +39,54 @@ _PROBLEMS = (
 )
 
 
-def decode(encoded):
-    """Bytes of any of `FORMATS` -> uint8 (H, W, 3). Alpha is dropped, the first frame taken, EXIF left alone."""
-    return tf.cond(tf.io.is_jpeg(encoded), lambda: decode_jpeg(encoded), lambda: decode_other(encoded))
+def decode(encoded, channels=3):
+    """An image's bytes -> uint8 (H, W, channels): colours for 3, luminance for 1, else the array of a .npy file.
+
+    Of an image, alpha is dropped, the first frame taken, EXIF left alone.
+    """
+    if channels not in OF_IMAGES:
+        return decode_array(encoded, channels)
+    image = tf.cond(tf.io.is_jpeg(encoded), lambda: decode_jpeg(encoded), lambda: decode_other(encoded))
+    return image if channels == 3 else luminance(image)
 
 
-def decode_safely(encoded):
+def decode_safely(encoded, channels=3):
     """`decode` of what anyone may have sent: an error before memory or time is taken that no picture needs."""
-    return tf.cond(tf.io.is_jpeg(encoded), lambda: decode_jpeg_safely(encoded), lambda: decode_other(encoded))
+    if channels not in OF_IMAGES:  # whose bytes are the pixels
+        return decode_array(encoded, channels)
+    image = tf.cond(tf.io.is_jpeg(encoded), lambda: decode_jpeg_safely(encoded), lambda: decode_other(encoded))
+    return image if channels == 3 else luminance(image)
+
+
+def decode_file(content):
+    """`decode_safely` of a file's bytes as Python has them: (H, W, 3) of an image, (H, W, C) of a .npy file."""
+    return (decode_array if content.startswith(MAGIC) else decode_safely)(tf.constant(content))
 
 
 def decode_jpeg_safely(encoded):
-    """`decode_safely` of a JPEG."""
+    """`decode_safely` of a JPEG, in colour."""
     return decode_jpeg(_fitting_jpeg(encoded, _jpeg_size(encoded)))
+
+
+def pixels(image):
+    """The image of a record as pixels: uint8 (H, W, C) as it is, bytes decoded in colour."""
+    return decode(image) if image.dtype == tf.string else image
+
+
+def luminance(image):
+    """uint8 (..., 3) -> (..., 1), to the bit as Pillow converts RGB to its mode L; grey stays what it is."""
+    weighted = tf.reduce_sum(tf.cast(image, tf.int32) * LUMA, axis=-1, keepdims=True)
+    return tf.cast((weighted + 2**15) // 2**16, tf.uint8)
+
+
+def decode_array(encoded, channels=None):
+    """Bytes of a .npy file -> uint8 (H, W, channels), what NumPy saved; an error at another type or shape.
+
+    No code that a file may hold is run: of its header, type and shape alone are read. channels: None: any number.
+    """
+    shape, start = _array_header(encoded, channels)
+    values = tf.io.decode_raw(tf.strings.substr(encoded, start, tf.reduce_prod(shape)), tf.uint8)
+    return tf.ensure_shape(tf.reshape(values, shape), (None, None, channels))
 
 
 def decode_depth(encoded, largest=0.0):
@@ -167,15 +207,20 @@ def scans(encoded):
     return _occurrences(encoded, bytes([0xFF, START_OF_SCAN]))
 
 
-def verify(encoded):
+def verify(encoded, channels=3):
     """(format, height, width, peak), int64 (4,), of an image that decodes; an error where it gives no view.
 
+    channels: what it is to be read as (`decode`).
     peak: the largest value of a PNG of 16 bits, alpha apart; -1 of all else.
 
     The whole image is decoded, since a file that was cut short still has a good beginning; but after its size is
     known to be within `MAX_PIXELS`. Of a JPEG all data is read, but only an eighth of the
     resolution computed; the test of spoilt folders holds this verdict and that of full decoding equal.
     """
+
+    if channels not in OF_IMAGES:
+        shape, _ = _array_header(encoded, channels)
+        return tf.concat([[NPY], shape[:2], [-1]], axis=0)
 
     def jpeg():
         size = _jpeg_size(encoded)
@@ -344,6 +389,42 @@ def _occurrences(texts, part):
     texts = tf.convert_to_tensor(texts)
     parts = tf.strings.split(texts, part)
     return (tf.size(parts, tf.int64) if texts.shape.rank == 0 else parts.row_lengths()) - 1
+
+
+def _array_header(encoded, channels=None):
+    """(shape int64 (3,), int64 scalar: where the values begin) of a .npy file whose values are all there."""
+    encoded = _require(tf.strings.substr(encoded, 0, len(MAGIC)) == MAGIC, "no .npy file", encoded)
+    head = _bytes_of(encoded, len(MAGIC), 6)  # the version, and in 2 or 4 bytes the length of what follows
+    is_first = head[0] == 1
+    start, length = tf.where(is_first, 10, 12), tf.where(is_first, _number(head[2:4]), _number(head[2:6]))
+    there = tf.strings.length(encoded)
+    header = tf.strings.substr(encoded, tf.minimum(start, there), tf.cast(tf.minimum(length, LONGEST), tf.int32))
+    told = lambda name, value: tf.strings.regex_replace(header, f"(?s).*'{name}': *({value}).*", r"\1")  # noqa: E731
+    kind, shape = told("descr", r"'[^']*'|\[.*\]"), told("shape", r"\([0-9, ]*\)")
+    kind = tf.strings.substr(tf.strings.regex_replace(kind, "[^A-Za-z0-9<>|=]", ""), 0, 20)
+    number = "[1-9][0-9]{0,8}"  # so that no product overflows
+    wanted = f"{channels}" if channels else number
+    for holds, text in (
+        (tf.strings.regex_full_match(header, r"(?s)\{.*'descr'.*'shape'.*\}.*"), "a .npy file without a header"),
+        (kind == "|u1", tf.strings.join(["values of the type ", kind, ", not uint8: moco_tf.data.convert --format=npy "
+                                         "makes 8 bits of numbers"])),
+        (tf.strings.regex_full_match(header, "(?s).*'fortran_order': *False.*"),
+         "in Fortran order: save np.ascontiguousarray of it"),
+        (tf.strings.regex_full_match(shape, rf"\({number}, *{number}, *{wanted},?\)"),
+         tf.strings.join(["an array of shape ", tf.strings.substr(shape, 0, 40),
+                          f", not (height, width, {channels or 'channels'})"])),
+    ):  # fmt: skip
+        shape = _require(holds, text, shape)
+    parts = rf"\(({number}), *({number}), *({number}),?\)"
+    numbers = [tf.strings.regex_replace(shape, parts, rf"\{place}") for place in (1, 2, 3)]
+    size = tf.strings.to_number(tf.stack(numbers), tf.int64)
+    start = tf.cast(start, tf.int64) + length
+    values, there = tf.reduce_prod(size), tf.maximum(tf.cast(there, tf.int64) - start, 0)
+    text = tf.strings.join(
+        ["cut short: ", tf.strings.as_string(there), " of ", tf.strings.as_string(values), " bytes"]
+    )
+    size = _require(size[0] * size[1] <= MAX_PIXELS, _TOO_LARGE, size)
+    return _require(there >= values, text, size), start
 
 
 def _bytes_of(encoded, start, count):

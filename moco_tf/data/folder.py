@@ -21,8 +21,8 @@ from moco_tf.files import printable
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
 UNREADABLE = -1  # the size of what cannot even be looked at
+OF_IMAGES, ARRAYS = (1, 3), (".npy",)  # numbers of channels that these are read as; files of any other number
 APPLES = b"__MACOSX"  # a folder of hidden files that macOS puts into its zips
-_ENDINGS = tuple(os.fsencode(suffix) for suffix in SUFFIXES)
 _ENDING = re.compile(rb"(?<=.)\.[A-Za-z0-9]{1,8}$", re.DOTALL)  # of any file's name
 SHOWN = 10  # names in a line; of the rest there is a count
 SHOWN_ENDINGS = 5
@@ -43,6 +43,7 @@ class Listing:
     doubts: tuple = ()  # sentences: what may be meant otherwise
     label_of: dict | None = None  # {file: the name of its class, or ""}, where that is not its first folder
     called: str | os.PathLike = ""  # what the user calls it, where that is not `path`
+    channels: int = 3  # that the images are to be read as
 
     @property
     def size(self):
@@ -91,13 +92,19 @@ class Division:
     doubtful: tuple = ()  # folders that are called like splits, and are classes
 
 
-def scan(path, split=None, begun=False):
+def suffixes(channels):
+    """How the names of files end that are images of so many channels: a tuple of small letters."""
+    return SUFFIXES if channels in OF_IMAGES else ARRAYS
+
+
+def scan(path, split=None, begun=False, channels=3):
     """A `Listing` of the images at any depth of a folder; the first level of sub-folders are the classes.
 
     `_divide` tells which folders are splits; `split`, "train" if it is not given, names one of them, as
     `splits.meant_by` has it, or any other folder.
 
     begun: for a run under way, whose images `check_files` will find, whatever the split means by now.
+    channels: which the images are to be read as.
 
     Raises:
       ValueError: no such folder, split or images, or several folders that the split can mean.
@@ -111,12 +118,12 @@ def scan(path, split=None, begun=False):
         )
     wanted = split or TRAIN
     try:
-        division = _divide(root)
+        division = _divide(root, channels)
         chosen = _choose(root, division, wanted, begun)
         archive.entries(chosen)
         left_out = division.splits if chosen == root and division.rest_trains and split_of(wanted) else ()
         folders = _class_folders(root, division, chosen, left_out)
-        listing = list_images(chosen, folders, root, left_out)
+        listing = list_images(chosen, folders, root, left_out, channels)
         if split_of(wanted) in HELD_OUT:  # how the folders are read is said to those who train
             return listing
         notes, doubts = _notes(division, listing, wanted), _doubts(division, listing, wanted)
@@ -171,7 +178,7 @@ def not_read(besides):
     return ", ".join(parts)
 
 
-def _divide(root):
+def _divide(root, channels=3):
     """The `Division` of a folder.
 
     Folders that are called as training and as held-out splits are splits where there are both. With one kind alone
@@ -181,11 +188,11 @@ def _divide(root):
     looking = [name for name in names if split_of(name)]
     if not looking:
         return Division()
-    filled = [name for name in names if _holds_images(root / name)]
+    filled = [name for name in names if _holds_images(root / name, channels)]
     training = [name for name in filled if split_of(name) == TRAIN]
     held_out = [name for name in filled if split_of(name) in HELD_OUT]
     others = [name for name in filled if not split_of(name)]
-    loose = _loose_images(root)
+    loose = _loose_images(root, channels)
 
     def bear_names_of_others(folders):
         return any(not set(others).isdisjoint(subfolders(root / name)) for name in folders)
@@ -196,7 +203,9 @@ def _divide(root):
         return Division(tuple(looking))
     if training:
         meant = meant_by(TRAIN, training)
-        divided = [name for name in (*meant, *others) if _has_class_folders(root / name)] if others else meant
+        divided = (
+            [name for name in (*meant, *others) if _has_class_folders(root / name, channels)] if others else meant
+        )
         if len(meant) == 1 and divided == meant:
             return Division(tuple(looking))
         return Division(doubtful=tuple(training))
@@ -253,8 +262,9 @@ def _notes(division, listing, wanted):
         yield f"Splits of {printable(root)}: {some(splits)}"
         beside = [name for name in subfolders(root) if name not in splits or split_of(name) == TRAIN]
         folders = [root / name for name in beside if root / name != listing.path]
-        counts = [(path.name, sum(1 for _ in _image_files(os.fsencode(path), Besides()))) for path in folders]
-        counts = [(name, count) for name, count in [*counts, ("no folder", _loose_images(root))] if count]
+        channels = listing.channels
+        counts = [(path.name, sum(1 for _ in _image_files(path, channels))) for path in folders]
+        counts = [(name, count) for name, count in [*counts, ("no folder", _loose_images(root, channels))] if count]
         if counts:
             yield f"Left out, images in: {_counted(counts)}; --train_split=. reads all folders, as classes"
 
@@ -291,18 +301,19 @@ def _doubts(division, listing, wanted):
         yield f"All lies in one folder, which is read as the only class; --dataset={name} reads the folders in it"
 
 
-def list_images(path, folders, root, left_out=()):
+def list_images(path, folders, root, left_out=(), channels=3):
     """The `Listing` of a folder, without the folders `left_out` in it."""
     besides = Besides()
-    images = sorted(_image_files(os.fsencode(path), besides, {os.fsencode(name) for name in left_out}))
+    images = sorted(_image_files(path, channels, besides, {os.fsencode(name) for name in left_out}))
     if not images:
         others = not_read(besides)
         others = f", but {others}" if others else ""
         raise ValueError(
-            f"There are no images ({', '.join(SUFFIXES)}) in {path}{others}. Give a folder that has some."
+            f"There are no images ({', '.join(suffixes(channels))}) in {path}{others}. Give a folder that has some."
         )
     files, sizes, times = zip(*images, strict=True)
-    return Listing(path, folders, list(files), np.array(sizes, np.int64), np.array(times, np.int64), besides, root)
+    sizes, times = np.array(sizes, np.int64), np.array(times, np.int64)
+    return Listing(path, folders, list(files), sizes, times, besides, root, channels=channels)
 
 
 def size_and_time(path):
@@ -343,25 +354,30 @@ def require_places(name, source, output):
         )
 
 
-def _holds_images(path):
-    return any(True for _ in _image_files(os.fsencode(path), Besides()))
+def _holds_images(path, channels):
+    return any(True for _ in _image_files(path, channels))
 
 
-def _has_class_folders(path):
-    return any(_holds_images(path / name) for name in subfolders(path))
+def _has_class_folders(path, channels):
+    return any(_holds_images(path / name, channels) for name in subfolders(path))
 
 
-def _loose_images(root):
+def _loose_images(root, channels):
     """How many images lie in a folder itself."""
-    return sum(_is_image(os.fsencode(entry.name)) and entry.is_file() for entry in archive.entries(root))
+    entries = archive.entries(root)
+    return sum(_is_image(os.fsencode(entry.name), channels) and entry.is_file() for entry in entries)
 
 
-def _is_image(name):
-    return name.lower().endswith(_ENDINGS) and not _is_hidden(name)
+def _is_image(name, channels):
+    return name.lower().endswith(_endings(channels)) and not _is_hidden(name)
 
 
 def _is_hidden(name):
     return name.startswith(b".") or name == APPLES
+
+
+def _endings(channels):
+    return tuple(os.fsencode(suffix) for suffix in suffixes(channels))
 
 
 def subfolders(path):
@@ -369,8 +385,8 @@ def subfolders(path):
     return sorted(entry.name for entry in entries if entry.is_dir() and not _is_hidden(os.fsencode(entry.name)))
 
 
-def _image_files(root, besides, left_out=()):
-    return files_called(_ENDINGS, root, besides, left_out)
+def _image_files(path, channels, besides=None, left_out=()):
+    return files_called(_endings(channels), os.fsencode(path), besides or Besides(), left_out)
 
 
 def files_called(endings, root, besides, left_out=()):

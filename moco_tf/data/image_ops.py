@@ -1,8 +1,8 @@
 """Deterministic operations on images, each Pillow's within the distance that `tests/goldens` states.
 
-An image is float32 (H, W, 3) with values 0..255 unless said otherwise; parameters may be tensors. Where an operation
-takes a batch, (N, H, W, 3), its parameters are (N,), one an image. `augment.py` draws the parameters. Pillow rounds to
-8 bits after each operation, these do not.
+An image is float32 (H, W, C) with values 0..255 unless said otherwise; C is 3 for saturation, hue and greyscale, for
+the others any number. Parameters may be tensors. Where an operation takes a batch, (N, H, W, C), its parameters are
+(N,), one an image. `augment.py` draws the parameters. Pillow rounds to 8 bits after each operation, these do not.
 """
 
 import math
@@ -49,7 +49,7 @@ def crops(image, choose_boxes):
 
 
 def resized(image, size):
-    """Antialiased bilinear -> float32 (size, size, 3): `resize.resize` within 2e-3, in a third of its time on a CPU.
+    """Antialiased bilinear -> float32 (size, size, C): `resize.resize` within 2e-3, in a third of its time on a CPU.
 
     `preprocessing` keeps that one, which also converters understand.
     """
@@ -62,18 +62,18 @@ def resized(image, size):
 
 
 def resized_crops(images, boxes, size):
-    """As `resized` of a part of each image: float32 (N, size, size, 3), of (N, H, W, 3), any type, all at once.
+    """As `resized` of a part of each image: float32 (N, size, size, C), of (N, H, W, C), any type, all at once.
 
     A GPU that multiplies matrices in TF32 rounds their factors to 10 bits, here and in the blur.
     boxes: int32 (N, 4): top, left, height, width.
     """
     top, left, rows, columns = tf.unstack(boxes, axis=1)
-    number, height, width, _ = sizes(images)
-    lines = tf.reshape(tf.cast(images, tf.float32), (number, height, width * 3))
+    number, height, width, channels = sizes(images)
+    lines = tf.reshape(tf.cast(images, tf.float32), (number, height, width * channels))
     lines = tf.matmul(crop_weights(height, size, top, rows), lines)
-    lines = tf.transpose(tf.reshape(lines, (number, size, width, 3)), (0, 2, 1, 3))
-    lines = tf.matmul(crop_weights(width, size, left, columns), tf.reshape(lines, (number, width, size * 3)))
-    return tf.transpose(tf.reshape(lines, (number, size, size, 3)), (0, 2, 1, 3))
+    lines = tf.transpose(tf.reshape(lines, (number, size, width, channels)), (0, 2, 1, 3))
+    lines = tf.matmul(crop_weights(width, size, left, columns), tf.reshape(lines, (number, width, size * channels)))
+    return tf.transpose(tf.reshape(lines, (number, size, size, channels)), (0, 2, 1, 3))
 
 
 def brightness(image, factor):
@@ -82,7 +82,7 @@ def brightness(image, factor):
 
 
 def contrast(image, factor):
-    """0 is the mean grey of the image, a whole number, 1 the image."""
+    """0 is the mean grey of the image, a whole number, 1 the image. Grey is the mean of channels that are not RGB."""
     return _clip(image * factor + (1.0 - factor) * _mean_grey(image))
 
 
@@ -100,7 +100,7 @@ def hue(image, delta):
 
 
 def brightness_contrast_or_saturation(images, which, factors):
-    """Of each image of a batch that one of the three whose place in this name `which` (N,) has; (N, H, W, 3)."""
+    """Of each image of a batch that one of the three whose place in this name `which` (N,) has; (N, H, W, C)."""
     which, factors = _each(which), _each(factors)
     # What remains at factor 0: black, the mean grey, the grey image.
     without = tf.where(which == 0, 0.0, tf.where(which == 1, _mean_grey(images), _grey(images)))
@@ -137,12 +137,18 @@ def flip(image):
 def _mean_grey(image):
     """(1, 1, 1) or (N, 1, 1, 1): the mean of the grey image, a whole number."""
     mean = tf.reduce_mean(tf.reduce_mean(image, axis=-3), axis=-2)  # rows first vectorises, both at once do not
-    return _each(tf.floor(tf.reduce_sum(mean * LUMA, axis=-1) + 0.5))
+    return _each(tf.floor(tf.reduce_sum(mean * _shares(image), axis=-1) + 0.5))
 
 
 def _grey(images):
     """(N, H, W, 1) of a batch. A sum: on GPUs a product of matrices would round its factors to 10 bits."""
-    return tf.reduce_sum(images * LUMA, axis=-1, keepdims=True)
+    return tf.reduce_sum(images * _shares(images), axis=-1, keepdims=True)
+
+
+def _shares(images):
+    """(C,): what part of grey each channel is."""
+    channels = images.shape[-1]
+    return LUMA if channels in (3, None) else np.full(channels, 1 / channels, np.float32)
 
 
 def _each(parameter):
@@ -162,7 +168,7 @@ def _clip(image):
 
 
 def _blur_columns(image, sigma, largest):
-    *batch, height, width, _ = sizes(image)
+    *batch, height, width, channels = sizes(image)
     lines = tf.reshape(image, (*batch, height, -1))
     # Three boxes see this far; only where no edge is in sight is one row's rule the next one's.
     reach = 3 * (int((math.sqrt(4 * largest**2 + 1) - 1) / 2) + 1) if largest else height
@@ -177,7 +183,7 @@ def _blur_columns(image, sigma, largest):
         lines = tf.matmul(weights, tf.stack([lines[start : start + wide] for start in starts]))
     else:
         lines = tf.matmul(_blur_weights(height, sigma), lines)
-    return tf.reshape(lines, (*batch, height, width, 3))
+    return tf.reshape(lines, (*batch, height, width, channels))
 
 
 def _blur_weights(length, sigma):

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf import startup
-from moco_tf.data.encoded import decode
+from moco_tf.data.encoded import pixels
 from moco_tf.data.pipeline import fixed, parallel_map
 
 CHUNK = 1000  # images that are decoded before they are put in their places
@@ -12,13 +12,13 @@ ADVICE = "--views_on=device keeps all images in memory, decoded; --views_on=both
 
 
 def decoded(source):
-    """uint8 (R, H, W, 3) of a `Source`, by number; a number that cannot be decoded has its stand-in's image.
+    """uint8 (R, H, W, C) of a `Source`, by number; a number that cannot be decoded has its stand-in's image.
 
     Raises:
       ValueError: they are not of one size, or would take more than a third of this machine's memory.
     """
     records = source.unchecked()
-    shape = decode(next(iter(records))["image"]).shape
+    shape = pixels(next(iter(records))["image"]).shape
     gib = source.size * int(np.prod(shape)) / 2**30
     third = startup.memory() / 3 / 2**30
     if gib > third:
@@ -28,7 +28,7 @@ def decoded(source):
         )
 
     def of_this_shape(record):
-        image = decode(record["image"])
+        image = pixels(record["image"])
         same = tf.reduce_all(tf.shape(image) == shape)
         return tf.cond(same, lambda: image, lambda: tf.zeros(shape, tf.uint8)), tf.shape(image)
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from moco_tf.data import archive
 from moco_tf.data import check as checking
 from moco_tf.data.check import Verdict
-from moco_tf.data.folder import UNREADABLE, Listing, list_images, size_and_time, some, subfolders
+from moco_tf.data.folder import OF_IMAGES, UNREADABLE, Listing, list_images, size_and_time, some, subfolders
 from moco_tf.data.sources import Source, read_file
 from moco_tf.data.splits import split_of
 from moco_tf.files import printable, write_csv
@@ -80,7 +80,7 @@ def check_files(listing, manifest=None, begun=False, writes=True):
     begun: the manifest is that of a run under way, whose images and their order are kept: what is gone is bad, and
     what has come since is left out.
     """
-    known = _read(manifest, begun) if manifest else {}
+    known = _read(manifest, begun, _rules(listing)) if manifest else {}
     added = 0
     if begun and known:
         listing, added = _as_begun(listing, list(known))
@@ -100,7 +100,8 @@ def check_files(listing, manifest=None, begun=False, writes=True):
         paths = tf.data.Dataset.from_tensor_slices(
             [os.path.join(root, os.fsencode(listing.files[n])) for n in unknown]
         )
-        for number, verdict in zip(unknown, checking.verdicts(paths, _reader(listing), len(unknown)), strict=True):
+        of_unknown = checking.verdicts(paths, _reader(listing), len(unknown), listing.channels)
+        for number, verdict in zip(unknown, of_unknown, strict=True):
             verdicts[number] = verdict
     checked = Checked(listing, verdicts, added)
     if manifest and writes and (unknown or list(known) != listing.files):
@@ -131,7 +132,7 @@ def _as_begun(listing, files):
     """(a listing of the `files` with which a run began, how many others there are)."""
     place = _where_begun(listing, files)
     if place != listing.path:
-        begun = list_images(place, tuple(subfolders(place)), listing.root)
+        begun = list_images(place, tuple(subfolders(place)), listing.root, channels=listing.channels)
         new = f"a new one would read {printable(listing.path)}"
         listing = dataclasses.replace(begun, doubts=(f"The run began with {printable(place)} and keeps to it; {new}",))
     now = {file: number for number, file in enumerate(listing.files)}
@@ -158,7 +159,12 @@ def _where_begun(listing, files):
     return max(places, key=lambda place: sum(archive.exists(place / file) for file in sample))  # the first of the best
 
 
-def _read(manifest, begun):
+def _rules(listing):
+    """What is found out of a listing's files: of an array also whether it has so many channels."""
+    return RULES if listing.channels in OF_IMAGES else f"{RULES}, {listing.channels} channels"
+
+
+def _read(manifest, begun, rules):
     """{path: (size, time, Verdict)} in the order of the file; nothing if it is missing or not to be believed."""
     try:
         with open(manifest, newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -166,7 +172,7 @@ def _read(manifest, begun):
             first = next(rows, None)
             if first == [*EARLIER] and begun:
                 rows = ([*row, "", ""] for row in rows)
-            elif first != [*COLUMNS, RULES]:
+            elif first != [*COLUMNS, rules]:
                 return {}
             number = lambda text: int(text) if text else None  # noqa: E731
             verdict = functools.cache(
@@ -183,4 +189,4 @@ def _write(manifest, checked):
     listing = checked.listing
     stats = zip(listing.files, listing.sizes.tolist(), listing.times.tolist(), checked.verdicts, strict=True)
     rows = ((path, size, time, *verdict) for path, size, time, verdict in stats)
-    write_csv(manifest, [*COLUMNS, RULES], rows)
+    write_csv(manifest, [*COLUMNS, _rules(listing)], rows)

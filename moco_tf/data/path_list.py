@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moco_tf.data.folder import SUFFIXES, Besides, Listing, size_and_time, some
+from moco_tf.data.folder import Besides, Listing, size_and_time, some, suffixes
 from moco_tf.data.splits import meant_by
 from moco_tf.files import printable
 
@@ -18,7 +18,7 @@ PATH, LABEL, SPLIT = ("path", "file", "filename", "image"), ("label", "class"), 
 LOOKED_AT = 2**16  # bytes in which a text's first line ends, if it is one of a path
 
 
-def is_at(path):
+def is_at(path, channels=3):
     """Whether a file lists images: it ends in .csv or .parquet; or in .txt, and its first line as an image's name.
 
     Any other .txt has sentences (`texts.are_at`); so has one whose first line has a tab.
@@ -33,10 +33,10 @@ def is_at(path):
     with open(path, "rb") as file:
         lines = file.read(LOOKED_AT).removeprefix(b"\xef\xbb\xbf").splitlines()
     first = next((line for line in lines if line.strip()), b"")
-    return b"\t" not in first and os.fsdecode(first).rstrip().lower().endswith(SUFFIXES)
+    return b"\t" not in first and os.fsdecode(first).rstrip().lower().endswith(suffixes(channels))
 
 
-def read(path, split, begun=False):
+def read(path, split, begun=False, channels=3):
     """The `Listing` of a split of the images that a file lists, sorted by path.
 
     A relative path starts from the folder of the file. A table with a column `split` has the splits that it names, as
@@ -76,7 +76,9 @@ def read(path, split, begun=False):
         notes.append(f"Listed more than once, and taken once: {repeated}")
     root, files = path.parent, sorted(label_of)
     sizes, times = np.array([size_and_time(os.path.join(root, file)) for file in files], np.int64).T
-    return Listing(root, tuple(names), files, sizes, times, Besides(), root, tuple(notes), (), label_of, path)
+    return Listing(
+        root, tuple(names), files, sizes, times, Besides(), root, tuple(notes), (), label_of, path, channels
+    )
 
 
 def _of_text(path):

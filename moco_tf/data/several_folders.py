@@ -14,7 +14,7 @@ def are_meant(dataset, data_dir):
     return "," in dataset and not os.path.lexists(Path(data_dir, dataset).expanduser())
 
 
-def scan(dataset, data_dir, split, begun=False):
+def scan(dataset, data_dir, split, begun=False, channels=3):
     """The `Listing` of all images of a split of several folders, each read as `folder.scan` reads it.
 
     The classes are those of all folders together; the files are sorted by path below the folder that holds all.
@@ -27,7 +27,7 @@ def scan(dataset, data_dir, split, begun=False):
         for other in folders:
             if one is not other and one.resolve() in (other.resolve(), *other.resolve().parents):
                 raise ValueError(f"{printable(one)} holds {printable(other)}, whose images would be there twice")
-    listings = [folder.scan(path, split, begun) for path in folders]
+    listings = [folder.scan(path, split, begun, channels) for path in folders]
     root = Path(os.path.commonpath(folders))
     classes = tuple(sorted({name for listing in listings for name in listing.classes}))
     files, label_of, besides = [], {}, folder.Besides()
@@ -56,4 +56,5 @@ def scan(dataset, data_dir, split, begun=False):
         tuple(doubt for listing in listings for doubt in listing.doubts),
         label_of,
         dataset,
+        channels,
     )

@@ -1,9 +1,10 @@
 """What a source of records is, and the packaged images; `folder.py` and `tfds.py` make the others.
 
-A record is {"image": encoded bytes, "id": int64, "label": int64, -1 if unknown}. A source has a `name`, a `size`,
-`class_names`, `labelled`, `paths`, `only(numbers)`, `shared_with(other)`, `in_order(limit, wanted)`, `unchecked()`,
-`cost_of_entering(place)` and `shuffled(seed, start, per_epoch, share)`: the order of training is a function of (seed,
-position), so that an interrupted run goes on by computing where it was.
+A record is {"image": encoded bytes, "id": int64, "label": int64, -1 if unknown}; of a source that is `read_as` another
+number of channels than 3, the image is uint8 (H, W, channels). A source has a `name`, a `size`, `class_names`,
+`labelled`, `paths`, `only(numbers)`, `shared_with(other)`, `in_order(limit, wanted)`, `unchecked()`,
+`read_as(channels)`, `cost_of_entering(place)` and `shuffled(seed, start, per_epoch, share)`: the order of training is
+a function of (seed, position), so that an interrupted run goes on by computing where it was.
 """
 
 import dataclasses
@@ -65,6 +66,7 @@ class Source:
     read: Callable = tf.identity
     stand_ins: np.ndarray | None = None  # (size,) int64
     orientations: np.ndarray | None = None  # (size,) int32: how each JPEG is to be turned; None: as they are stored
+    channels: int = 3  # of a record's image: bytes for 3, else pixels, uint8 (H, W, channels)
 
     @property
     def size(self):
@@ -86,6 +88,8 @@ class Source:
             image = self.read(self.contents[index])
         if self.orientations is not None:
             image = encoded.upright(image, tf.constant(self.orientations)[index])
+        if self.channels != 3:
+            image = encoded.decode(image, self.channels)
         return {"image": image, "id": index, "label": self.labels[index]}
 
     def _standing_in(self, numbers):
@@ -103,6 +107,10 @@ class Source:
 
         return parallel_map(parallel_map(numbers.batch(AT_ONCE), read).unbatch(), self.record)
 
+    def read_as(self, channels):
+        """This source with images of so many channels."""
+        return self if channels == self.channels else dataclasses.replace(self, channels=channels)
+
     @property
     def good(self):
         """The numbers of the images that can be decoded, int64 (N,)."""
@@ -116,7 +124,7 @@ class Source:
 
     @functools.cached_property
     def decoded(self):
-        """All images, uint8 (R, H, W, 3), which stay in memory; raises as `in_memory.decoded`."""
+        """All images, uint8 (R, H, W, channels), which stay in memory; raises as `in_memory.decoded`."""
         return in_memory.decoded(self)
 
     def only(self, numbers):

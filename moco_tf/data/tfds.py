@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf import files
-from moco_tf.data import check
+from moco_tf.data import check, encoded
 from moco_tf.data.pipeline import fixed, parallel_map
 from moco_tf.data.sources import WHOLE, Permutation, Source, evenly_spread
 from moco_tf.data.splits import meant_by
@@ -51,6 +51,7 @@ class Prepared:
     seekable: bool
     max_bad_fraction: float = 0.05
     bad: dict = dataclasses.field(default_factory=dict)  # ids of undecodable records met so far
+    channels: int = 3  # as `Source` has it
 
     @functools.cached_property
     def _starts(self):
@@ -81,7 +82,8 @@ class Prepared:
             contents.append(record["image"])
             labels.append(record["label"])
         with tf.device("CPU:0"):
-            return Source(self.name, tf.constant(contents), tf.constant(labels, tf.int64), self.class_names)
+            labels = tf.constant(labels, tf.int64)
+            return Source(self.name, tf.constant(contents), labels, self.class_names, channels=self.channels)
 
     def shared_with(self, other):
         """How many records of another split of a set are records of this one, too."""
@@ -93,7 +95,7 @@ class Prepared:
 
     def in_order(self, limit=None, wanted=None):
         """All good records once, by id; or about `limit`, spread over shards; of these the `wanted`, bool (size,)."""
-        return check.good_only(self.unchecked(limit, wanted))
+        return self._as_read(check.good_only(self.unchecked(limit, wanted)))
 
     def unchecked(self, limit=None, wanted=None):
         """`in_order`, undecodable records among them."""
@@ -114,7 +116,7 @@ class Prepared:
         stream = self._sought(order, first) if self.seekable else self._read_through(order, first)
         epochs = tf.data.Dataset.counter(first).map(lambda position: position // order.per_epoch)
         mended = check.replace_bad(tf.data.Dataset.zip(epochs, self._parsed(stream)), self._note_bad)
-        mended = mended.skip(start - first)
+        mended = self._as_read(mended.skip(start - first))
         first, count, of = share
         if count == of:
             return mended
@@ -146,6 +148,21 @@ class Prepared:
                 f"{self.size} in {self.name} {len(self.bad)} are, records {', '.join(map(str, list(self.bad)[:10]))}"
                 f"{', ...' if len(self.bad) > 10 else ''}. Prepare the set anew, or allow more"
             )
+
+    def read_as(self, channels):
+        """This source with images of so many channels."""
+        return self if channels == self.channels else dataclasses.replace(self, channels=channels)
+
+    def _as_read(self, records):
+        """Records, or (epoch, record) pairs, with pixels in place of encoded images where `channels` is not 3."""
+
+        @tf.autograph.experimental.do_not_convert
+        def decode(*element):
+            *epoch, record = element
+            record = record | {"image": encoded.decode(record["image"], self.channels)}
+            return (*epoch, record) if epoch else record
+
+        return records if self.channels == 3 else parallel_map(records, decode)
 
     def _parsed(self, numbered):
         """(id, serialized record) pairs -> records."""

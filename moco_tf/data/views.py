@@ -6,7 +6,7 @@
 
 import tensorflow as tf
 
-from moco_tf.data import arrays
+from moco_tf.data import arrays, encoded
 from moco_tf.data.pipeline import PREFETCH, fixed, parallel_map
 
 CENTRAL = 256  # records in a batch of central views
@@ -88,25 +88,29 @@ def labelled(source, task, batch_size, seed, epoch):
 
 
 def views(dataset, task, batch_size, seed=0):
-    """Batches of (query, key), float32 (N, S, S, 3) each, of any dataset of images; new views in every iteration.
+    """Batches of (query, key), float32 (N, S, S, C) each, of any dataset of images; new views in every iteration.
 
     dataset: a tf.data.Dataset of records ({"image": ...}), of images (uint8 or 0-255 floats, (H, W, 3) or grey
     (H, W, 1)), of encoded images (string), or of batches of them, with labels or without: labels are ignored. Or all
     images as one array, or as a list of arrays of one shape. The last partial batch is dropped. Two datasets made by
     equal calls give equal views.
+    task: its `preprocessing`, if it has one, says C; where C is not 3, images have as many channels.
 
     Raises:
       ValueError: they are not images, or their values are plainly not 0..255; fewer than a batch.
     """
     if not isinstance(dataset, tf.data.Dataset):
         dataset = tf.data.Dataset.from_tensor_slices(arrays.as_array(dataset))
-    images = _unbatched(parallel_map(dataset, _image_of))
+    channels = getattr(getattr(task, "preprocessing", None), "channels", 3)
+    images = _unbatched(parallel_map(dataset, lambda *element: _image_of(element, channels)))
     arrays.check_dataset(images)
     if 0 <= (size := int(images.cardinality())) < batch_size:
         raise ValueError(f"A batch of {batch_size} needs as many images, but the dataset has {size}.")
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
 
     def view(image, seed):
+        if image.dtype == tf.string and channels != 3:
+            image = encoded.decode(image, channels)
         return task({"image": arrays.of_eight_bits(image)}, seed)
 
     numbered = tf.data.Dataset.zip(images, seeds)
@@ -131,20 +135,21 @@ def _in_order(batches):
     return fixed(batches.prefetch(PREFETCH).with_options(options))
 
 
-def _image_of(*element):
-    """`arrays.image_of`, but only what is an image or a batch of them, in colour."""
+def _image_of(element, channels):
+    """`arrays.image_of`, but only what is an image or a batch of them, with so many channels; grey becomes RGB."""
     image = arrays.image_of(*element)
     rank = image.shape.rank
     if image.dtype == tf.string:
         if rank not in (0, 1):
             raise ValueError(f"Encoded images come one by one or in batches of shape (N,), not {image.shape}.")
         return image
-    if rank not in (3, 4) or image.shape[-1] not in (1, 3):
+    if rank not in (3, 4) or image.shape[-1] not in ((1, 3) if channels == 3 else (channels,)):
+        grey = ", 1 in place of 3 if they are grey" if channels == 3 else ""
         raise ValueError(
-            f"Images have the shape (H, W, 3) or, in batches, (N, H, W, 3), 1 in place of 3 if they are grey, not "
+            f"Images have the shape (H, W, {channels}) or, in batches, (N, H, W, {channels}){grey}, not "
             f"{image.shape}. Use ensure_shape in a map if the shape is lost."
         )
-    return arrays.rgb(image)
+    return arrays.rgb(image) if channels == 3 else image
 
 
 def _unbatched(images):

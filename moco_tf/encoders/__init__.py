@@ -15,13 +15,17 @@ def of_config(config, zero_init_residual=False, any_size=None, **more):
     """
     if config.is_vit:
         return getattr(vit, config.arch)(
-            image_size=config.image_size, patch_size=config.patch_size, freeze_patch=config.freeze_patch
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            freeze_patch=config.freeze_patch,
+            channels=config.channels,
         )
     any_size = config.several_sizes if any_size is None else any_size
     settings = {
         "image_size": None if any_size else config.image_size,
         "width": config.width,
         "stem": config.stem,
+        "channels": config.channels,
         "zero_init_residual": zero_init_residual,
     }
     return getattr(resnet, config.arch)(**settings | more)

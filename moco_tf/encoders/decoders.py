@@ -42,11 +42,11 @@ def of_maps(shape, size, channels):
     return keras.Model(inputs, layers.Conv2D(channels, 3, padding="same", name="picture")(x), name="decoder")
 
 
-def of_tokens(dim, patches, side, patch_size, depth, width):
+def of_tokens(dim, patches, side, patch_size, depth, width, channels=3):
     """MAE's light decoder, a ViT that takes mask tokens for what is hidden (arXiv:2111.06377, section 3).
 
     A functional model of [tokens of the class and of some patches (N, 1 + M, D), after the encoder's last LayerNorm;
-    the numbers of those patches (N, M)] -> pixels of all patches (N, L, P P 3).
+    the numbers of those patches (N, M)] -> pixels of all patches (N, L, P P channels).
 
     Args:
       dim: D.
@@ -55,6 +55,7 @@ def of_tokens(dim, patches, side, patch_size, depth, width):
       patch_size: P.
       depth: blocks; 8 in the paper.
       width: W, a multiple of 32, which each head of attention has; 512 in the paper.
+      channels: of the images.
     """
     if width < 1 or width % HEAD_WIDTH:
         raise ValueError(f"a decoder's width is a multiple of {HEAD_WIDTH}, which each head has; got {width}")
@@ -64,7 +65,7 @@ def of_tokens(dim, patches, side, patch_size, depth, width):
     for index in range(depth):
         x = vit.block(x, width // HEAD_WIDTH, 4, f"blocks.{index}")
     x = WithoutClassToken(name="patches")(vit.layer_norm(x, "norm"))  # N x L x W
-    return keras.Model([tokens, kept], layers.Dense(3 * patch_size**2, name="pixels")(x), name="decoder")
+    return keras.Model([tokens, kept], layers.Dense(channels * patch_size**2, name="pixels")(x), name="decoder")
 
 
 def places(kept, patches):

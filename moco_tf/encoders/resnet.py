@@ -31,7 +31,7 @@ def resnet(
     norm="batch",
     before=None,
 ):
-    """Builds a functional model: images float32 (N, image_size, image_size, 3) -> features (N, C).
+    """Builds a functional model: images float32 (N, image_size, image_size, channels) -> features (N, C).
 
     Args:
       blocks: the number of residual blocks in each of the four stages.

@@ -16,8 +16,8 @@ POSITION_BASE = 10_000.0  # of the wave lengths
 LAYER_NORM_EPSILON = 1e-6
 
 
-def vit(dim, depth, heads, *, image_size=224, patch_size=16, freeze_patch=True, mlp_ratio=4):
-    """Builds a functional model: images float32 (N, image_size, image_size, 3) -> features (N, dim).
+def vit(dim, depth, heads, *, image_size=224, patch_size=16, freeze_patch=True, mlp_ratio=4, channels=3):
+    """Builds a functional model: images float32 (N, image_size, image_size, channels) -> features (N, dim).
 
     The features are the class token after the last LayerNorm.
 
@@ -29,18 +29,19 @@ def vit(dim, depth, heads, *, image_size=224, patch_size=16, freeze_patch=True, 
       patch_size: side of a patch in pixels.
       freeze_patch: keep the patch projection as it was drawn: the paper's remedy for instability (section 4.2).
       mlp_ratio: hidden width of an MLP over D.
+      channels: of the images.
     """
     if image_size is None or image_size % patch_size:
         raise ValueError(f"image_size is a multiple of patch_size; got {image_size} and {patch_size}")
     if dim % 4 or dim % heads:
         raise ValueError(f"dim is a multiple of 4 and of heads; got {dim} and {heads} heads")
     side = image_size // patch_size
-    inputs = keras.Input((image_size, image_size, 3))
+    inputs = keras.Input((image_size, image_size, channels))
     x = layers.Conv2D(
         dim,
         patch_size,
         strides=patch_size,
-        kernel_initializer=_uniform(3 * patch_size**2 + dim),
+        kernel_initializer=_uniform(channels * patch_size**2 + dim),
         trainable=not freeze_patch,
         name="patch_embed.proj",
     )(inputs)

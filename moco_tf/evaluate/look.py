@@ -115,7 +115,7 @@ def _encoded(settings, encoder, source):
     import numpy as np
     import tensorflow as tf
 
-    from moco_tf.data.encoded import decode
+    from moco_tf.data.encoded import pixels
     from moco_tf.data.inputs.image import Preprocessing
     from moco_tf.data.pipeline import parallel_map
     from moco_tf.evaluate.extract import extract
@@ -124,8 +124,7 @@ def _encoded(settings, encoder, source):
     small = Preprocessing(settings.thumbnail, 1.0)
 
     def picture(record):
-        image = record["image"]
-        image = decode(image) if image.dtype == tf.string else image[..., :3]  # without its depth
+        image = encoder.preprocessing.shown(pixels(record["image"]))
         view = small.denormalize(small(image[None])[0])
         return tf.cast(tf.clip_by_value(tf.round(view), 0, 255), tf.uint8)
 

@@ -40,7 +40,8 @@ def source(settings, split, preprocessing):
     """
     manifest = Path(settings.output) / f"{''.join(c if c.isalnum() else '_' for c in split)}_images.csv"
     where = settings.dataset, settings.data_dir, split
-    found = dataset.find(*where, settings.max_bad_fraction, exif=settings.exif).open(manifest)
+    channels = preprocessing.channels_of_files
+    found = dataset.find(*where, settings.max_bad_fraction, exif=settings.exif, channels=channels).open(manifest)
     if preprocessing.unit != found.unit:
         raise ConfigError(f"{found.name} holds {found.unit}, and --encoder is of {preprocessing.unit}")
     try:

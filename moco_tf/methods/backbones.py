@@ -36,7 +36,7 @@ def image_shape(backbone, preprocessing=None):
     A subclassed model does not tell: it is built for the images that `preprocessing` (or a task's) makes, or for 224.
 
     Raises:
-      ValueError: it takes something else than square images in colour.
+      ValueError: it takes something else than square images of so many channels.
     """
     shape = getattr(backbone, "input_shape", None)  # subclassed models have none
     preprocessing = getattr(preprocessing, "preprocessing", preprocessing)
@@ -45,7 +45,7 @@ def image_shape(backbone, preprocessing=None):
         size = preprocessing.image_size if preprocessing else 224
         return (size, size, channels)
     if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] not in (channels, None):
-        what = "in colour" if channels == 3 else "with depth"
+        what = "in colour" if channels == 3 else f"of {channels} channels"
         raise ValueError(
             f"a backbone takes images {what}, (N, H, W, {channels}); this one takes {shape}: put layers before it "
             "that make its input of them"

@@ -97,13 +97,13 @@ def decoder(backbone, mask_ratio, depth, width):
     side = math.isqrt(patches)
     patch_size = backbone.input_shape[1] // side
     dim = backbone.output_shape[-1]
-    return decoders.of_tokens(dim, kept, side, patch_size, depth, width), patch_size
+    return decoders.of_tokens(dim, kept, side, patch_size, depth, width, backbone.input_shape[3]), patch_size
 
 
 def reconstruct(decoder, seen, images, side, normalised, training):
-    """Pixels as the decoder tells them and as they are, (n, L, P P 3) both, and which are hidden, bool (n, L).
+    """Pixels as the decoder tells them and as they are, (n, L, P P C) both, and which are hidden, bool (n, L).
 
-    seen: a `some_patches.Seen` of the images (n, H, W, 3).
+    seen: a `some_patches.Seen` of the images (n, H, W, C).
     """
     predicted = full(decoder([seen.tokens, seen.kept], training=training))
     _, hidden = decoders.places(seen.kept, predicted.shape[1])

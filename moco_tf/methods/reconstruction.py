@@ -31,7 +31,7 @@ class Reconstruction(Pretrainer):
 
     Args:
       backbone: a ResNet of this package, for images of one size.
-      channels: C.
+      channels: C; None: those of the images.
       shrinks: by how much the decoder's pictures are smaller than the images.
       bn_groups, preprocessing, seed: as in `MoCo`.
 
@@ -43,7 +43,7 @@ class Reconstruction(Pretrainer):
     METRICS: ClassVar[dict] = {"feature_std": Spread(lambda terms: terms.embeddings)}
     VIEWS = (1, 1)
 
-    def __init__(self, backbone, channels=3, shrinks=1, bn_groups=None, preprocessing=None, seed=0, **kwargs):
+    def __init__(self, backbone, channels=None, shrinks=1, bn_groups=None, preprocessing=None, seed=0, **kwargs):
         image_shape = backbones.image_shape(backbone, preprocessing)
         if image_shape[0] is None:
             raise ValueError(
@@ -55,7 +55,9 @@ class Reconstruction(Pretrainer):
         self.seed = seed
         self.query_encoder = heads.encoder_without_head(backbone, image_shape)
         self.maps_of = resnet.maps(backbone)
-        self.decoder = decoders.of_maps(self.maps_of.output_shape[1:], image_shape[0] // shrinks, channels)
+        self.decoder = decoders.of_maps(
+            self.maps_of.output_shape[1:], image_shape[0] // shrinks, channels or image_shape[2]
+        )
         for part in (self.query_encoder, self.decoder):
             set_groups(part, self.groups_here)
 

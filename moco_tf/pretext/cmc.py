@@ -50,6 +50,7 @@ class Options(flags.ShuffleBN, flags.Head, flags.KeyEncoder, flags.Negatives, fl
     )
 
     def check(self):
+        crops.require_colors(self)
         even = 32 if self.arch == "resnext50" else 2
         if self.is_vit or self.width % even:
             raise ConfigError(

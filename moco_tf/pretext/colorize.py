@@ -28,6 +28,7 @@ class Options(inpaint.Decoded):
     )
 
     def check(self):
+        crops.require_colors(self)
         command.require(self, 0 < self.rebalance <= 1, "rebalance", "is more than 0 and at most 1")
 
 

@@ -46,6 +46,7 @@ class Options(flags.KeyEncoder, flags.Negatives):
         return self.ahead or tuple(range(2, self.grid))
 
     def check(self):
+        crops.require_colors(self)
         command.require(self, self.grid >= 3, "grid", "is at least 3")
         command.require(self, 0 <= self.crop_min <= 1, "crop_min", "lies between 0 and 1")
         command.require(self, self.directions in (1, 4), "directions", "is 1 or 4")

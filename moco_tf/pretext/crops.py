@@ -140,15 +140,27 @@ def plain_on_device(inputs, options, leave_out=()):
     return device_part((plain_kind(inputs, options, leave_out),), inputs, options)
 
 
+def require_colors(config):
+    """Refuses other images than in colour, for tasks that learn from colours.
+
+    Raises:
+      ConfigError: --channels is not 3.
+    """
+    if config.channels != 3:
+        raise ConfigError(
+            f"--pretext={config.pretext} learns from red, green and blue, --channels=3; got {config.channels}: "
+            "leave it out, or take another task, such as --pretext=crops"
+        )
+
+
 def with_colors(source):
     """The source, for tasks that learn from colours; says how many of the first images have none."""
     import tensorflow as tf
 
-    from moco_tf.data.encoded import decode
+    from moco_tf.data.encoded import pixels
 
     def grey(record):
-        image = record["image"]
-        image = tf.cast(decode(image) if image.dtype == tf.string else image, tf.int32)
+        image = tf.cast(pixels(record["image"]), tf.int32)
         return tf.reduce_all(image == image[..., :1])
 
     sample = [bool(grey(record)) for _, record in source.shuffled(0).take(LOOKED_AT)]

@@ -62,7 +62,7 @@ def picture(views, inputs, options):
 
     rows = []
     for place, view in enumerate(views):
-        images = inputs.denormalize(view)
+        images = inputs.shown(inputs.denormalize(view))
         rows += [images, hidden_in_grey(images, options, seed=(0, place))]
     return sheet(rows)
 

@@ -80,6 +80,7 @@ def views(record, seed, inputs, options):
     """
     import tensorflow as tf
 
+    from moco_tf.data.encoded import decode
     from moco_tf.data.sources import read_file
 
     fold_in = tf.random.experimental.stateless_fold_in
@@ -89,6 +90,8 @@ def views(record, seed, inputs, options):
     for number, kind in enumerate(kinds):
         place = places[number] if number <= options.positives else places[0]  # small views: of the query's picture
         picture = {"image": read_file(record["files"][place])}
+        if inputs.channels != 3:
+            picture["image"] = decode(picture["image"], inputs.channels)
         made += crops.host_part(picture, fold_in(seed, number), (kind,), inputs, options)
     return made
 

@@ -12,7 +12,7 @@ from moco_tf.config import flag
 from moco_tf.methods import flags
 
 MOST_REPEATED = 10  # words of a sentence, in ESimCSE
-UNUSED = ("arch", "stem", "dim", "hidden_dim", "image_size", "growing_sizes")
+UNUSED = ("arch", "stem", "dim", "hidden_dim", "image_size", "channels", "growing_sizes")
 
 
 @dataclasses.dataclass(frozen=True)

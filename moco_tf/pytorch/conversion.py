@@ -76,6 +76,7 @@ def run_config(architecture, queue_size, values, named, scheme=""):
         "arch": architecture.arch,
         "dim": architecture.dim,
         "hidden_dim": architecture.hidden_dim,
+        "channels": architecture.channels,
     }
     if architecture.is_vit:
         held |= {"patch_size": architecture.patch_size, "image_size": architecture.image_size}
@@ -166,13 +167,19 @@ def encoder(architecture, image_size, heads=0):
     if architecture.is_vit:
         width, depth, usual = row.args
         backbone = vit.vit(
-            width, depth, heads or usual, image_size=architecture.image_size, patch_size=architecture.patch_size
+            width,
+            depth,
+            heads or usual,
+            image_size=architecture.image_size,
+            patch_size=architecture.patch_size,
+            channels=architecture.channels,
         )
     else:
         border = architecture.stem_padding - 1  # zeros around the image do what the stem's padding beyond 1 would
-        backbone = row(image_size=image_size + 2 * border, width=architecture.width, stem=architecture.stem)
+        settings = {"width": architecture.width, "stem": architecture.stem, "channels": architecture.channels}
+        backbone = row(image_size=image_size + 2 * border, **settings)
         if border:
-            inputs = keras.Input((image_size, image_size, 3))
+            inputs = keras.Input((image_size, image_size, architecture.channels))
             backbone = keras.Model(inputs, backbone(keras.layers.ZeroPadding2D(border, name=BORDER)(inputs)))
     if architecture.head not in ("classifier", ""):
         kind = {"projector": "vit" if architecture.is_vit else "resnet"}.get(architecture.head, architecture.head)

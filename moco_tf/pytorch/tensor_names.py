@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from moco_tf.config import ARCHITECTURES
-from moco_tf.encoders import resnet, vit
+from moco_tf.encoders import first_convolution, resnet, vit
 from moco_tf.methods.keras_internals import layers_of
 
 LEAVES = {  # a weight's name in Keras -> in PyTorch; its layer has the same name in both
@@ -149,6 +149,7 @@ class Architecture:
     patch_size: int = 0  # of a ViT; its positions are those of one image size
     image_size: int = 0
     stem_padding: int = 1  # of a 3x3 stem, which its tensors do not show
+    channels: int = 3  # of the images
 
     @property
     def is_vit(self):
@@ -159,6 +160,8 @@ class Architecture:
         kind = f"width {self.width}, {self.stem} stem{padding}"
         if self.is_vit:
             kind = f"patches of {self.patch_size} pixels, images of {self.image_size}"
+        if self.channels != 3:
+            kind += f", {self.channels} channel{'s' * (self.channels > 1)}"
         hidden = f"{self.hidden_dim}-" if self.hidden_dim else ""
         return f"{self.arch}, {kind}, " + (f"{self.head} {hidden}{self.dim}" if self.head else "no head")
 
@@ -348,7 +351,7 @@ def recognise(tensors, method=""):
 
 
 def _resnet(tensors, method):
-    width, _, side, _ = _wanted(tensors, "conv1.weight", 4)
+    width, channels, side, _ = _wanted(tensors, "conv1.weight", 4)
     if side not in STEMS:
         raise Mismatch(f"conv1.weight has a {side}x{side} kernel; known are 7x7 (imagenet) and 3x3 (cifar)")
     stage_blocks = {match.groups() for name in tensors if (match := re.match(r"layer([1-4])\.(\d+)\.", name))}
@@ -372,11 +375,11 @@ def _resnet(tensors, method):
     elif "fc.3.weight" in tensors:
         dim, hidden_dim = _wanted(tensors, "fc.3.weight", 2)
         head = {"head": "projector", "dim": dim, "hidden_dim": hidden_dim}
-    return Architecture(RESNETS[row], width, STEMS[side], features, **head)
+    return Architecture(RESNETS[row], width, STEMS[side], features, **head, channels=channels)
 
 
 def _vit(tensors, method):
-    features, _, patch, _ = _wanted(tensors, "patch_embed.proj.weight", 4)
+    features, channels, patch, _ = _wanted(tensors, "patch_embed.proj.weight", 4)
     depth = len({match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))})
     if (features, depth) not in VITS:
         known = ", ".join(f"{name} ({width} and {blocks})" for (width, blocks), name in VITS.items())
@@ -392,10 +395,22 @@ def _vit(tensors, method):
         dim, hidden_dim = _wanted(tensors, "head.6.weight", 2)
         head = {"head": "projector", "dim": dim, "hidden_dim": hidden_dim}
     sizes = {"patch_size": patch, "image_size": side * patch}
-    return Architecture(VITS[features, depth], 0, "", features, **head, **sizes)
+    return Architecture(VITS[features, depth], 0, "", features, **head, **sizes, channels=channels)
 
 
 FAMILIES = {"conv1.weight": _resnet, "patch_embed.proj.weight": _vit}  # by a tensor that only they have
+
+
+def of_channels(contents, channels):
+    """The `Contents` with both encoders' first convolutions for images of so many channels."""
+    names = [f"{layer}.weight" for layer in first_convolution.LAYERS]
+
+    def adapted(tensors):
+        return tensors | {
+            name: first_convolution.of_channels(tensors[name], channels, axis=1) for name in names if name in tensors
+        }
+
+    return dataclasses.replace(contents, query=adapted(contents.query), key=adapted(contents.key))
 
 
 def without_head(tensors):

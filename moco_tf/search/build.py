@@ -63,22 +63,23 @@ def main(arguments):
 
 def build(settings):
     """Brings the index that the settings describe up to date."""
-    from moco_tf.search import index
+    from moco_tf.search import encode, index
 
     number, of = evaluation.shard(settings.shard)
     folder = Path(settings.output)
     if of > 1:
         folder /= index.SHARD.format(number, of)
     with index.held(folder), command.log_to_file(folder / "log.txt"):
-        _update(settings, folder, _listing(settings, number, of))
+        encoder = encode.open_encoder(settings)
+        _update(settings, folder, encoder, _listing(settings, number, of, encoder.preprocessing.channels))
 
 
-def _listing(settings, number, of):
+def _listing(settings, number, of, channels):
     """The `folder.Listing` of all images, or of those of a shard: the bytes of a path alone decide which it is in."""
     from moco_tf.data import folder
 
     try:
-        listing = folder.scan(settings.images, ".")  # without splits
+        listing = folder.scan(settings.images, ".", channels=channels)  # without splits
     except ValueError as error:
         raise ConfigError(f"--images={printable(settings.images)}: {printable(error)}") from None
     log.info(f"{printable(listing.path)}: {listing.size} images")
@@ -94,12 +95,11 @@ def _listing(settings, number, of):
     return next(folder.divided(listing, of_shard, len(of_shard)))
 
 
-def _update(settings, folder, listing):
+def _update(settings, folder, encoder, listing):
     """Encodes what is missing, and builds the index where anything is new, gone, or asked for otherwise."""
     from moco_tf.data.folder import divided
     from moco_tf.search import encode, index
 
-    encoder = encode.open_encoder(settings)
     about = index.begin(folder, settings, encoder.identity, listing.path)
     pieces = index.pieces(folder, about)
     wanted, missing, gone = compare(listing, pieces)

@@ -2,8 +2,6 @@
 
 import hashlib
 
-import tensorflow as tf
-
 from moco_tf.data import archive, encoded
 from moco_tf.data.errors import ERRORS
 
@@ -26,7 +24,7 @@ def copies(paths):
             if of_bytes != place:  # its pixels are known
                 found.append((of_bytes, None))
                 continue
-            pixels = encoded.decode_safely(tf.constant(content)).numpy()
+            pixels = encoded.decode_file(content).numpy()
         except (OSError, ValueError, *ERRORS):
             found.append((None, None))
             continue

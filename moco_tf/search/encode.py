@@ -43,7 +43,7 @@ def by_engine(encoder, engine, listing, numbers):
 
 
 def function(encoder, on):
-    """A function of normalised images (N, S, S, 3) -> (N, D + 2): vectors of unit length, brightness, contrast.
+    """A function of normalised images (N, S, S, C) -> (N, D + 2): vectors of unit length, brightness, contrast.
 
     on: which of the encoder's outputs.
     """
@@ -75,7 +75,7 @@ def encode_listing(encode, preprocessing, listing):
     good = [fact for fact in facts if not fact[-1].problem]
     rows = [encode(tf.zeros((1, *preprocessing.spec.shape[1:]))).numpy()[:0]]  # the width, where none is good
     if good:
-        batches = central(checked.source().in_order(), preprocessing)
+        batches = central(preprocessing.records_of(checked.source()).in_order(), preprocessing)
         rows += [rows_of for rows_of, _, _ in stream(encode, batches, len(good))]
     rows = np.concatenate(rows)
     if bad := int((~np.isfinite(rows).all(axis=1)).sum()):

@@ -4,7 +4,7 @@ import time
 
 import tensorflow as tf
 
-from moco_tf.data import archive, encoded
+from moco_tf.data import archive, arrays, encoded
 from moco_tf.data.errors import ERRORS
 from moco_tf.data.resize import resize
 from moco_tf.evaluate import page
@@ -46,7 +46,7 @@ def _bytes(size):
 def _thumbnail(path):
     """A small JPEG of a file; None where it is gone, or cannot be decoded any more."""
     try:
-        image = encoded.decode_safely(tf.constant(archive.read(path)))
+        image = arrays.shown(encoded.decode_file(archive.read(path)))
     except (OSError, ValueError, *ERRORS):
         return None
     height, width = image.shape[:2]

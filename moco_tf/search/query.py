@@ -65,7 +65,7 @@ def query(settings):
         )
     function = encode.function(encoder, about.on)
     root, answers = Path(settings.image), []
-    for listing in _listings(root):
+    for listing in _listings(root, encoder.preprocessing.channels):
         images, broken, vectors = encode.encode_listing(function, encoder.preprocessing, listing)
         for file in broken:
             log.warning(f"Cannot be decoded: {printable(listing.path / file.path)} ({printable(file.problem)})")
@@ -80,21 +80,22 @@ def query(settings):
     _write(settings, opened, answers)
 
 
-def _listings(path):
-    """The listings of a file, or of a folder's images, a block each."""
+def _listings(path, channels):
+    """The listings of a file, or of a folder's images, a block each; channels: which they are to be read as."""
     import numpy as np
 
     from moco_tf.data import folder
 
     if archive.is_dir(path):
         try:
-            listing = folder.scan(path, ".")
+            listing = folder.scan(path, ".", channels=channels)
         except ValueError as error:
             raise ConfigError(f"--image={printable(path)}: {printable(error)}") from None
     else:
         status = archive.stat(path)
         sizes, times = np.array([status.st_size]), np.array([status.st_mtime_ns])
-        listing = folder.Listing(path.parent, (), [path.name], sizes, times, folder.Besides(), path.parent)
+        besides = folder.Besides()
+        listing = folder.Listing(path.parent, (), [path.name], sizes, times, besides, path.parent, channels=channels)
     return folder.divided(listing, range(listing.size), BLOCK)
 
 

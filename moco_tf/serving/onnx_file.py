@@ -24,7 +24,7 @@ def export_run(run_dir, path):
 
 
 def export(model, path, preprocessing=None, about=None):
-    """Writes an ONNX file of `images` uint8 (N, H, W, 3), any H and W -> `features` and `embedding`.
+    """Writes an ONNX file of `images` uint8 (N, H, W, C), any H and W -> `features` and `embedding`.
 
     Args:
       model, preprocessing: as `frozen.of_model` takes them.
@@ -42,7 +42,7 @@ def export(model, path, preprocessing=None, about=None):
     function = tf.function(function, input_signature=[spec])
     with saved_model.aside(path) as file:
         session = save(converted(function, spec), file, description(encoder, model, about))
-        largest = _largest_deviation(function, session, encoder.preprocessing.image_size)
+        largest = _largest_deviation(function, session, encoder.preprocessing)
         if not largest < TOLERANCE:
             raise ConfigError(f"{path}: ONNX Runtime deviates by {largest:.1e} of the largest value: not written")
     return largest
@@ -108,11 +108,12 @@ def deviation(found, expected):
     return float(np.max(list(client.deviations(found, expected).values())))  # Python's max would pass over NaN
 
 
-def _largest_deviation(function, session, size):
+def _largest_deviation(function, session, preprocessing):
     """The largest `deviation` over two batches of random images of two sizes."""
+    size, channels = preprocessing.image_size, preprocessing.channels
     rng, names = np.random.default_rng(0), [output.name for output in session.get_outputs()]
     deviations = []
-    for shape in ((1, size, size + 7, 3), (3, 2 * size + 1, size, 3)):
+    for shape in ((1, size, size + 7, channels), (3, 2 * size + 1, size, channels)):
         images = rng.integers(0, 256, shape, np.uint8)
         answer = dict(zip(names, session.run(names, {"images": images}), strict=True))
         deviations.append(deviation(answer, function(images)))

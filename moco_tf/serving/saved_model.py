@@ -2,12 +2,12 @@
 
 `DIR/<version>/` has the tag `serve` and three signatures, which all return `features` float32 (N, D) and `embedding`
 float32 (N, dim), of unit length: the projection, or the features where there is no projection. Axes: N images, H W
-their sides, S side of the encoder's input, D features, L classes.
+their sides, C channels, S side of the encoder's input, D features, L classes.
 
-  serving_default  `images`: uint8 (N, H, W, 3), any H and W
-  encoded_images   `images`: string (N,), encoded; of any size, each its own
-  preprocessed     `images`: float32 (N, S, S, 3), normalised; for probes with their own augmentation
-  feature_maps     where asked for: `images`: float32 (N, H, W, 3), normalised, any H and W; returns P2 to P5
+  serving_default  `images`: uint8 (N, H, W, C), any H and W
+  encoded_images   `images`: string (N,), encoded; of any size, each its own; where C is 1 or 3, as files have it
+  preprocessed     `images`: float32 (N, S, S, C), normalised; for probes with their own augmentation
+  feature_maps     where asked for: `images`: float32 (N, H, W, C), normalised, any H and W; returns P2 to P5
 
 A classifier's also return `probabilities` float32 (N, L) and `label` int64 (N,).
 """
@@ -188,6 +188,8 @@ def _write(encoder, parts, path, on_bad_image, request_megapixels, about, maps=N
             about["request_megapixels"] = request_megapixels
         model_card.write(folder, about, {name: kind.about for name, kind in kinds.items()})
         warm_up.write(folder, [(name, {kind.argument.name: kind.example}) for name, kind in kinds.items()])
+    if encoder.preprocessing.unit == "images" and "encoded_images" not in kinds:
+        print(f"{path} has no signature encoded_images: files have no {encoder.preprocessing.channels} channels.")
 
 
 def describe(encoder, parts):

@@ -126,6 +126,11 @@ class Settings(Recorded):
             raise ConfigError(
                 f"--encoder={self.encoder} is to be a run folder, as moco_tf.train writes it, with config.flags"
             )
+        if config.channels != 3:
+            raise ConfigError(
+                f"--encoder={self.encoder} is of images in colour here, --channels=3; the run has {config.channels}: "
+                "detection and segmentation read annotated images, which are"
+            )
         return config
 
     @classmethod

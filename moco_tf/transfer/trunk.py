@@ -1,12 +1,15 @@
 """The encoder under a head: the network of a run, its weights as they are to start, as a pyramid of maps."""
 
 import dataclasses
+import logging
 
 import keras
 
 from moco_tf import build, start_from
 from moco_tf.command import ConfigError
 from moco_tf.encoders.pyramid import pyramid
+
+log = logging.getLogger("moco_tf")
 
 
 def trunk(settings, dilated=False, start=True):
@@ -44,5 +47,7 @@ def trunk(settings, dilated=False, start=True):
 def _start(backbone, path, flag):
     """Gives a backbone the weights of the encoder at a path; refuses one that lacks any of its layers."""
     taken = start_from.copy_by_name(start_from.encoder(path, flag), backbone)
+    for sentence in taken.adapted:
+        log.info(f"{flag}={path}: {sentence}.")
     if taken.left:
         raise ConfigError(f"{flag}={path} must have all layers of the encoder; {taken.left[0]}")

@@ -1,7 +1,8 @@
 """What encoders expect: `image.Preprocessing`, `image_and_depth.ImageAndDepth` or `text.Words`.
 
-Each says what it reads of a source (`records_of`), how a record becomes the encoder's input (`of_record`, `spec`),
-which signatures a server gets, and what kNN has without an encoder (`plain`).
+Each says what it reads of a source (`records_of`) and of an image's file (`channels_of_files`), how a record becomes
+the encoder's input (`of_record`, `spec`), which signatures a server gets, and what kNN has
+without an encoder (`plain`).
 """
 
 import dataclasses

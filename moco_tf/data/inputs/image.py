@@ -11,10 +11,10 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from moco_tf.data import encoded_batch
-from moco_tf.data.arrays import of_eight_bits, rgb
-from moco_tf.data.encoded import decode_safely
+from moco_tf.data import arrays, encoded_batch
+from moco_tf.data.encoded import decode_safely, luminance
 from moco_tf.data.encoded_batch import REQUEST_MEGAPIXELS
+from moco_tf.data.folder import OF_IMAGES
 from moco_tf.data.resize import resize, sizes
 
 
@@ -33,10 +33,12 @@ PLAIN_SIZE = 32  # of images whose pixels are features
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """From 0-255 images to an encoder's input. `mean` and `std` are of red, green and blue in 0..1."""
+    """From 0-255 images to an encoder's input.
+
+    `mean` and `std` are of red, green and blue in 0..1; or of as many channels as the images have.
+    """
 
     unit: typing.ClassVar = "images"  # of what it makes inputs
-    channels: typing.ClassVar = 3
 
     image_size: int = 224
     crop_ratio: float = 0.875
@@ -46,6 +48,8 @@ class Preprocessing:
     def __post_init__(self):
         for name in ("mean", "std"):  # JSON makes lists of them
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not len(self.mean) == len(self.std) > 0:
+            raise ValueError(f"mean and std have a number for each channel, not {len(self.mean)} and {len(self.std)}.")
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1 pixel, not {self.image_size}.")
         if not 0 < self.crop_ratio <= 1:
@@ -55,12 +59,29 @@ class Preprocessing:
             )
 
     @property
+    def channels(self):
+        """C, how many the images have."""
+        return len(self.mean)
+
+    @property
+    def channels_of_files(self):
+        """How many are read of a file."""
+        return self.channels
+
+    def of_channels(self, number):
+        """The same for images of so many channels; each new one has the mean of the figures of those there are."""
+        if number == self.channels:
+            return self
+        one_for_all = {name: (round(float(np.mean(getattr(self, name))), 6),) * number for name in ("mean", "std")}
+        return dataclasses.replace(self, **one_for_all)
+
+    @property
     def spec(self):
         """The encoder's input."""
         return tf.TensorSpec((None, self.image_size, self.image_size, self.channels), tf.float32, "images")
 
     def check_fits(self, shape):
-        """Refuses an encoder whose input has another `shape`, (H, W, 3)."""
+        """Refuses an encoder whose input has another `shape`, (H, W, C)."""
         if shape[0] not in (None, self.image_size):
             raise ValueError(
                 f"the backbone takes images of {shape[0]} pixels, but preprocessing makes them of "
@@ -68,8 +89,8 @@ class Preprocessing:
             )
 
     def records_of(self, source):
-        """What the encoder reads of a source of images: here its images."""
-        return source
+        """What the encoder reads of a source of images: its images, of as many channels."""
+        return source.read_as(self.channels)
 
     def plain(self):
         """What kNN has without an encoder: a name, the inputs for it, what makes features (N, C) of a batch."""
@@ -78,43 +99,57 @@ class Preprocessing:
 
     @tf.autograph.experimental.do_not_convert  # tracing takes half as long
     def __call__(self, images):
-        """(N, H, W, 3) or grey (N, H, W, 1) of 0..255, any H and W -> normalised float32 (N, S, S, 3).
+        """(N, H, W, C) of 0..255, any H and W -> normalised float32 (N, S, S, C); grey ones, too, where C is 3.
 
         The shorter side is resized to S / crop_ratio, then the centre is cut: torchvision's Resize and
         CenterCrop, to the pixel.
         """
-        images = self.with_channels(of_eight_bits(tf.convert_to_tensor(images)))
+        images = self.with_channels(arrays.of_eight_bits(tf.convert_to_tensor(images)))
         height, width = sizes(images)[-3:-1]
         shorter = round(self.image_size / self.crop_ratio)
         resized = (_at_least(shorter, shorter * height // width), _at_least(shorter, shorter * width // height))
         offset = [_half(length - self.image_size) for length in resized]
         return self.normalize(resize(images, resized, (self.image_size, self.image_size), offset))
 
-    with_channels = staticmethod(rgb)
+    def with_channels(self, images):
+        """The tensor (..., H, W, C), or an error; grey images become RGB."""
+        if self.channels == 3:
+            return arrays.rgb(images)
+        if images.shape[-1] not in (self.channels, None):
+            raise ValueError(
+                f"Images have {self.channels} channels, (N, H, W, {self.channels}), not {tuple(images.shape)}."
+            )
+        return tf.ensure_shape(images, (*images.shape[:-1], self.channels))
 
     @tf.autograph.experimental.do_not_convert
     def of_encoded(self, encoded):
-        """An encoded image, scalar string -> normalised float32 (S, S, 3); an error where it cannot be decoded."""
-        size, image = self.image_size, decode_safely(encoded)
+        """An encoded image, scalar string -> normalised float32 (S, S, C); an error where it cannot be decoded."""
+        return self._central(decode_safely(encoded, self.channels))
+
+    def _central(self, image):
+        """uint8 (H, W, C) -> normalised float32 (S, S, C)."""
+        size = self.image_size
         if round(size / self.crop_ratio) != size:
             return self(image[tf.newaxis])[0]
         # An image that has the size already needs no matrices: the same bits in less than half of the time.
         fits = tf.reduce_all(tf.shape(image)[:2] == size)
         view = tf.cond(fits, lambda: self.normalize(image), lambda: self(image[tf.newaxis])[0])
-        return tf.ensure_shape(view, (size, size, 3))  # in a branch, TensorFlow runs it in any case
+        return tf.ensure_shape(view, (size, size, self.channels))  # in a branch, TensorFlow runs it in any case
 
+    @tf.autograph.experimental.do_not_convert
     def of_record(self, record):
-        """The central view of a record with an "image", float32 (S, S, 3)."""
-        return self.of_encoded(record["image"])
+        """The central view of a record with an "image", float32 (S, S, C)."""
+        image = record["image"]
+        return self.of_encoded(image) if image.dtype == tf.string else self._central(image)
 
     def signatures(self, request_megapixels=REQUEST_MEGAPIXELS):
-        """{name: `Signature`}: what a server takes; the first is its default.
+        """{name: `Signature`}: what a server takes; the first is its default. Files of images have 1 or 3 channels.
 
         request_megapixels: that encoded images of a request may have together.
         """
         size, channels = self.image_size, self.channels
         black = np.zeros((1, size, size, channels), np.uint8)
-        return {
+        kinds = {
             "serving_default": Signature(
                 lambda images: (self(images), None),
                 tf.TensorSpec((None, None, None, channels), tf.uint8, "images"),
@@ -124,8 +159,8 @@ class Preprocessing:
             "encoded_images": Signature(
                 lambda images: self.of_encoded_batch(images, request_megapixels),
                 tf.TensorSpec((None,), tf.string, "images"),
-                [tf.io.encode_jpeg(black[0, ..., :3]).numpy()],
-                "string (N,): JPEG or PNG files, of any sizes",
+                [tf.io.encode_jpeg(black[0, ..., :3]).numpy()] if channels in OF_IMAGES else [],
+                "string (N,): JPEG or PNG files, of any sizes" + (", read as grey" if channels == 1 else ""),
             ),
             "preprocessed": Signature(
                 lambda images: (images, None),
@@ -134,6 +169,7 @@ class Preprocessing:
                 f"float32 (N, {size}, {size}, {channels}), normalised",
             ),
         }
+        return {name: kind for name, kind in kinds.items() if channels in OF_IMAGES or name != "encoded_images"}
 
     def of_encoded_batch(self, images, request_megapixels=REQUEST_MEGAPIXELS):
         """Encoded images of any sizes -> the encoder's input; one bad image spoils no other.
@@ -143,10 +179,15 @@ class Preprocessing:
           request_megapixels: an error where they have more pixels together.
 
         Returns:
-          Normalised float32 (N, S, S, 3), zeros where an image cannot be decoded; bool (N,), whether it can.
+          Normalised float32 (N, S, S, C), zeros where an image cannot be decoded; bool (N,), whether it can.
         """
-        spec = tf.TensorSpec((self.image_size, self.image_size, 3), tf.float32)
-        return encoded_batch.views(images, lambda image: self(image[tf.newaxis])[0], spec, request_megapixels)
+        size, channels = self.image_size, self.channels
+        spec = tf.TensorSpec((size, size, channels), tf.float32)
+
+        def view(image):  # (H, W, 3)
+            return self((image if channels == 3 else luminance(image))[tf.newaxis])[0]
+
+        return encoded_batch.views(images, view, spec, request_megapixels)
 
     def normalize(self, images):
         """0-255 of any type -> float32 of about zero mean and unit variance."""
@@ -163,9 +204,13 @@ class Preprocessing:
         """The way back to 0-255, float32, neither rounded nor clipped."""
         return (tf.cast(images, tf.float32) * np.float32(self.std) + np.float32(self.mean)) * 255
 
+    def shown(self, images):
+        """Images (..., C) of 0..255 as people see them, (..., 3)."""
+        return arrays.shown(images)
+
     def picture(self, views):
-        """The `sheet` of views (N, S, S, 3) each: a row a view."""
-        return sheet([self.denormalize(view) for view in views])
+        """The `sheet` of views (N, S, S, C) each: a row a view."""
+        return sheet([self.shown(self.denormalize(view)) for view in views])
 
 
 IMAGENET = Preprocessing()

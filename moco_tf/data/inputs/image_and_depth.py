@@ -13,7 +13,7 @@ from moco_tf.data.inputs.image import IMAGENET, Preprocessing, sheet
 class ImageAndDepth(Preprocessing):
     """As `Preprocessing`, of images with four channels of 0..255, the last of which is depth."""
 
-    channels: typing.ClassVar = 4
+    channels_of_files: typing.ClassVar = 3  # depth has a file of its own
 
     mean: tuple = (*IMAGENET.mean, 0.5)
     std: tuple = (*IMAGENET.std, 0.25)
@@ -23,20 +23,9 @@ class ImageAndDepth(Preprocessing):
         """The `Pairs` of a folder's images; raises as `pairs.of_images`."""
         return pairs.of_images(source, self.depth_max)
 
-    def of_record(self, record):
-        """The central view of a record of `Pairs`, float32 (S, S, 4)."""
-        return self(record["image"][tf.newaxis])[0]
-
-    @staticmethod
-    def with_channels(images):
-        """The tensor (..., H, W, 4); refuses another number of channels."""
-        if images.shape[-1] != 4:
-            raise ValueError(f"images with depth have 4 channels, (N, H, W, 4), not {tuple(images.shape)}")
-        return images
-
-    def signatures(self, request_megapixels=None):
-        """As of images, but without encoded ones, whose files hold no depth."""
-        return {name: kind for name, kind in super().signatures().items() if name != "encoded_images"}
+    def shown(self, images):
+        """Images (..., 4) without their depth, (..., 3)."""
+        return images[..., :3]
 
     def picture(self, views):
         """The `sheet` of views (N, S, S, 4) each: of each a row in colour, and below it its depth."""

@@ -20,6 +20,7 @@ class Words:
     """From texts to an encoder's input: int32 (N, `length`), 0 after the last word; further words are left out."""
 
     unit: typing.ClassVar = "sentences"  # of what it makes inputs
+    channels_of_files: typing.ClassVar = 3  # those of images, which it does not read
 
     length: int = 32
     hash_buckets: int = 32_768  # numbers that there are, 0 among them
