@@ -87,7 +87,7 @@ def facts(source):
 @pytest.fixture(scope="module")
 def of_folder(photos):
     source = opened(photos)
-    task = augment.v2(8)
+    task = augment.cifar(8)
     return source, list(batches(source, task, 4, seed=3).take(5)), facts(opened(photos, "test"))
 
 
@@ -102,7 +102,7 @@ def test_an_archive_gives_the_records_and_views_of_the_folder_bit_for_bit(name, 
     source = opened(path)
     assert facts(source) == facts(expected) and source.size == 16 and len(source.good) == 15
     assert facts(opened(path, "test")) == held_out
-    of_archive = batches(source, augment.v2(8), 4, seed=3, step=2)  # as a run that goes on, into the second epoch
+    of_archive = batches(source, augment.cifar(8), 4, seed=3, step=2)  # as a run that goes on, into the second epoch
     assert [as_bytes(step) for step in of_archive.take(3)] == [as_bytes(step) for step in steps[2:]]
     said = [folder.remarks(dataset.find(str(one), "", "train", 0.1).listing) for one in (photos, path)]
     assert said[1] == [line.replace(str(photos), str(path)) for line in said[0]]

@@ -99,13 +99,12 @@ class Source:
         """A dataset of numbers -> the dataset of their records, in this order."""
         if self.read is not read_file:
             return parallel_map(numbers, self.record)
+        several = parallel_map(numbers.batch(AT_ONCE), lambda numbers: (numbers, self._members(numbers)))
+        return parallel_map(several.unbatch(), self.record)
 
-        @tf.autograph.experimental.do_not_convert
-        def read(numbers):
-            paths = tf.gather(self.contents, self._standing_in(numbers))
-            return numbers, _read_members(paths)
-
-        return parallel_map(parallel_map(numbers.batch(AT_ONCE), read).unbatch(), self.record)
+    def _members(self, numbers):
+        """The encoded bytes of the images with these numbers (N,), which may lie in archives."""
+        return _read_members(tf.gather(self.contents, self._standing_in(numbers)))
 
     def read_as(self, channels):
         """This source with images of so many channels."""
@@ -166,10 +165,9 @@ class Source:
         first, count, of = share
         taken = tf.data.Dataset.counter(start // of * count).map(lambda i: i // count * of + first + i % count)
         if self.read is read_file:
-            ordered = taken.map(order)
-            return fixed(
-                tf.data.Dataset.zip(ordered.map(lambda epoch, _: epoch), self._records(ordered.map(lambda _, n: n)))
-            )
+            several = parallel_map(taken, order).batch(AT_ONCE)
+            several = parallel_map(several, lambda epochs, numbers: (epochs, numbers, self._members(numbers)))
+            return fixed(parallel_map(several.unbatch(), lambda epoch, *one: (epoch, self.record(*one))))
         return fixed(parallel_map(taken, at))
 
     def shuffled_numbers(self, length, seed, start=0, per_epoch=None, share=WHOLE):
