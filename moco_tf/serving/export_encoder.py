@@ -53,7 +53,7 @@ class Settings:
         256, "Images that calibrate; as many others judge. Both are evenly spread over the training split."
     )
     least_cosine: float = command.flag(
-        0.98,
+        0.99,
         "Mean cosine of 8-bit features with float32's, both from the mean feature, on images that did not calibrate; "
         "below it nothing is written.",
     )
@@ -82,7 +82,7 @@ class Settings:
             command.require(self, self.calibration_images >= 16, "calibration_images", "is 16 or more")
             command.require(self, -1 <= self.least_cosine <= 1, "least_cosine", "is a cosine, -1 to 1")
         else:
-            for name, default in (("calibrate", ""), ("calibration_images", 256), ("least_cosine", 0.98)):
+            for name, default in (("calibrate", ""), ("calibration_images", 256), ("least_cosine", 0.99)):
                 rule = "belongs to --quantize=int8"
                 command.require(self, getattr(self, name) == default, name, rule)
         if self.format != "onnx" and self.version and (Path(self.output) / str(self.version)).exists():
