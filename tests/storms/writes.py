@@ -3,8 +3,7 @@
 A tiny run is recorded; then it is begun anew for each of its calls, which fails: with ENOSPC that one and all after
 it that need room (a full disk), with EROFS all after it (a disk that is taken away), with EIO that one alone. A run
 must end by itself, without a traceback, with a line that says why, every checkpoint whole; the same command must then
-end with the bytes of the undisturbed run. Prints a line for what does not hold, and figures; status 1 if anything
-does not.
+end with the bytes of the undisturbed run. Prints a line for each, and figures; status 1 if anything does not hold.
 """
 
 import argparse
@@ -55,6 +54,8 @@ def main():
             ended[status] = ended.get(status, 0) + 1
             for fault in faults:
                 print(f"FAIL {name} at call {number} ({call}): {fault}", flush=True)
+            if not faults:
+                print(f"ok {name} at call {number} ({call}): status {status}", flush=True)
             ended["failed"] = ended.get("failed", 0) + bool(faults)
     shutil.rmtree(top)
     of = f"every {settings.every}. of " if settings.every > 1 else ""
