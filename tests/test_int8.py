@@ -139,8 +139,17 @@ def test_the_command_says_agreement_and_size(network, monkeypatch, tmp_path, cap
     assert export_encoder.main(arguments) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"Wrote {path}, 0.") and " MiB, in 8 bits: cosine with float32's features 0.9" in printed
-    assert export_encoder.main([*arguments, f"--calibrate={tmp_path / 'none'}"]) == 2
+    again = [*arguments, f"--output={tmp_path / 'other.onnx'}"]
+    assert export_encoder.main([*again, f"--calibrate={tmp_path / 'none'}"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+    def gone(*arguments, **more):
+        raise tf.errors.NotFoundError(None, None, "a.jpg; No such file or directory")
+
+    monkeypatch.setattr(int8_file, "export", gone)
+    assert export_encoder.main(again) == 2
+    printed = capsys.readouterr().err
+    assert "embedded test: " in printed and "a.jpg" in printed and printed.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ def encoder(settings):
 
 def by_engine(settings, encoder, *sources):
     """The encoder, computed by what --engine names, for the images of these sources, at most --limit of each."""
+    if settings.engine == "tensorflow":
+        return encoder
     views = views_of(sources[0], encoder.preprocessing, settings.limit)
     total = sum(min(settings.limit or source.size, source.size) for source in sources)
     return engines.of(encoder, settings.engine, views, total)

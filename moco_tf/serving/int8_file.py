@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from moco_tf import build, frozen, run_folder
 from moco_tf.command import ConfigError
-from moco_tf.data import dataset
+from moco_tf.data import dataset, errors
 from moco_tf.data.encoded import decode_safely
 from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.serving import model_card, onnx_file, saved_model
@@ -58,7 +58,10 @@ def export_run(run_dir, path, calibrate="", number=256, least=LEAST_COSINE):
         split = dataset.find(*where, config.max_bad_fraction, begun, config.exif)
         source = split.open(manifest, begun, writes=False)
     about = model_card.of_run(run_dir) | {"steps": model.steps_done}
-    return export(model, path, source, number, least, about=about)
+    try:
+        return export(model, path, source, number, least, about=about)
+    except errors.ERRORS as error:
+        raise ConfigError(f"{source.name}: {errors.reason(error)}; --calibrate names other images") from None
 
 
 def export(model, path, source, number=256, least=LEAST_COSINE, preprocessing=None, about=None):
