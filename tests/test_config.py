@@ -127,7 +127,7 @@ PATHS = {
     knn.Settings: OF_EVALUATION,
     linear_probe.Settings: OF_EVALUATION,
     look.Settings: OF_EVALUATION,
-    export_encoder.Settings: {"run_dir", "output"},
+    export_encoder.Settings: {"run_dir", "output", "calibrate"},
     export_classifier.Settings: {"run_dir", "probe", "output"},
     export_client.Settings: {"images", "output", "compare"},
     detect.Settings: OF_EVALUATION | {"init"},
