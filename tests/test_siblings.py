@@ -102,7 +102,7 @@ def test_a_folder_of_pictures_is_a_thing_and_its_pictures_are_in_the_order_of_th
 def test_views_are_crops_of_the_pictures_that_were_drawn(tmp_path):
     write(tmp_path / "one/thing", 9)
     found = things.of_images(source(tmp_path))
-    plain = types.SimpleNamespace(image_size=8, normalize=lambda image: image)
+    plain = types.SimpleNamespace(image_size=8, channels=3, normalize=lambda image: image)
     chosen = options(augment="cifar", positives=3, distance="linear")
     for number in range(5):
         seed = tf.constant([number, 7], tf.int64)
