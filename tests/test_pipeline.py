@@ -34,8 +34,7 @@ def test_a_pipeline_has_no_autotuning(name):
 
 
 def test_nothing_is_left_to_autotuning():
-    found = [path.name for path in PACKAGE.rglob("*.py") if ".AUTOTUNE" in path.read_text()]
-    assert found == ["image.py"]  # the graph that is served: the server's processors are not known here
+    assert not [path.name for path in PACKAGE.rglob("*.py") if ".AUTOTUNE" in path.read_text()]
 
 
 @pytest.mark.slow
