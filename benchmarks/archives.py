@@ -17,6 +17,7 @@ import time
 import zipfile
 
 from benchmarks.folder_start import fill
+from moco_tf.files import aside
 
 BATCH = 64
 WARM = 5  # batches before the clock
@@ -58,11 +59,11 @@ def archives(folder):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for place, method in ((stored, zipfile.ZIP_STORED), (deflated, zipfile.ZIP_DEFLATED)):
         if not place.exists():
-            with zipfile.ZipFile(place, "w", method) as archive:
+            with aside(place) as writing, zipfile.ZipFile(writing, "w", method) as archive:
                 for file in files:
                     archive.write(file, file.relative_to(folder))
     if not tar.exists():
-        with tarfile.open(tar, "w") as archive:
+        with aside(tar) as writing, tarfile.open(writing, "w") as archive:
             for file in files:
                 archive.add(file, file.relative_to(folder))
     return stored, deflated, tar
@@ -73,11 +74,11 @@ def many(folder, members):
     places = [folder.with_name(f"{members}{end}") for end in (".zip", ".tar")]
     names = [f"{number // 1000}/{number:07d}.jpg" for number in range(members)]
     if not places[0].exists():
-        with zipfile.ZipFile(places[0], "w") as archive:
+        with aside(places[0]) as writing, zipfile.ZipFile(writing, "w") as archive:
             for name in names:
                 archive.writestr(zipfile.ZipInfo(name), b"")
     if not places[1].exists():
-        with tarfile.open(places[1], "w") as archive:
+        with aside(places[1]) as writing, tarfile.open(writing, "w") as archive:
             for name in names:
                 archive.addfile(tarfile.TarInfo(name))
                 archive.members.clear()
@@ -89,10 +90,14 @@ def listed(place):
     from moco_tf.data import dataset
 
     before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    worked = time.process_time()
     split = dataset.find(str(place), "", "train", 0)
     beyond = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    worked, wall = time.process_time() - worked, time.perf_counter() - begun
     print(
-        f"{place.name}: {split.size} images listed in {time.perf_counter() - begun:.1f} s, {beyond:.0f} MB more memory"
+        f"{place.name}: {split.size} images listed in {wall:.1f} s, {worked:.1f} s of processor time, {beyond:.0f} MB "
+        "more memory",
+        flush=True,
     )
     return split
 
