@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import moco_tf
 from moco_tf import build, frozen
 from moco_tf.command import ConfigError
 from moco_tf.data import sources
@@ -21,14 +22,18 @@ for package in ("onnx", "tf2onnx", "onnxruntime"):
 PREPROCESSING = Preprocessing(32, 1.0)
 
 
-@pytest.fixture(scope="module")
-def network():
+def small_network(channels=3):
     keras.utils.set_random_seed(0)
     layers = keras.layers
-    images = keras.Input((32, 32, 3))
+    images = keras.Input((32, 32, channels))
     x = layers.MaxPooling2D()(layers.Conv2D(16, 3, 2, activation="relu")(images))
     x = layers.ReLU()(x + layers.Conv2D(16, 3, padding="same")(x))
     return keras.Model(images, layers.GlobalAveragePooling2D()(x))
+
+
+@pytest.fixture(scope="module")
+def network():
+    return small_network()
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +155,29 @@ def test_the_command_says_agreement_and_size(network, monkeypatch, tmp_path, cap
     assert export_encoder.main(again) == 2
     printed = capsys.readouterr().err
     assert "embedded test: " in printed and "a.jpg" in printed and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_grey_images_and_arrays_calibrate_encoders_of_their_channels(channels, monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        image = np.kron(rng.integers(0, 256, (4, 5, channels), np.uint8), np.ones((8, 8, 1), np.uint8))
+        if channels == 1:
+            (tmp_path / f"{number}.png").write_bytes(tf.io.encode_png(image).numpy())
+        else:
+            np.save(tmp_path / f"{number}.npy", image)
+    config = SimpleNamespace(dataset=str(tmp_path), data_dir="", train_split="", max_bad_fraction=0.05, exif=False)
+    trained = moco_tf.MoCo(
+        small_network(channels), dim=4, queue_size=8, preprocessing=PREPROCESSING.of_channels(channels)
+    )
+    monkeypatch.setattr(int8_file.run_folder, "recorded", lambda path: config)
+    monkeypatch.setattr(build, "trained", lambda path: trained)
+    monkeypatch.setattr(int8_file.model_card, "of_run", lambda path: {})
+    for calibrate in ("", str(tmp_path)):
+        path = tmp_path / f"{len(calibrate)}.onnx"
+        agreement = int8_file.export_run(tmp_path, path, calibrate, 20, 0.9)
+        assert agreement.images == 20 and agreement.mean > 0.9
+    assert onnx_file.session(str(path)).get_inputs()[0].shape[-1] == channels
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """An encoder as an ONNX file that computes in 8 bits: ONNX Runtime's static quantiser, calibrated on images.
 
 The file takes what the float32 file of `onnx_file.py` takes. It is kept only if its features of other images than
-those that it was calibrated on point where the float32 encoder's do. Axes: N images, S side, D features.
+those that it was calibrated on point where the float32 encoder's do. Axes: N images, S side, C channels, D features.
 """
 
 import dataclasses
@@ -49,13 +49,14 @@ def export_run(run_dir, path, calibrate="", number=256, least=LEAST_COSINE):
     """
     config, manifest = run_folder.recorded(run_dir), Path(run_dir) / "train_images.csv"
     model = build.trained(run_dir)
+    channels = frozen.of_model(model).preprocessing.channels_of_files
     if calibrate:
-        split = dataset.find(calibrate, "", config.train_split, config.max_bad_fraction)
+        split = dataset.find(calibrate, "", config.train_split, config.max_bad_fraction, channels=channels)
         source = split.open()
     else:  # those that the run's manifest names need not be checked again
         begun = manifest.exists()
         where = config.dataset, config.data_dir, config.train_split
-        split = dataset.find(*where, config.max_bad_fraction, begun, config.exif)
+        split = dataset.find(*where, config.max_bad_fraction, begun, config.exif, channels)
         source = split.open(manifest, begun, writes=False)
     about = model_card.of_run(run_dir) | {"steps": model.steps_done}
     try:
@@ -113,7 +114,7 @@ def cosines(found, expected):
 
 
 def _quantised(encoder, images):
-    """The encoder's network in 8 bits, calibrated on encoded images: an ONNX model of normalised ones (N, S, S, 3)."""
+    """The encoder's network in 8 bits, calibrated on encoded images: an ONNX model of normalised ones (N, S, S, C)."""
     spec = encoder.preprocessing.spec
     model = onnx_file.converted(encoder.encode, spec)
     import onnx
@@ -162,13 +163,14 @@ def _after_pixels(encoder, network):
 
 
 def _view(encoder, image):
-    """The central view (1, S, S, 3) of an encoded image."""
+    """The central view (1, S, S, C) of an encoded image."""
     return encoder.preprocessing.of_encoded(tf.constant(image))[tf.newaxis]
 
 
 def _agreement(encoder, session, images):
     """The `Agreement` of what a session makes of the pixels of encoded images with the encoder's features."""
-    pixels = (decode_safely(tf.constant(image)).numpy()[np.newaxis] for image in images)
+    channels = encoder.preprocessing.channels
+    pixels = (decode_safely(tf.constant(image), channels).numpy()[np.newaxis] for image in images)
     found = np.concatenate([session.run(["features"], {"images": one})[0] for one in pixels])
     expected = np.concatenate([encoder.encode(_view(encoder, image))["features"].numpy() for image in images])
     values = cosines(found, expected)
