@@ -295,9 +295,8 @@ def _convert(job, settings, output):
             else:
                 picture, is_the_file = any_image.read(file, settings.size, settings.stretch)
                 small = any_image.shrink(picture, settings.size)
-                if (
-                    is_the_file and small is picture and settings.format != "png"
-                ):  # a second compression would only lose
+                # A second compression would only lose.
+                if is_the_file and small is picture and settings.format != "png":
                     file.seek(0)
                     copied = file.read()
     except any_image.Unreadable as error:

@@ -39,7 +39,8 @@ def by_engine(encoder, engine, listing, numbers):
     checked = check_files(next(folder.divided(listing, some, len(some))))
     if len(checked.bad) == len(some):
         return encoder
-    return engines.of(encoder, engine, central(checked.source().in_order(), encoder.preprocessing), len(numbers))
+    views = _views(encoder.preprocessing, checked)
+    return engines.of(encoder, engine, views, len(numbers))
 
 
 def function(encoder, on):
@@ -75,7 +76,7 @@ def encode_listing(encode, preprocessing, listing):
     good = [fact for fact in facts if not fact[-1].problem]
     rows = [encode(tf.zeros((1, *preprocessing.spec.shape[1:]))).numpy()[:0]]  # the width, where none is good
     if good:
-        batches = central(preprocessing.records_of(checked.source()).in_order(), preprocessing)
+        batches = _views(preprocessing, checked)
         rows += [rows_of for rows_of, _, _ in stream(encode, batches, len(good))]
     rows = np.concatenate(rows)
     if bad := int((~np.isfinite(rows).all(axis=1)).sum()):
@@ -87,3 +88,8 @@ def encode_listing(encode, preprocessing, listing):
         for (*file, verdict), facts_of in zip(good, rows[:, -2:].astype(float), strict=True)
     ]
     return images, broken, rows[:, :-2]
+
+
+def _views(preprocessing, checked):
+    """Batches of the central views of the good files of a `manifest.Checked`, as `data.views.central` makes them."""
+    return central(preprocessing.records_of(checked.source()).in_order(), preprocessing)

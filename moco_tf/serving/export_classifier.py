@@ -11,6 +11,7 @@ from pathlib import Path
 from moco_tf import command, run_folder
 from moco_tf.command import ConfigError
 from moco_tf.files import printable
+from moco_tf.serving import settings as common
 from moco_tf.startup import load_tensorflow
 
 PROGRAM = "moco_tf.serving.export classifier"
@@ -28,16 +29,12 @@ class Settings:
         "zeros: give rows of zeros, the label -1, and `valid`, false there.",
         choices=("error", "zeros"),
     )
-    request_megapixels: float = command.flag(
-        500.0,
-        "Megapixels that the images of a request to `encoded_images` may have together. More are refused by their "
-        "headers, before anything is decoded.",
-    )
+    request_megapixels: float = common.request_flag()
 
     def __post_init__(self):
         command.check_values(self)
         command.require(self, self.version >= 0, "version", "is 0 or more")
-        command.require(self, self.request_megapixels > 0, "request_megapixels", "is more than 0")
+        common.require_request(self)
         if not self.run_dir or not self.probe or not self.output:
             raise ConfigError("give --run_dir=RUN, --probe=PROBE and --output=DIR: see --help")
         if run_folder.recorded(self.run_dir) is None:

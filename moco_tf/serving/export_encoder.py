@@ -14,6 +14,7 @@ from pathlib import Path
 from moco_tf import command, run_folder
 from moco_tf.command import ConfigError
 from moco_tf.files import printable
+from moco_tf.serving import settings as common
 from moco_tf.startup import load_tensorflow
 
 PROGRAM = "moco_tf.serving.export encoder"
@@ -31,11 +32,7 @@ class Settings:
         "zeros: give rows of zeros, and `valid`, false there.",
         choices=("error", "zeros"),
     )
-    request_megapixels: float = command.flag(
-        500.0,
-        "Megapixels that the images of a request to `encoded_images` may have together. More are refused by their "
-        "headers, before anything is decoded.",
-    )
+    request_megapixels: float = common.request_flag()
     feature_maps: bool = command.flag(
         False,
         "Write a signature `feature_maps`, too: a ResNet's maps P2 to P5, strides 4 to 32, of images of any size.",
@@ -61,7 +58,7 @@ class Settings:
     def __post_init__(self):
         command.check_values(self)
         command.require(self, self.version >= 0, "version", "is 0 or more")
-        command.require(self, self.request_megapixels > 0, "request_megapixels", "is more than 0")
+        common.require_request(self)
         if not self.run_dir or not self.output:
             raise ConfigError("give --run_dir=RUN and --output=DIR: see --help")
         if run_folder.recorded(self.run_dir) is None:
@@ -72,7 +69,7 @@ class Settings:
             for name, default in (
                 ("version", 0),
                 ("on_bad_image", "error"),
-                ("request_megapixels", 500.0),
+                ("request_megapixels", common.REQUEST_MEGAPIXELS),
                 ("feature_maps", False),
             ):
                 rule = "belongs to a SavedModel; an ONNX file takes pixels and has no versions"
@@ -103,7 +100,7 @@ def _run(settings):
         of_images = settings.calibrate, settings.calibration_images, settings.least_cosine
         agreement = int8_file.export_run(settings.run_dir, settings.output, *of_images)
         size = Path(settings.output).stat().st_size / 2**20
-        print(f"Wrote {settings.output}, {size:.1f} MiB, in 8 bits: {agreement}.")
+        print(f"Wrote {printable(settings.output)}, {size:.1f} MiB, in 8 bits: {agreement}.")
         return 0
     if settings.format == "onnx":
         from moco_tf.serving import onnx_file

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from moco_tf import command, files
 from moco_tf.command import ConfigError
+from moco_tf.serving import settings as common
 from moco_tf.startup import load_tensorflow
 
 DESCRIPTION = "transfer.json"  # beside the graph: what its numbers mean
@@ -26,11 +27,7 @@ class Settings:
     run_dir: str = command.flag("", "The folder of results of moco_tf.transfer.detect or segment.", path=True)
     output: str = command.flag("", "Folder to write the version to, as TF Serving reads it.", path=True)
     version: int = command.flag(0, "Number of the version's folder; 0: the next one.")
-    request_megapixels: float = command.flag(
-        500.0,
-        "Megapixels that the images of a request to `encoded_images` may have together. More are refused by their "
-        "headers, before anything is decoded.",
-    )
+    request_megapixels: float = common.request_flag()
 
     def __post_init__(self):
         command.check_values(self)
@@ -38,7 +35,7 @@ class Settings:
             if not getattr(self, name):
                 raise ConfigError(f"--{name} has no default: name a folder")
         command.require(self, self.version >= 0, "version", "is 0 or more")
-        command.require(self, self.request_megapixels > 0, "request_megapixels", "is more than 0")
+        common.require_request(self)
 
 
 def main(arguments):
