@@ -50,8 +50,8 @@ LABELLED = ("moco_tf.evaluate.finetune", "--init=random", "--crop_min=0.2", f"--
 SUPERVISED = "supervised/model.keras"
 
 
-# Boxes have sides of 20 to 40 pixels; rates are those at which either learns some drawn shapes quickly. A pyramid of
-# 256 channels would cost ten times what this encoder does.
+# Boxes have sides of 20 to 40 pixels; rates are those at which either learns some drawn shapes quickly. With a
+# pyramid of 256 channels a run takes twice as long.
 HEADS = {
     "detect": ("--smallest_anchor=16", "--head_layers=1", "--pyramid_channels=64", "--lr=0.01"),
     "segment": ("--lr=0.03",),
