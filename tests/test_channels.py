@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from every_task import TASKS
 from PIL import Image
-from test_every_task import TASKS
 from test_train import assert_same_run, rows
 
 from moco_tf import build, frozen, start_from, torch_weights

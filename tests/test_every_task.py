@@ -1,65 +1,34 @@
 """What holds for every pretext task of the package, named once: it goes on bit for bit, and its encoder is served."""
 
-import functools
 import json
-import pkgutil
 
+import every_task
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from every_task import TASKS, flags, of_text
 from test_saved_model import c_api
 from test_train import assert_same_run, rows
-from test_views_on import write
 
 import moco_tf
-from moco_tf import build, pretext
-from moco_tf import config as config_lib
+from moco_tf import build
 from moco_tf.encoders import vit
 from moco_tf.evaluate import finetune, knn
 from moco_tf.serving import export
 from moco_tf.train import main
 
-TASKS = [module.name for module in pkgutil.iter_modules(pretext.__path__)]
-FLAGS = [
-    *("--arch=resnet10", "--width=4", "--stem=cifar", "--image_size=8", "--batch_size=8", "--queue_size=16"),
-    *("--knn_every=0", "--epochs=2", "--lr=0.01", "--lr_scaling=none", "--positives_from=keys"),
-]
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Sixteen things, which are classes, too, of three pictures each; and as many labelled sentences."""
     folder = tmp_path_factory.mktemp("data")
-    for thing in range(16):
-        write(folder / "images/train" / f"thing-{thing:02}", 3)
-    (folder / "sentences").mkdir()
-    lines = [f"thing-{thing:02}\tthing {thing} number {number}" for thing in range(16) for number in range(3)]
-    (folder / "sentences/train.txt").write_text("\n".join(lines))
+    every_task.write_data(folder)
     return folder
 
 
 @pytest.fixture(autouse=True)
 def _a_small_transformer(monkeypatch):
-    """Twelve blocks take a minute to trace."""
-    monkeypatch.setattr(vit, "vit_tiny", functools.partial(vit.vit, 8, 2, 2))
-
-
-def of_text(task):
-    return build.inputs(config_lib.parse([f"--pretext={task}"])).unit == "sentences"
-
-
-def flags(task, data):
-    if of_text(task):
-        return [f"--pretext={task}", f"--dataset={data / 'sentences'}", *FLAGS]
-    wanted = config_lib.task_module(task).Options.__dataclass_fields__
-    own = [flag for flag in FLAGS if task != "labels" or "positives_from" not in flag]
-    more = ["--augment=cifar"] if "augment" in wanted else []
-    more += ["--image_size=18"] if "tile_size" in wanted else []  # nine tiles
-    more += ["--clusters=4"] if "clusters" in wanted else []
-    if "arch" in wanted:  # takes ViTs alone
-        more += ["--arch=vit_tiny", "--patch_size=4", "--hidden_dim=16"]
-    return [f"--pretext={task}", f"--dataset={data / 'images'}", *own, *more]
+    monkeypatch.setattr(vit, "vit_tiny", every_task.small_transformer)
 
 
 DAILY = ("cmc", "cluster", "simcse", "mae_moco")  # one of each kind; the others are slow, and begin with `-m slow`

@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from every_task import write
 from test_several_keys import BATCH, batches, moco, unit
-from test_views_on import FLAGS, write
+from test_views_on import FLAGS
 
 from moco_tf import replicas
 from moco_tf.checkpoint import Checkpoints

@@ -6,10 +6,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from every_task import write
 from exactness import assert_goes_on
 from keras import layers
 from test_train import assert_same_run
-from test_views_on import FLAGS, write
+from test_views_on import FLAGS
 
 import moco_tf
 from moco_tf import build, encoders, replicas

@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
+from every_task import write
 from test_preprocessing import photograph
 from test_train import assert_same_run
 
@@ -126,13 +127,6 @@ def test_streams_and_images_above_a_third_of_the_memory_are_refused(monkeypatch)
     source = sources.embedded("train").only(range(40))
     with pytest.raises(ValueError, match=r"40 images of 32 x 32 pixels take .* more than a third"):
         crops.at_once(source, options)
-
-
-def write(folder, number, size=12):
-    folder.mkdir(parents=True, exist_ok=True)
-    for place in range(number):
-        pixels = np.random.default_rng(place).integers(0, 256, (size, size, 3), np.uint8)
-        (folder / f"{size}-{place}.png").write_bytes(tf.io.encode_png(pixels).numpy())
 
 
 @pytest.mark.parametrize(

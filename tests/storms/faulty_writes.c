@@ -1,15 +1,17 @@
 /* A disk that fails, or that is remembered: stands before the C library's calls that write below one folder.
 
    Compiled and loaded by zygote.py (LD_PRELOAD). `faults_arm` begins anew: calls below `folder` are counted, and from
-   the `nth` on (1: the first; 0: none) one fails with `code`, or all of them (`all`), as on a full disk. With a `stash`,
-   what is done is appended to the file <stash>/log, a line a call, and each file that is made is kept there as well, by a
-   second name: its number in the log. Reading is left alone.
+   the `nth` on (1: the first; 0: none) one fails with `code`, or all of them (`all`), as on a full disk; with `code` 0 the
+   process prints the call and is killed before it. With a `stash`, what is done is appended to the file <stash>/log, a
+   line a call, and each file that is made is kept there as well, by a second name: its number in the log. Reading is
+   left alone.
 
    A stream's own writes do not pass through `write`; that is why the calls of stdio stand here, too. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -21,6 +23,7 @@
 #include <unistd.h>
 
 #define LONG 8192
+#define KILLED "killed before " /* kills.py looks for it */
 #define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
 static char folder[LONG], stash[LONG], first[2 * LONG];
@@ -98,6 +101,10 @@ static int fails(const char *what, const char *path, int frees)
         return 0;
     if (!first[0])
         snprintf(first, sizeof first, "%s %s", what, path);
+    if (!code) {
+        dprintf(2, KILLED "%s\n", first);
+        kill(getpid(), SIGKILL);
+    }
     errno = code;
     return 1;
 }

@@ -16,7 +16,6 @@ import shutil
 import sys
 import tempfile
 import time
-import zipfile
 from pathlib import Path
 
 import zygote
@@ -90,7 +89,7 @@ def case(arguments):
         if ended.status != 0 or any(noise in ended.output for noise in NOISE):
             faults.append(f"the same command ends with {ended.status}: {last(ended)}")
     if ended.status == 0:
-        faults += compare(run, top / "whole")
+        faults += zygote.compare(run, top / "whole")
     shutil.rmtree(run, ignore_errors=True)
     return failed.status, failed.call.replace(str(run), "RUN"), faults
 
@@ -106,21 +105,6 @@ def judge(failed, code, run, hashes):
     if failed.status and len(said) != 1 + any("train.log: " in line for line in said):
         faults.append(f"{len(said)} lines say why: {last(failed)}")
     faults += [f"{path} is harmed" for path in run.glob("checkpoints/step-*/*") if digest(path) not in hashes]
-    return faults
-
-
-def compare(run, whole):
-    """What differs between a run that was finished and the undisturbed one; a list."""
-    faults = []
-    if zygote.files_of(run, zygote.LAST) != zygote.files_of(whole, zygote.LAST):
-        faults.append("the last checkpoint differs")
-    if zygote.rows(run) != zygote.rows(whole):
-        faults.append(f"metrics.csv differs: {zygote.rows(run)}")
-    names = [{path.name for path in folder.rglob("*") if "tfevents" not in path.name} for folder in (run, whole)]
-    if names[0] != names[1]:
-        faults.append(f"other files: {sorted(names[0] ^ names[1])}")
-    if (run / "encoder.keras").exists() and zipfile.ZipFile(run / "encoder.keras").testzip():
-        faults.append("encoder.keras is harmed")
     return faults
 
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,6 +98,21 @@ def rows(run):
     """The lines of a run's metrics.csv, without what a clock says."""
     with open(Path(run, "metrics.csv"), newline="") as file:
         return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+
+def compare(run, whole, last=LAST):
+    """What differs between a run that was finished and the undisturbed one, a list; last: their last checkpoint."""
+    faults = []
+    if files_of(run, last) != files_of(whole, last):
+        faults.append("the last checkpoint differs")
+    if rows(run) != rows(whole):
+        faults.append(f"metrics.csv differs: {rows(run)}")
+    names = [{path.name for path in folder.rglob("*") if "tfevents" not in path.name} for folder in (run, whole)]
+    if names[0] != names[1]:
+        faults.append(f"other files: {sorted(names[0] ^ names[1])}")
+    if (run / "encoder.keras").exists() and zipfile.ZipFile(run / "encoder.keras").testzip():
+        faults.append("encoder.keras is harmed")
+    return faults
 
 
 def child(function, folder="", at=0, code=errno.ENOSPC, all=False, stash="", timeout=3600):
