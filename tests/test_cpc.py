@@ -60,7 +60,7 @@ def test_features_are_the_mean_over_the_patches_each_encoded_by_itself():
     images = tf.random.stateless_normal((3, SIZE, SIZE, 3), (0, 0))
     encoder = model.query_encoder.layers[1].get_layer("patch_encoder")
     each = [
-        encoder(patch_grid.luminance(p))
+        encoder(patch_grid.luma(p))
         for p in tf.unstack(tf.reshape(patch_grid.cut(images, GRID), (3, -1, 4, 4, 3)), axis=1)
     ]
     np.testing.assert_allclose(model.encode(images)["features"], np.mean(each, axis=0), rtol=1e-4, atol=1e-6)
@@ -94,7 +94,7 @@ def test_a_row_predicts_from_itself_and_the_rows_above_alone(row):
 def naive_loss(model, batch, keys):
     """Of the first frame, or of the queue's with its keys: summed over rows ahead and directions."""
     encoder, total = model.query_encoder.layers[1].get_layer("patch_encoder"), 0.0
-    vectors = encoder(patch_grid.luminance(patch_grid.apart(batch["views"][0], GRID))).numpy()
+    vectors = encoder(patch_grid.luma(patch_grid.apart(batch["views"][0], GRID))).numpy()
     head = model.query_encoder.get_layer("fc")
     queue = model.frame == "queue"
     candidates = np.concatenate([keys, model.queue.keys.numpy()]) if queue else head(vectors).numpy()

@@ -631,7 +631,10 @@ def test_the_benchmark_counts_the_longest_beginning_that_is_precise_enough():
     [
         (["build", "--images=."], "give --encoder=DIR"),
         (["build", "--encoder=none", "--images=.", "--output=o"], "neither a run folder"),
-        (["build", "--encoder={encoder}", "--images=none", "--output=o"], "There is no folder none"),
+        (
+            ["build", "--encoder={encoder}", "--images=none", "--output=o"],
+            "--images names a folder or an archive that is there; got none",
+        ),
         (["build", "--encoder={encoder}", "--images=empty", "--output=o"], "There are no images"),
         (["build", "--encoder={encoder}", "--images=.", "--output=o", "--shard=0/3"], "--shard=3/16 is the third"),
         (["build", "--encoder={encoder}", "--images=.", "--output=file"], "names a folder"),

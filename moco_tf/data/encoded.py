@@ -40,14 +40,14 @@ _PROBLEMS = (
 
 
 def decode(encoded, channels=3):
-    """An image's bytes -> uint8 (H, W, channels): colours for 3, luminance for 1, else the array of a .npy file.
+    """An image's bytes -> uint8 (H, W, channels): colours for 3, luma for 1, else the array of a .npy file.
 
     Of an image, alpha is dropped, the first frame taken, EXIF left alone.
     """
     if channels not in OF_IMAGES:
         return decode_array(encoded, channels)
     image = tf.cond(tf.io.is_jpeg(encoded), lambda: decode_jpeg(encoded), lambda: decode_other(encoded))
-    return image if channels == 3 else luminance(image)
+    return image if channels == 3 else luma(image)
 
 
 def decode_safely(encoded, channels=3):
@@ -55,7 +55,7 @@ def decode_safely(encoded, channels=3):
     if channels not in OF_IMAGES:  # whose bytes are the pixels
         return decode_array(encoded, channels)
     image = tf.cond(tf.io.is_jpeg(encoded), lambda: decode_jpeg_safely(encoded), lambda: decode_other(encoded))
-    return image if channels == 3 else luminance(image)
+    return image if channels == 3 else luma(image)
 
 
 def decode_file(content):
@@ -73,7 +73,7 @@ def pixels(image):
     return decode(image) if image.dtype == tf.string else image
 
 
-def luminance(image):
+def luma(image):
     """uint8 (..., 3) -> (..., 1), to the bit as Pillow converts RGB to its mode L; grey stays what it is."""
     weighted = tf.reduce_sum(tf.cast(image, tf.int32) * LUMA, axis=-1, keepdims=True)
     return tf.cast((weighted + 2**15) // 2**16, tf.uint8)

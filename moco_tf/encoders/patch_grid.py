@@ -49,21 +49,21 @@ def apart(pictures, grid):
     return tf.reshape(tf.transpose(patches, (0, 1, 3, 2, 4, 5)), (-1, side, side, channels))
 
 
-def luminance(images):
+def luma(images):
     """What is left of RGB images (..., 3) without their colours, (..., 1): the weights of ITU-R BT.601."""
     return tf.tensordot(images, tf.constant([[0.299], [0.587], [0.114]], images.dtype), 1)
 
 
 @keras.saving.register_keras_serializable("moco_tf")
 class GreyPatches(keras.layers.Layer):
-    """Normalised RGB images (N, S, S, 3) -> the patches of their luminance, (N G G, P, P, 1)."""
+    """Normalised RGB images (N, S, S, 3) -> the patches of their luma, (N G G, P, P, 1)."""
 
     def __init__(self, grid, **kwargs):
         super().__init__(**kwargs)
         self.grid = grid
 
     def call(self, images):
-        patches = cut(luminance(images), self.grid)
+        patches = cut(luma(images), self.grid)
         return tf.reshape(patches, (-1, *patches.shape[3:]))
 
     def compute_output_shape(self, input_shape):

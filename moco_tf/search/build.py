@@ -14,6 +14,7 @@ from pathlib import Path
 
 from moco_tf import command
 from moco_tf.command import ConfigError
+from moco_tf.data import archive
 from moco_tf.evaluate import settings as evaluation
 from moco_tf.files import printable
 from moco_tf.search import settings as common
@@ -53,6 +54,8 @@ class Settings:
         command.require(self, self.shard_size > 0, "shard_size", "is more than 0")
         evaluation.shard(self.shard)
         evaluation.require_engine(self.engine)
+        there = archive.exists(Path(self.images).expanduser())
+        command.require(self, there, "images", "names a folder or an archive that is there")
         evaluation.recorded_run(self.encoder)
 
 

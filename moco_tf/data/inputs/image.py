@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf.data import arrays, encoded_batch
-from moco_tf.data.encoded import decode_safely, luminance
+from moco_tf.data.encoded import decode_safely, luma
 from moco_tf.data.encoded_batch import REQUEST_MEGAPIXELS
 from moco_tf.data.folder import OF_IMAGES
 from moco_tf.data.resize import resize, sizes
@@ -185,7 +185,7 @@ class Preprocessing:
         spec = tf.TensorSpec((size, size, channels), tf.float32)
 
         def view(image):  # (H, W, 3)
-            return self((image if channels == 3 else luminance(image))[tf.newaxis])[0]
+            return self((image if channels == 3 else luma(image))[tf.newaxis])[0]
 
         return encoded_batch.views(images, view, spec, request_megapixels)
 
