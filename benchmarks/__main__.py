@@ -1,10 +1,10 @@
-"""All comparisons of docs/performance.md, one after another, in some 20 minutes; then one page of plots.
+"""Runs all comparisons of docs/performance.md, one after another, in some 20 minutes; then draws one page of plots.
 
     pip install -e ".[bench]"
     python -m benchmarks
 
-Let the machine do nothing else meanwhile. Each part can be run alone (`python -m benchmarks.views`); each writes its
-JSON file to docs/results/bench/. Once all have run, `--plot` draws docs/results/bench/bench.png of them anew.
+Let the machine do nothing else meanwhile. Each part can be run alone (`python -m benchmarks.views`); each part writes
+its JSON file to docs/results/bench/. Once all parts have run, `--plot` draws docs/results/bench/bench.png again.
 """
 
 import subprocess

@@ -1,17 +1,17 @@
-"""The papers' ablations, each a table of runs of `moco_tf.train` on the embedded images, at a laptop's scale.
+"""Runs the papers' ablations at a laptop's scale: each is a table of runs of `moco_tf.train` on the embedded images.
 
     python -m benchmarks.ablate --study=mechanism --seeds=0,1 --jobs=2
 
-Each point of a study is a run in a folder of its own under --runs, named after the flags in which it differs from
-those of --base. Give another base another --runs and --output. Interrupted, it goes on; finished points, also those of
-other studies and those that stand in a CSV of --output, are not run again. A study ends with
+Each point of a study is a run in its own folder under --runs, named after the flags that differ from those of --base.
+Give another base another --runs and --output. An interrupted study resumes when it is started again. It does not
+repeat finished points, including those of other studies and those in a CSV file of --output. A study ends with
 <study>.csv, <study>.png and a sentence on the papers' orderings.
 
     python -m benchmarks.ablate --study=pretext --epochs=6 --runs=runs/pretext
 
-compares pretext tasks at equal numbers of images, and then at equal time: as many epochs as fit into the time that the
-first point took. Seconds are those of the cores that a run got, so that other work beside it does not count. A linear
-probe and fine-tuning on a tenth of the labels judge beside kNN.
+compares pretext tasks at equal numbers of images, and then at equal time: each gets as many epochs as fit into the
+time that the first point took. Seconds count only the cores that a run got, so that other work on the machine does not
+count. kNN, a linear probe, and fine-tuning on a tenth of the labels judge the encoders.
 """
 
 import csv
@@ -33,8 +33,8 @@ COLUMNS = (
     "series", "x", "flags", "epochs", "seed", "knn_top1", "untrained_knn_top1", "loss", "contrast_top1", "feature_std",
     "seconds", "probe_top1", "finetune_top1",
 )  # fmt: skip
-SHARE = "share_of_cores.json"  # in a run's folder: beside other work, a second of a run is less than one of its cores
-JUDGES = {  # what judges an encoder beside kNN, in studies that ask for it
+SHARE = "share_of_cores.json"  # in a run's folder: the share of its cores' time that the run got beside other work
+JUDGES = {  # the commands that judge an encoder beside kNN, in studies that ask for them
     "probe_top1": ("moco_tf.evaluate.linear_probe",),
     "finetune_top1": ("moco_tf.evaluate.finetune", "--labels=10", "--epochs=20"),
 }
@@ -42,7 +42,7 @@ JUDGES = {  # what judges an encoder beside kNN, in studies that ask for it
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A run of a study: the curve it belongs to, its place on it, its flags, and the paper's figure if it has one."""
+    """A run of a study: its curve, its place on the curve, its flags, and the paper's figure if there is one."""
 
     series: str
     x: str
@@ -55,19 +55,19 @@ class Study:
     axis: str  # what x is
     points: tuple
     orderings: tuple  # ((series, x), (series, x)): by the paper, the first is better than the second
-    source: str  # of the paper's figures, and what they are
+    source: str  # where the paper's figures come from, and what they are
     base: str = "configs/ablate.flags"
-    judged: bool = False  # by JUDGES, too
-    at_equal_time: bool = False  # once more, with other numbers of epochs
+    judged: bool = False  # also by JUDGES
+    at_equal_time: bool = False  # runs the points once more, with other numbers of epochs
 
 
 SIZES = ("128", "512", "1024", "4096")
-RATE = 0.03  # of configs/ablate.flags, for a batch of 128; of a --base with another rate, all follow
+RATE = 0.03  # learning rate of configs/ablate.flags, for a batch of 128; another --base scales all learning rates
 BANK = {"method": "memory_bank", "lr": "0.003"}  # at 0.03 and 0.01 its embeddings collapse
 
 
 def _end_to_end(batch):
-    """K is the batch less one; the rate follows the batch."""
+    """K is the batch less one; the learning rate scales with the batch."""
     if batch == "128":
         return {"method": "end_to_end"}
     return {"method": "end_to_end", "batch_size": batch, "lr": f"{RATE * int(batch) / 128:g}"}
@@ -180,7 +180,7 @@ STUDIES = {
 
 IMAGES, TIME = "equal images", "equal time"  # series of the study of tasks
 PLAIN = {"augment": "flip", "lr": "0.05"}
-TASKS = {  # flags of each that differ from the base's, and MoCo's table 1 (linear probe on ImageNet, R50 or wider)
+TASKS = {  # each task's flags that differ from the base's, and MoCo's table 1 (linear probe on ImageNet, R50 or wider)
     "crops": ({}, "60.6"),
     "patches": ({"pretext": "patches"}, ""),
     "labels": ({"pretext": "labels"}, ""),
@@ -255,7 +255,7 @@ def _parse(arguments):
 
 
 def ablate(settings):
-    """Runs what of a study is missing, then writes its files; returns the process's exit status."""
+    """Runs the missing points of a study, then writes its files; returns the process's exit status."""
     study = STUDIES[settings.study]
     settings = dataclasses.replace(settings, base=settings.base or study.base)
     if study.base == STUDIES["mechanism"].base:
@@ -277,7 +277,7 @@ def ablate(settings):
 
 
 def run_missing(settings, study, known, file):
-    """Runs the points of a study that are not `known`, which then are, and writes the file; how many failed."""
+    """Runs the points that are not `known`, adds them to `known` and writes the file; returns how many failed."""
     missing = [(seed, flags) for seed in settings.seeds for flags in _distinct(study)]
     missing = [(seed, flags) for seed, flags in missing if (flags, settings.epochs, seed) not in known]
     print(f"{settings.study}: {len(missing)} runs to do of {len(_distinct(study)) * len(settings.seeds)}", flush=True)
@@ -294,14 +294,14 @@ def run_missing(settings, study, known, file):
 
 
 def at_equal_time(study, known, epochs):
-    """The study, and each point once more with as many epochs as fit into the first point's time.
+    """Returns the study with each point once more, with as many epochs as fit into the first point's time.
 
-    A point whose time in `epochs` passes is not known yet is left out.
+    Leaves out points whose time for `epochs` passes is not known yet.
     """
 
     def seconds(point):
         keys = sorted(key for key in known if key[:2] == (name(point.flags), epochs) and known[key]["seconds"])
-        return float(known[keys[0]]["seconds"]) if keys else None  # of the first seed: later ones change no number
+        return float(known[keys[0]]["seconds"]) if keys else None  # the first seed's: later seeds do not change it
 
     first, more = seconds(study.points[0]), []
     for point in study.points:
@@ -313,7 +313,7 @@ def at_equal_time(study, known, epochs):
 
 
 def at_rate(study, rate):
-    """The study, the rates of its points in the proportion to `rate` that they have to RATE."""
+    """Returns the study with the learning rates of its points multiplied by `rate` / RATE."""
 
     def scaled(flags):
         return flags | ({"lr": f"{float(flags['lr']) * rate / RATE:g}"} if "lr" in flags else {})
@@ -332,7 +332,7 @@ def _distinct(study):
 
 
 def run(settings, seed, flags, cores):
-    """Trains a point on some cores; returns (its figures, or None if it failed, what to say of it)."""
+    """Trains a point on some cores; returns (its figures, or None if it failed; a text about it)."""
     epochs = next((int(f.partition("=")[2]) for f in flags.split() if f.startswith("--epochs=")), settings.epochs)
     folder = Path(settings.runs, f"{flags.replace('--', '').replace(' ', ',') or 'base'},{settings.epochs},{seed}")
     drops = f"{round(0.6 * epochs)},{round(0.8 * epochs)}"  # as v1's 120 and 160 of 200
@@ -356,7 +356,7 @@ def run(settings, seed, flags, cores):
 
 
 def figures(folder, epochs):
-    """A finished run's last row, as columns of the CSV, with what its judges say; None if it is not finished."""
+    """Returns a finished run's last row as CSV columns, with its judges' figures; None if the run is not finished."""
     try:
         with open(folder / "metrics.csv", newline="") as file:
             row = list(csv.DictReader(file))[-1]
@@ -377,7 +377,7 @@ def figures(folder, epochs):
 
 
 def recorded(output, base):
-    """(flags, epochs, seed) -> figures of all points in the CSV files of a folder, of studies with this base."""
+    """Returns {(flags, epochs, seed): figures} of all points in a folder's CSV files, of studies with this base."""
     known = {}
     for path in sorted(output.glob("*.csv")):
         if path.stem not in STUDIES or STUDIES[path.stem].base != base:
@@ -390,7 +390,7 @@ def recorded(output, base):
 
 
 def write(file, study, known):
-    """Writes a study's CSV, all epochs and seeds that are known; returns the number of rows."""
+    """Writes a study's CSV with all known epochs and seeds; returns the number of rows."""
     rows = [
         {"series": point.series, "x": point.x, "flags": flags, "epochs": epochs, "seed": seed} | found
         for point in study.points
@@ -409,7 +409,7 @@ def write(file, study, known):
 
 
 def summary(study, known, epochs):
-    """(series, x) -> kNN top-1 in percent of the seeds that there are."""
+    """Returns {(series, x): kNN top-1 in percent of each known seed}."""
     found = {
         (point.series, point.x): [
             float(known[key]["knn_top1"]) for key in sorted(known) if key[:2] == (name(point.flags), epochs)
@@ -446,9 +446,9 @@ def judged_table(study, known, epochs):
 
 
 def verdict(study, values):
-    """A sentence on which of the paper's orderings held: by more than twice the standard error of the difference.
+    """Says which of the paper's orderings held by more than twice the standard error of the difference.
 
-    The spread of seeds is taken to be that of all points together: two seeds say little of one point's.
+    The spread of the seeds is that of all points together, because two seeds say little about one point's spread.
     """
     squares = sum(statistics.variance(v) * (len(v) - 1) for v in values.values() if len(v) > 1)
     freedom = sum(len(v) - 1 for v in values.values())

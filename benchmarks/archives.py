@@ -1,11 +1,11 @@
-"""What a zip or a tar costs beside the folder that it was made of: its start, and how fast its images become views.
+"""Compares a zip or a tar with the folder that it was made of: its start, and how fast its images become views.
 
     python -m benchmarks.archives --folder=DIR --files=20000
 
-makes DIR, if it is not there, of copies of the embedded images (`folder_start.py`), and the archives beside it: a zip
-whose members are stored, one whose members are deflated, a tar. Listing is what `--dataset` takes to know all members.
-Pairs of views are timed in turns, so that what else the machine does meets all alike. --members=N lists a zip and a
-tar of N empty members, too.
+makes DIR from copies of the embedded images (`folder_start.py`), if it is not there, and the archives beside it: a zip
+with stored members, a zip with deflated members, and a tar. The listing time is what `--dataset` needs to know all
+members. The folder and the archives take turns at making pairs of views, so that other work on the machine affects
+all of them equally. --members=N also lists a zip and a tar of N empty members.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from benchmarks.folder_start import fill
 from moco_tf.files import aside
 
 BATCH = 64
-WARM = 5  # batches before the clock
+WARM = 5  # batches before the timing
 ROUNDS = 5
 
 
@@ -54,7 +54,7 @@ def main():
 
 
 def archives(folder):
-    """Makes what is not there yet of a stored zip, a deflated zip and a tar of a folder; returns their paths."""
+    """Makes a stored zip, a deflated zip and a tar of a folder, if they are missing; returns their paths."""
     stored, deflated, tar = (folder.with_name(folder.name + end) for end in ("-stored.zip", "-deflated.zip", ".tar"))
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for place, method in ((stored, zipfile.ZIP_STORED), (deflated, zipfile.ZIP_DEFLATED)):
@@ -70,7 +70,7 @@ def archives(folder):
 
 
 def many(folder, members):
-    """Makes a zip and a tar of so many empty members, a thousand a folder; returns their paths."""
+    """Makes a zip and a tar of `members` empty members, a thousand per folder; returns their paths."""
     places = [folder.with_name(f"{members}{end}") for end in (".zip", ".tar")]
     names = [f"{number // 1000}/{number:07d}.jpg" for number in range(members)]
     if not places[0].exists():
@@ -86,7 +86,7 @@ def many(folder, members):
 
 
 def listed(place):
-    """The listing of a data set; prints what it took."""
+    """Returns the listing of a data set, and prints what the listing took."""
     from moco_tf.data import dataset
 
     before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
@@ -103,7 +103,7 @@ def listed(place):
 
 
 def opened(place, size):
-    """Endless batches of pairs of views, begun."""
+    """Returns endless batches of pairs of views, after a warm-up."""
     from moco_tf.data import augment
     from moco_tf.data.views import batches
 
@@ -114,7 +114,7 @@ def opened(place, size):
 
 
 def measure(made, seconds):
-    """Pairs of views a second, and the seconds of processor time of each."""
+    """Returns pairs of views per second, and the seconds of processor time per pair."""
     begun, worked, count = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - begun < seconds:
         next(made)

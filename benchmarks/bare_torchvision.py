@@ -1,6 +1,6 @@
-"""torchvision, where it has no compiled operators: by itself it then stops at registering their shapes.
+"""Imports torchvision without its compiled operators; by itself it would then stop at registering their shapes.
 
-No benchmark uses one. Import this before timm, which imports torchvision as well.
+No benchmark uses these operators. Import this module before timm, which also imports torchvision.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
     python -m benchmarks.checkpoint
 
-Beside it, writing as many bytes to one file, the fsync of both included. Writes docs/results/bench/checkpoint.json.
+Compares it with writing as many bytes to one file; both include fsync. Writes docs/results/bench/checkpoint.json.
 """
 
 import argparse

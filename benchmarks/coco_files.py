@@ -1,4 +1,4 @@
-"""Writes images with boxes as COCO has them; tree_crowns.py and composite_scenes.py call it."""
+"""Writes images with boxes in COCO's layout; tree_crowns.py and composite_scenes.py call it."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from moco_tf import files
 def write(folder, split, pictures, categories):
     """Writes images/<split>/<name>.png and annotations/instances_<split>.json into a folder.
 
-    pictures: (name, PIL image, boxes (B, 4) as left, top, width, height, their category numbers (B,)) of each; no
-      boxes make it a background.
+    pictures: (name, PIL image, boxes (B, 4) as left, top, width, height, their category numbers (B,)) of each image;
+      an image without boxes is a background.
     categories: {number: name}; numbers begin at 1.
 
     Returns:

@@ -3,19 +3,21 @@
     pip install scikit-image scikit-learn
     python -m benchmarks.composite_scenes --output=data/composite
 
-A scene of 96 pixels has one to three objects, squares of side 24 to 40 with a soft rim. Its boxes are these squares,
-its mask what of them is more than half opaque. Writes images/<split>, masks/<split> (PNGs of class numbers, 0 the
-background) and COCO's annotations. All is a function of --seed; scene number k does not depend on how many there are.
+A scene of 96 pixels has one to three objects, which are squares of side 24 to 40 with a soft rim. The squares are its
+boxes; their pixels that are more than half opaque are its mask. Writes images/<split>, masks/<split> (PNGs of class
+numbers, 0 the background) and COCO's annotations. Everything is a function of --seed; scene number k does not depend
+on the number of scenes.
 
 Rules that keep the set honest:
 1. Training scenes have CIFAR's training images, test scenes its test images; no photograph is in both splits.
-2. There are as many distractors as objects: patches of other photographs, of about the objects' contrast, shrunk to 32
-   pixels and compressed as the objects are, then pasted by the same lines. Squares are drawn first, then which of them
-   are objects. So neither seam nor size tells the one from the other, and brightness, contrast and blur hardly do.
+2. There are as many distractors as objects. Distractors are patches of other photographs, with about the objects'
+   contrast. They are shrunk to 32 pixels and compressed as the objects are, then pasted by the same lines. The squares
+   are drawn first, and then which of them are objects. So neither seam nor size tells objects from distractors, and
+   brightness, contrast and blur hardly do.
 3. Scales and brightness vary.
-4. Squares hide at most a tenth of each other, and all boxes stay; what is pasted later lies on top, in the mask too.
+4. Squares hide at most a tenth of each other, and all boxes stay. Later squares lie on top, also in the mask.
 
-Such a set compares initialisations of one network. It says nothing of real scenes: never quote it beside VOC or COCO.
+This set compares initialisations of one network. It says nothing about real scenes: never quote it beside VOC or COCO.
 """
 
 import dataclasses
@@ -33,8 +35,8 @@ from moco_tf import command, files
 from moco_tf.command import ConfigError
 from moco_tf.startup import load_tensorflow
 
-SIDE, SIDES, MOST, RIM = 96, (24, 40), 3, 4  # of a scene, of a square; objects; pixels over which a rim fades
-HIDDEN = 0.1  # of a square's area: at most so much lies under another one
+SIDE, SIDES, MOST, RIM = 96, (24, 40), 3, 4  # side of a scene; sides of squares; most objects; pixels of a rim's fade
+HIDDEN = 0.1  # the largest share of a square's area that may lie under another square
 SPLITS = ("train", "test")
 PHOTOGRAPHS = {  # package, file. scikit-image's cat is left out: CIFAR-10 has cats
     "train": (
@@ -71,7 +73,7 @@ class Settings:
 class Scene:
     image: np.ndarray  # uint8 (SIDE, SIDE, 3)
     mask: np.ndarray  # uint8 (SIDE, SIDE), class numbers
-    squares: np.ndarray  # (P, 3): left, top, side of what was pasted, in this order
+    squares: np.ndarray  # (P, 3): left, top, side of the pasted squares, in the order of pasting
     labels: np.ndarray  # (P,), class numbers; 0: a distractor
 
 
@@ -96,7 +98,7 @@ def make(settings):
 
 
 def _with_masks(made, folder):
-    """Scenes as `coco_files.write` takes them; writes their masks meanwhile."""
+    """Yields scenes as `coco_files.write` takes them, and writes their masks."""
     for number, scene in enumerate(made):
         name = f"{number:05}"
         Image.fromarray(scene.mask).save(folder / f"{name}.png")
@@ -105,7 +107,7 @@ def _with_masks(made, folder):
 
 
 def scenes(settings, split):
-    """(names of the classes, the scenes of a split one after another)."""
+    """Returns (names of the classes, an iterator over the scenes of a split)."""
     classes, contents, labels = labelled_images(settings.cifar, split)
     backgrounds = photographs(split)
     key = (settings.seed, SPLITS.index(split))
@@ -148,7 +150,7 @@ def photographs(split):
 def scene(rng, objects, backgrounds):
     """Makes a `Scene`.
 
-    objects: MOST times (PIL image, class number); one to all of them are used.
+    objects: MOST pairs (PIL image, class number), of which one to all are used.
     """
     number = rng.integers(1, MOST + 1)
     squares = layout(rng, 2 * number)
@@ -170,8 +172,8 @@ def scene(rng, objects, backgrounds):
 
 
 def layout(rng, number):
-    """`number` squares in a scene, each of which hides at most HIDDEN of any other: (number, 3) as left, top, side."""
-    while True:  # where no place is left for a square, it begins anew
+    """Draws `number` squares, each of which hides at most HIDDEN of any other: (number, 3) as left, top, side."""
+    while True:  # begins again if no place is left for a square
         squares = np.empty((0, 3), int)
         for side in rng.integers(SIDES[0], SIDES[1] + 1, number):
             corners = rng.integers(0, SIDE - side + 1, (200, 2))
@@ -184,7 +186,7 @@ def layout(rng, number):
 
 
 def hidden(squares, corners, side):
-    """What squares (P, 3) share with those of a side at corners (T, 2), as parts of the smaller one's area: (T, P)."""
+    """Overlaps of squares (P, 3) with squares of a side at corners (T, 2), as shares of the smaller area: (T, P)."""
     corners = corners[:, None]
     begin = np.maximum(squares[:, :2], corners)
     end = np.minimum(squares[:, :2] + squares[:, 2:], corners + side)
@@ -192,14 +194,14 @@ def hidden(squares, corners, side):
 
 
 def opacity(side):
-    """Alpha of a pasted square (side, side): 1, but down to 0 over the RIM pixels at each edge."""
+    """Alpha of a pasted square (side, side): 1, which falls to 0 over the RIM pixels at each edge."""
     pixels = np.arange(side) + 0.5
     fade = np.clip(np.minimum(pixels, side - pixels) / RIM, 0, 1)
     return np.minimum(fade[:, None], fade)
 
 
 def distractor(rng, photographs, image):
-    """A patch of a photograph, 32 x 32, of a few the nearest to an image in contrast, and compressed as it is."""
+    """Draws a few 32 x 32 patches of photographs; returns the nearest to an image in contrast, compressed like it."""
     patches = [crop(rng, photographs[rng.integers(len(photographs))], (64, 384), 32) for _ in range(8)]
     return compressed_as(image, min(patches, key=lambda patch: abs(contrast(patch) - contrast(image))))
 
@@ -217,7 +219,7 @@ def crop(rng, photograph, sides, size):
 
 
 def compressed_as(image, other):
-    """`other` after the JPEG compression that an image's file has; itself where that file is no JPEG."""
+    """Returns `other` with the JPEG compression of an image's file, or unchanged if that file is not a JPEG."""
     if image.format != "JPEG":
         return other
     file = io.BytesIO()

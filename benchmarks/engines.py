@@ -1,10 +1,11 @@
-"""What computes a frozen encoder fastest on this processor: the figures of docs/evaluation.md, "Which engine".
+"""Which engine computes a frozen encoder fastest on this processor: figures of docs/evaluation.md, "Which engine".
 
     python -m benchmarks.engines --image_size=128 --rounds=4
 
-A ResNet-50's features of normalised images. Beside --engine's choices: TensorFlow with its weights as constants
-("folded"), so that its graph optimiser may put BatchNorm into the convolutions, and compiled by XLA. All are in one
-process and take turns; medians, and medians and quartiles of the rounds' ratios to TensorFlow.
+The engines compute a ResNet-50's features of normalised images. Beside --engine's choices, there are TensorFlow with
+its weights as constants ("folded"), so that its graph optimiser may put BatchNorm into the convolutions, and
+TensorFlow compiled by XLA. All run in one process and take turns. Prints medians, and medians and quartiles of the
+rounds' ratios to TensorFlow.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def measure(ways, images, rounds, seconds):
 
 
 def ways(images):
-    """{name: function of images -> {output: array}}; says what is left out."""
+    """Returns {name: function of images -> {output: array}}; prints which engines are left out."""
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 

@@ -1,9 +1,10 @@
-"""How long a folder of many files takes to the first batch, at the first start and at the second, and its memory.
+"""Time from the start to the first batch of a folder of many files, at the first and the second start, and memory.
 
     python -m benchmarks.folder_start --folder=DIR --files=200000
 
-makes DIR if it is not there, of copies of the embedded images, and measures each start in a fresh process, from after
-TensorFlow has loaded to the first batch of views. Memory is the process's peak beyond what it was by then.
+makes DIR from copies of the embedded images, if it is not there. It measures each start in a fresh process that has
+made a batch of the embedded images before, to the first batch of views. Memory is the process's peak beyond its peak
+at that point.
 """
 
 import argparse

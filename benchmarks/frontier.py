@@ -1,13 +1,12 @@
-"""How much is learnt in so many minutes? Recipes at several budgets of wall time, on the embedded images.
+"""How much recipes learn within several budgets of wall time, on the embedded images.
 
     python -m benchmarks.frontier --budgets=5,15,40 --seeds=0,1,2
     python -m benchmarks.frontier --test
 
-A recipe's speed is measured in a short run first; the schedule of a run is then as long as its budget allows. Runs
-train on nine tenths of the embedded *training* images, with all cores, one after another; kNN and linear probe on the
-tenth that is held out judge them, so that no test image chooses a recipe. --test looks at the 2,000 test images, once,
-at the end, with the encoders that there are. Every run is a row of docs/results/frontier.csv; what is there is not run
-again.
+A short run first measures a recipe's speed; the schedule of a run is then as long as its budget allows. Runs train on
+nine tenths of the embedded *training* images, with all cores, one after another. kNN and a linear probe on the
+held-out tenth judge them, so that no test image chooses a recipe. --test evaluates the finished runs on the 2,000 test
+images, once, at the end. Every run is a row of docs/results/frontier.csv; runs in this file are not repeated.
 """
 
 import argparse
@@ -21,14 +20,14 @@ from benchmarks.small_runs import BASE, ROOT, call, read, write_images
 from moco_tf import run_folder
 from moco_tf.evaluate import plots, scores
 
-RECIPES = {  # two points of departure, what the search found, and the same without a queue
+RECIPES = {  # two starting points, the result of the search, and the same without a queue
     "quickstart at 32 pixels": BASE,
     "reference": "--flagfile=configs/embedded_reference.flags",
     "quickstart": "--flagfile=configs/quickstart.flags",
     "end to end, NT-Xent": "--flagfile=configs/quickstart.flags --method=end_to_end --loss=nt_xent --temperature=0.2",
 }
-START = 12  # seconds before the first step, roughly: they belong to a budget
-TIMED = 60  # steps that tell a recipe's speed
+START = 12  # seconds before the first step, roughly; they count towards a budget
+TIMED = 60  # steps that measure a recipe's speed
 COLUMNS = (
     "recipe", "budget_minutes", "seed", "epochs", "images_seen", "wall_seconds",
     "held_out_knn", "held_out_probe", "test_knn", "test_probe",
@@ -70,7 +69,7 @@ def main():
 
 
 def _place(row):
-    """Of a row: by recipe, then by budget, then by seed."""
+    """The sort key of a row: recipe, then budget, then seed."""
     return [*RECIPES].index(row["recipe"]), float(row["budget_minutes"]), int(row["seed"])
 
 
@@ -79,7 +78,7 @@ def run_dir(folder, recipe, budget, seed):
 
 
 def run(folder, images, recipe, budget, seed):
-    """Trains a recipe for so many minutes and judges it on the held-out images; what its row has beside its key."""
+    """Trains a recipe for `budget` minutes and judges it on the held-out images; returns its row without the key."""
     data = [f"--dataset={images}", "--knn_every=0", f"--seed={seed}"]
     cores = sorted(os.sched_getaffinity(0))
 
@@ -87,7 +86,7 @@ def run(folder, images, recipe, budget, seed):
         call(cores, "moco_tf.train", *RECIPES[recipe].split(), *data, *flags, f"--run_dir={into}")
 
     trial = run_dir(folder, recipe, "speed", 0)
-    if not (trial / "metrics.csv").exists():  # once a recipe
+    if not (trial / "metrics.csv").exists():  # once per recipe
         train(trial, f"--max_steps={TIMED}", "--epochs=200", "--seed=0")
     per_second = float(run_folder.rows(trial)[-1]["images_per_second"])
     count = len(list((images / "train").glob("*/*")))
@@ -123,7 +122,7 @@ def table(rows):
 
 
 def draw(rows, path):
-    """Held-out kNN over minutes, a curve a recipe."""
+    """Draws held-out kNN over minutes, one curve per recipe."""
     points = []
     for recipe, budget in dict.fromkeys((row["recipe"], row["budget_minutes"]) for row in rows):
         of = [float(r["held_out_knn"]) for r in rows if (r["recipe"], r["budget_minutes"]) == (recipe, budget)]

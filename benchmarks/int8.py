@@ -3,9 +3,10 @@
     python -m moco_tf.train --flagfile=configs/quickstart.flags --run_dir=runs/quickstart
     python -m benchmarks.int8 --run_dir=runs/quickstart
 
-Exports the run's encoder, and a ResNet-50 of random weights, as ONNX files of float32 and of int8. Prints the cosine
-of the run's features and its kNN top-1 on the embedded test images (k 200, t 0.1) by either file; and images/s of
-either, which take turns: medians, and median and quartiles of the rounds' ratios.
+Exports the run's encoder, and a ResNet-50 of random weights, as float32 and int8 ONNX files. Prints the cosine between
+the run's features in float32 and int8, and each file's kNN top-1 on the embedded test images (k 200, t 0.1). Also
+prints each file's images/s. The files take turns; the figures are medians, and median and quartiles of the rounds'
+ratios.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def export(model, folder, **options):
 
 
 def knn(file):
-    """kNN top-1 of a file's features of the embedded test images, by those of the training images."""
+    """kNN top-1 of a file's features of the embedded test images, with the training images as the bank."""
     import numpy as np
 
     from moco_tf.data import encoded, sources
@@ -82,7 +83,7 @@ def knn(file):
 
 
 def throughput(files, side, batch_size, rounds):
-    """Images/s of square uint8 images of either file, and how many times float32's int8's are."""
+    """Returns each file's throughput on square uint8 images, in images/s, and int8's relative to float32's."""
     import numpy as np
 
     from moco_tf.serving import onnx_file

@@ -1,9 +1,10 @@
-"""A step of MAE and of MAE beside MoCo v3's contrast, with half and three quarters hidden, beside one of MoCo v3.
+"""Compares steps of MAE, and of MAE with MoCo v3's contrast, half and three quarters hidden, with a step of MoCo v3.
 
     python -m benchmarks.masking
 
-vit_tiny, 4-pixel patches at 32 pixels, batches of 64 random images, AdamW, projectors of width 512; decoders as the
-tasks have them by default. All take turns in one process, a step each. MAE has one view of an image, the others two.
+The setting is vit_tiny, 4-pixel patches at 32 pixels, batches of 64 random images, AdamW, projectors of width 512, and
+the tasks' default decoders. All ways take turns in one process, a step each. MAE has one view of an image, the others
+have two.
 Writes docs/results/bench/masking.json.
 """
 
@@ -49,7 +50,7 @@ WAYS = (("moco_v3", 0.0), ("mae_moco 50 %", 0.5), ("mae_moco 75 %", 0.75), ("mae
 
 
 def step(name, ratio):
-    """A function that takes a training step."""
+    """Returns a function that takes a training step."""
     import tensorflow as tf
 
     import moco_tf

@@ -1,17 +1,17 @@
-"""The memory of each mechanism against K, measured, beside its formula.
+"""Measures the memory of each mechanism against K, and compares it with a formula.
 
     python -m benchmarks.mechanism_memory
 
-Trains two steps of each mechanism at each K in a process of its own (32-pixel images, ResNet-10 of width 16, C 128)
-and takes the peak of its resident memory beyond what the process had with TensorFlow loaded. The formulas, in float32:
+Trains two steps of each mechanism at each K in a process of its own (32-pixel images, ResNet-10 of width 16, C 128),
+and takes the process's peak of resident memory beyond its peak with TensorFlow loaded. The formulas, in float32, are:
 
     queue        K C                    its keys
     bank         R C                    a key for each of R records, whatever K is
     end-to-end   2 (K + 1) A            what the backward pass needs of both views of K + 1 images: the outputs of
                                         convolutions (BatchNorm reads them) and of ReLUs (the next layer does)
 
-A step with the bank also holds the keys that it has drawn; beyond that all have the weights, and for queue and bank
-the activations of a batch of 128. Writes docs/results/bench/mechanism_memory.json.
+A step with the bank also holds the keys that it has drawn. In addition, all mechanisms hold the weights, and queue and
+bank hold the activations of a batch of 128. Writes docs/results/bench/mechanism_memory.json.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def measure(mechanism, size, records):
 
 
 def activations(backbone):
-    """A: numbers that the backward pass needs of one image, the outputs of convolutions and of ReLUs."""
+    """A: how many numbers the backward pass needs per image, the outputs of convolutions and of ReLUs."""
     from keras import layers
 
     kept = [layer.output.shape[1:] for layer in backbone.layers if isinstance(layer, (layers.Conv2D, layers.ReLU))]

@@ -3,10 +3,11 @@
     python -m benchmarks.near_duplicates --images=photos --encoder=runs/photos
 
 Takes --count images of the folder and plants a changed copy of some: re-encoded, resized, cropped to 80 % of each
-side, colour-shifted, flipped. All pairs of images are ordered by cosine, or by the distance of imagehash's pHash; of
-the beginnings of that order in which 99 % of the pairs are planted, the longest counts. Folders have near-duplicates
-of their own: other pairs whose small pictures correlate by 0.9 or more count neither way. Prints a table, and what the
-threshold of moco_tf.search.duplicates finds; writes docs/results/bench/near_duplicates.json.
+side, colour-shifted, flipped. Orders all pairs of images by cosine, or by the distance of imagehash's pHash. The
+recall is that of the longest beginning of this order in which 99 % of the pairs are planted. Folders have
+near-duplicates of their own, so other pairs whose small pictures correlate by 0.9 or more count neither as right nor
+as wrong. Prints a table, and what the threshold of moco_tf.search.duplicates finds. Writes
+docs/results/bench/near_duplicates.json.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import numpy as np
 from benchmarks import results
 
 PRECISION, OWN = 0.99, 0.9
-BLOCK = 1000  # rows of the distances of hashes at a time
+BLOCK = 1000  # rows of hash distances at a time
 CHANGES = ("re-encoded", "resized", "cropped", "colours", "flipped")
 OUTPUT = results.file("near_duplicates")
 
@@ -121,7 +122,7 @@ def by_encoder(photos, folder, encoder, on):
 
 
 def by_hash(photos):
-    """(pairs (P, 2) at distances below 16 of 64 bits, minus these distances (P,))."""
+    """(pairs (P, 2) at distances below 16 of 64 bits, their distances (P,) negated)."""
     import imagehash
     from PIL import Image
 
@@ -138,9 +139,9 @@ def by_hash(photos):
 
 
 def judged(pairs, scores, names, small):
-    """(what is planted, scores), the highest first: for each pair the name of its original, or "" where it has none.
+    """Returns (planted, scores), highest score first; planted: the name of each pair's original, or "" if not planted.
 
-    Without the folder's own near-duplicates.
+    Leaves out the folder's own near-duplicates.
     """
     planted = np.array([names[a][:5] if names[a][:5] == names[b][:5] else "" for a, b in pairs], object)
     own = (planted == "") & (np.einsum("pi,pi->p", small[pairs[:, 0]], small[pairs[:, 1]]) >= OWN)
@@ -149,7 +150,7 @@ def judged(pairs, scores, names, small):
 
 
 def recall(planted, scores, kinds):
-    """{change, or "all": recall} at the lowest score from which 99 % of the pairs are planted; ties stay together."""
+    """{change, or "all": recall} at the lowest score down to which 99 % of pairs are planted; ties stay together."""
     right = planted != ""
     precision = np.cumsum(right) / np.arange(1, len(right) + 1)
     ends = np.append(scores[1:] != scores[:-1], True)

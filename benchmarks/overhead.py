@@ -2,8 +2,8 @@
 
     python -m benchmarks.overhead
 
-The whole step takes turns with those parts alone, on queries and keys that are given. Writes
-docs/results/bench/overhead.json. `benchmarks.replicas` has the same by difference, for several replicas.
+The whole step takes turns with these parts alone, which get queries and keys as inputs. Writes
+docs/results/bench/overhead.json. `benchmarks.replicas` measures the same as a difference, for several replicas.
 """
 
 import argparse

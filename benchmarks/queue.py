@@ -2,9 +2,9 @@
 
     python -m benchmarks.queue
 
-Each K gets a process of its own: InfoNCE with its gradient, and the enqueuing of 256 keys of 128 numbers, as
-`MoCo.train_step` has them, without an encoder. Peaks are of the resident memory from before the queue is made, less
-the queue itself. Writes docs/results/bench/queue.json.
+Each K gets a process of its own. It times InfoNCE with its gradient, and the enqueuing of 256 keys of 128 numbers, as
+in `MoCo.train_step`, but without an encoder. A peak is the growth of resident memory from before the queue is made,
+less the queue itself. Writes docs/results/bench/queue.json.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     python -m benchmarks.replicas --arch=resnet50 --batch_size=32 --replicas=1,2,4
 
-Each number of replicas gets a process of its own (TensorFlow divides a CPU once). In it the whole step and the passes
-alone (query forward and backward, key forward, on each replica) take turns; figures are medians of paired runs, with
-the quartiles of the share of a step that is not forward or backward. Writes docs/results/bench/replicas.json.
+Each number of replicas gets a process of its own (TensorFlow divides a CPU once). In this process, the whole step and
+the passes alone (query forward and backward, key forward, on each replica) take turns. The figures are medians of
+paired runs, and the quartiles of the share of a step that is neither forward nor backward. Writes
+docs/results/bench/replicas.json.
 """
 
 import argparse
@@ -77,7 +78,7 @@ def measure(arguments):
     times = []
     for repeat in range(arguments.repeats + 1):  # the first traces
         pair = {}
-        for function in (step, alone) if repeat % 2 else (alone, step):  # each as often first
+        for function in (step, alone) if repeat % 2 else (alone, step):  # each comes first equally often
             begin = time.perf_counter()
             tf.nest.map_structure(lambda x: x.numpy(), strategy.experimental_local_results(function())[0])
             pair[function] = time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""What the benchmarks found: a JSON file each, in docs/results/bench/."""
+"""The benchmarks' results: one JSON file for each, in docs/results/bench/."""
 
 import json
 from pathlib import Path

@@ -1,12 +1,12 @@
-"""What whole commands take, and the part of their epochs that is spent in training steps.
+"""How long whole commands take, and the share of their epochs that training steps take.
 
     python -m benchmarks.run
     git worktree add ../before HEAD~1; python -m benchmarks.run --before=../before --rounds=3
 
 Runs the quickstart, five epochs on a folder of 1,000 images at 64 pixels, and kNN and features of the quickstart's
-encoder, each command in a process of its own. With --before another checkout's commands take turns with these, and the
-last column is how many times as long they take here (median of the rounds' ratios). Writes its JSON file to
-docs/results/bench/.
+encoder, each command in a process of its own. With --before, another checkout's commands take turns with these
+commands, and the last column is how many times as long a command takes here (median of the rounds' ratios). Writes its
+JSON file to docs/results/bench/.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main():
 
 
 def measure(command, checkouts, rounds, output):
-    """{checkout: seconds of each round}, with the median `step_share` of the epochs here and the ratio's median."""
+    """{checkout: seconds of each round}, with the median `step_share` of the epochs here, and the median ratio."""
     found, shares = {name: [] for name in checkouts}, []
     trains = command[0] == "moco_tf.train"
     for number in range(rounds):

@@ -1,4 +1,4 @@
-"""The figures of docs/scaling.md: what a step sends between replicas (computed), and what each stage does (measured).
+"""The figures of docs/scaling.md: a step's traffic between replicas (computed), and each stage's speed (measured).
 
     python -m benchmarks.scaling
 
@@ -26,8 +26,10 @@ def main():
 
 
 def traffic(replicas, batch_size):
-    """Prints the bytes that each replica sends in a step of v1, as rings do it: a gather passes on (R - 1) / R of the
-    whole, a reduce twice that."""
+    """Prints the bytes that each replica sends in a step of v1, if replicas form rings.
+
+    A gather passes on (R - 1) / R of the whole; a reduce passes on twice as much.
+    """
     import moco_tf
     from moco_tf.methods.batch_norms import running_statistics
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.search_index --images=photos --encoder=runs/photos --vectors=1000000
 
-The vectors are an encoder's, of random crops of the images of a folder, as many of each as it takes; queries are other
-crops. The images are of one size. Writes docs/results/bench/search_index.json.
+The vectors are an encoder's, of random crops of a folder's images, with as many crops per image as needed. The queries
+are other crops. All images have the same size. Writes docs/results/bench/search_index.json.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main():
 
 
 def encode(arguments, file):
-    """Writes unit vectors of crops, float16 (N, D), as .npy; returns those of queries, float32 (Q, D)."""
+    """Writes unit vectors of crops, float16 (N, D), as .npy; returns the queries' vectors, float32 (Q, D)."""
     import tensorflow as tf
 
     from moco_tf.data import folder
@@ -84,7 +84,7 @@ def encode(arguments, file):
 
 
 def measure(kind, vectors, queries, path):
-    """A row of figures of an index of `vectors`, and the numbers (Q, K) that it finds."""
+    """A row of figures of an index of `vectors`, and the numbers (Q, K) that the index finds."""
     from moco_tf.search import vector_index
 
     started = time.perf_counter()

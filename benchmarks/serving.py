@@ -2,9 +2,9 @@
 
     python -m benchmarks.serving --json=docs/results/bench/serving.json
 
-Each way takes uint8 images of 500x375 pixels, resizes, cuts and normalises them, and encodes. They take turns, a
-round after another, so that whatever else the machine does falls on all of them; the medians are reported. What is not
-installed (the extras `onnx` and `torch`) is left out, and said.
+Each way takes uint8 images of 500x375 pixels, resizes, crops and normalises them, and encodes them. The ways take
+turns, one round after another, so that other work on the machine affects all of them. Prints medians. Leaves out, with
+a message, ways whose extra (`onnx` or `torch`) is not installed.
 """
 
 import argparse

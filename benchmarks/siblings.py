@@ -2,10 +2,11 @@
 
     python -m benchmarks.siblings
 
-A clip is simulated: an embedded CIFAR-10 training image at ten places and scales on ten neighbouring crops of one
-photograph (scikit-learn's two). `--pretext=crops` takes each frame as an image of its own, `siblings` two frames of a
-clip, with and without `--mask_siblings`, all for 320 steps; kNN top-1 on the embedded test images judges the encoders.
-Resumable: what --folder holds is not made or trained again. Writes docs/results/bench/siblings.json.
+A simulated clip shows an embedded CIFAR-10 training image at ten places and scales on ten neighbouring crops of one
+photograph (one of scikit-learn's two). `--pretext=crops` takes each frame as an image of its own; `siblings` takes two
+frames of a clip, with and without `--mask_siblings`, or four (three keys) with it. All train for 320 steps. kNN top-1
+on the embedded test images judges the encoders. The benchmark is resumable: it does not make or train again what
+--folder holds. Writes docs/results/bench/siblings.json.
 """
 
 import argparse
@@ -95,7 +96,7 @@ def _command(module, *arguments):
 
 
 def _accuracy(said):
-    """The percentage in the last line of moco_tf.evaluate.knn that has one."""
+    """The percentage in the last line of moco_tf.evaluate.knn's output that has one."""
     line = [line for line in said.splitlines() if "%" in line][-1]
     return float(line.split("%")[0].split()[-1])
 

@@ -10,9 +10,9 @@ import time
 
 
 def done(points, jobs, work):
-    """Yields (point, work(point, cores)) of each point as it is done; `jobs` of them work at a time.
+    """Yields (point, work(point, cores)) for each point as it is done; `jobs` points run at a time.
 
-    cores: the set of those that are this job's own.
+    cores: the set of the job's own cores.
     """
     slots = queue.SimpleQueue()
     cores = sorted(os.sched_getaffinity(0))
@@ -31,7 +31,7 @@ def done(points, jobs, work):
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield futures[future], future.result()
-        except KeyboardInterrupt:  # the runs have got the signal too, and save
+        except KeyboardInterrupt:  # the runs also got the signal, and save
             pool.shutdown(cancel_futures=True)
             raise
 
@@ -40,7 +40,7 @@ def call(words, cores):
     """Runs `python -m words` on some cores.
 
     Returns:
-      (the last line that it said if it failed, None if all went well; the share of these cores that it got).
+      (the last line of its output if it failed, None if all went well; the share of these cores that it got).
     """
     begun = time.monotonic()
     with tempfile.TemporaryFile("w+") as said:
@@ -59,5 +59,5 @@ def call(words, cores):
 
 
 def failure(words, cores):
-    """The first of what `call` returns."""
+    """Returns the first value that `call` returns."""
     return call(words, cores)[0]

@@ -1,11 +1,11 @@
-"""Which settings learn most? Runs that differ from the quickstart at 32 pixels in a few flags; no test image judges.
+"""Finds the settings that learn most, by runs that differ from the quickstart at 32 pixels in a few flags.
 
     python -m benchmarks.small_runs --jobs=2
 
-A tenth of the embedded *training* images is held out: a run trains on the other nine and kNN top-1 on that tenth
-judges it (one standard error is about 1.5 points). A run has one core with --jobs=2, so its seconds compare with one
-another only. Every run stands in docs/results/small_runs.csv, those that lost as well. Resumable: what the file holds
-is not run again.
+A tenth of the embedded *training* images is held out. A run trains on the other nine tenths, and kNN top-1 on the
+held-out tenth judges it (one standard error is about 1.5 points); no test image judges. On two cores, a run
+has one with --jobs=2, so compare its seconds only with those of other such runs. Every run is a row of
+docs/results/small_runs.csv, including those that lost. The benchmark is resumable: runs in this file are not repeated.
 """
 
 import argparse
@@ -28,10 +28,10 @@ from moco_tf.data import sources
 from moco_tf.evaluate import scores
 
 ROOT = Path(__file__).parent.parent
-LONGEST = 200  # characters of a trial's folder: names end at 255 bytes
+LONGEST = 200  # characters of a trial's folder name: names have at most 255 bytes
 HELD_OUT = 10  # every tenth image of a class
 COLUMNS = ("flags", "seed", "seconds_of_steps", "images_per_second", "held_out_knn_top1")
-# What the quickstart was at 32 pixels, from which the search sets out.
+# The search starts from what the quickstart was at 32 pixels.
 BASE = (
     "--flagfile=configs/quickstart.flags --image_size=32 --views_on=host --queue_size=4096 --crop_min=0.2 --lr=0.03 "
     "--momentum=0.99 --epochs=6"
@@ -107,7 +107,7 @@ def main():
 
 
 def write_images(folder):
-    """folder/train and folder/val, a folder for each class in them."""
+    """Writes folder/train and folder/val, with a folder for each class in them."""
     source, seen = sources.embedded("train"), collections.Counter()
     for number, record in enumerate(source.in_order().as_numpy_iterator()):
         split = "train" if seen[record["label"]] % HELD_OUT else "val"

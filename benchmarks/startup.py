@@ -2,8 +2,9 @@
 
     python -m benchmarks.startup
 
-Runs `moco_tf.train` for one step and takes the time to the line that reports it: v2's ResNet-50 at 224 pixels, with 16
-images a step, and the quickstart, which has the kNN of 12,000 images before. Writes docs/results/bench/startup.json.
+Runs `moco_tf.train` for one step and measures the time to the line that reports the step. The runs are v2's ResNet-50
+at 224 pixels, with 16 images a step, and the quickstart, which first evaluates kNN on 12,000 images. Writes
+docs/results/bench/startup.json.
 """
 
 import argparse

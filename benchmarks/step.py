@@ -1,12 +1,12 @@
-"""A training step of moco_tf beside the same step in PyTorch, in its fastest of four ways.
+"""Compares a training step of moco_tf with the same step in PyTorch, in each of PyTorch's ways.
 
     python -m benchmarks.step --arch=resnet50 --image_size=224 --batch_size=16
     python -m benchmarks.step --arch=vit_small --method=moco_v3 --image_size=224 --batch_size=16
     TF_FORCE_GPU_ALLOW_GROWTH=true python -m benchmarks.step --batch_size=128 --ways=moco_tf+xla,channels_last
 
-All take turns, a step each, in processes of their own with all cores, or with the GPU if there is one. Prints medians,
-and how many times as long each took as moco_tf (median and quartiles of the rounds). Needs the extra `torch`. Writes
-docs/results/bench/step.json, a row a setting.
+All ways take turns, a step each, in processes of their own with all cores, or with the GPU if there is one. Prints
+medians, and each way's time as a multiple of moco_tf's (median and quartiles of the rounds). Needs the extra `torch`.
+Writes docs/results/bench/step.json, one row per setting.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks import results, turns
 
 OUTPUT = results.file("step")
-WAYS = "moco_tf+xla,eager,compiled,channels_last,compiled+channels_last"  # those of PyTorch have no prefix
+WAYS = "moco_tf+xla,eager,compiled,channels_last,compiled+channels_last"  # PyTorch's ways have no prefix
 
 
 def main():

@@ -1,4 +1,4 @@
-"""What memory a training step of MoCo v3 with ViT-B takes at 224 pixels, in float32 and in bfloat16.
+"""How much memory a training step of MoCo v3 with ViT-B takes at 224 pixels, in float32 and in bfloat16.
 
     python -m benchmarks.step_memory --arch=vit_base --batch_size=16
 
@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--image_size", type=int, default=224, help="pixels")
     parser.add_argument("--batch_size", type=int, default=16, help="images, two views each")
     parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--precision", help=argparse.SUPPRESS)  # measure this one, in this process
+    parser.add_argument("--precision", help=argparse.SUPPRESS)  # measure this precision, in this process
     arguments = parser.parse_args()
     if arguments.precision:
         print(json.dumps(measure(arguments)))

@@ -1,4 +1,4 @@
-"""MoCo v2 and MoCo v3 in PyTorch, after the papers: what a step of moco_tf is timed against.
+"""MoCo v2 and MoCo v3 in PyTorch, after the papers: steps to time a step of moco_tf against.
 
 Each function returns a step, to be called without arguments. Encoders are torchvision's and timm's.
 """
@@ -56,7 +56,7 @@ def moco_v3_step(
     """MoCo v3 (arXiv:2104.02057) of a ViT: projector, predictor, both views each way, AdamW."""
     import timm
 
-    heads = {"num_heads": 12} if arch == "vit_small" else {}  # the paper's; timm's, after DeiT, has 6
+    heads = {"num_heads": 12} if arch == "vit_small" else {}  # the paper's number; timm's ViT, after DeiT, has 6
     vit = timm.create_model(f"{arch}_patch16_224", num_classes=0, img_size=image_size, **heads)
     vit.pos_embed.requires_grad_(False)
     vit.patch_embed.requires_grad_(False)
@@ -118,7 +118,7 @@ def _views(image_size, batch_size, channels_last, device):
 
 
 def _precision(bfloat16, device):
-    if device == "cuda":  # what TensorFlow does without being asked: TF32, and all algorithms tried
+    if device == "cuda":  # TensorFlow's defaults: it uses TF32 and tries all algorithms
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     return (lambda: torch.autocast(device, torch.bfloat16)) if bfloat16 else contextlib.nullcontext

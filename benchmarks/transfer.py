@@ -4,17 +4,17 @@
     pip download --no-deps deepforest==2.1.0
     python -m benchmarks.transfer --wheel=deepforest-2.1.0-py3-none-any.whl --jobs=2
 
-trees: real boxes (tree_crowns.py); composite_detect, composite_segment: synthetic scenes (composite_scenes.py). Makes
-data and encoders once under --runs, then fine-tunes each encoder on each of --labels percent of the training images
-with each of --seeds; the encoders of a seed get the same images, steps and learning rate. The error bars are those of
-fine-tuning alone: there is one pre-training seed.
+The set trees has real boxes (tree_crowns.py); composite_detect and composite_segment have synthetic scenes
+(composite_scenes.py). Makes data and encoders once under --runs, then fine-tunes each encoder on each of --labels
+percent of the training images with each of --seeds. The encoders of a seed get the same images, steps and learning
+rate. The error bars show the spread of fine-tuning alone, because there is only one pre-training seed.
 
-Interrupted, it goes on; what stands in a CSV of --output is not run again. Each set ends with <set>.csv, <set>.png, a
-table, and how far each encoder lies from the random one.
+An interrupted study resumes when it is started again; it does not repeat runs in a CSV file of --output. Each set ends
+with <set>.csv, <set>.png, a table, and how far each encoder lies from the random one.
 
-All encoders are one network, a ResNet-10 of width 16. MoCo on CIFAR-10 and the supervised encoder see the same images
-equally often, so they can be compared. MoCo on tiles has seen, without labels, what the trees' detector learns from;
-it has no supervised counterpart.
+All encoders have the same architecture, a ResNet-10 of width 16. MoCo on CIFAR-10 and the supervised encoder see the
+same images equally often, so they can be compared. MoCo on tiles has seen the images that the trees' detector learns
+from, without their labels; it has no supervised counterpart.
 """
 
 import csv
@@ -29,19 +29,19 @@ from pathlib import Path
 from benchmarks import side_by_side
 from moco_tf import command, run_folder
 
-SIZE = 96  # of images in detection and segmentation
+SIZE = 96  # side of the images in detection and segmentation
 PASSES = 20  # over CIFAR-10's images, by MoCo and by the supervised encoder
 MOCO = (
     *("moco_tf.train", "--arch=resnet10", "--width=16", "--stem=imagenet", "--views_on=device", "--seed=0"),
     *("--momentum=0.99", "--temperature=0.1", "--lr_per=step", "--weight_decay=5e-4"),
 )
-# CIFAR-10's 32 pixels are stretched, so that the stem leaves something of them; objects in scenes have 24 to 40. At 64
-# pixels kNN after four passes is no better (36 %), and a pass takes half as long again.
+# CIFAR-10's 32 pixels are enlarged, so that the stem leaves something of them; objects in scenes have 24 to 40 pixels.
+# At 64 pixels, kNN after four passes is no better (36 %), and a pass takes half as long again.
 ON_CIFAR = (
     *(*MOCO, "--image_size=48", "--augment=cifar", "--crop_min=0.2", "--queue_size=1024"),
     *("--batch_size=128", "--lr=0.06", f"--epochs={PASSES}", f"--knn_every={PASSES}"),
 )
-# There are 1258 tiles, and each overlaps eight others: a long queue would hold a query's own tile and these.
+# There are 1258 tiles, and each overlaps eight others. A long queue would hold a query's own tile and those eight.
 ON_TILES = (
     *(*MOCO, f"--image_size={SIZE}", "--augment=v2", "--queue_size=256"),
     *("--batch_size=64", "--lr=0.03", "--epochs=40", "--knn_every=0"),
@@ -50,8 +50,8 @@ LABELLED = ("moco_tf.evaluate.finetune", "--init=random", "--crop_min=0.2", f"--
 SUPERVISED = "supervised/model.keras"
 
 
-# Boxes have sides of 20 to 40 pixels; rates are those at which either learns some drawn shapes quickly. With a
-# pyramid of 256 channels a run takes twice as long.
+# Boxes have sides of 20 to 40 pixels. At these learning rates, each task learns some drawn shapes quickly. With a
+# pyramid of 256 channels, a run takes twice as long.
 HEADS = {
     "detect": ("--smallest_anchor=16", "--head_layers=1", "--pyramid_channels=64", "--lr=0.01"),
     "segment": ("--lr=0.03",),
@@ -62,8 +62,8 @@ HEADS = {
 class Set:
     task: str  # the command, moco_tf.transfer.<task>
     data: str  # a folder of --runs
-    inits: dict  # by name: (a run, of --runs; --init: encoder, random, or a file of --runs)
-    figures: tuple  # of summary.json, in percent; the first says how encoders compare
+    inits: dict  # {name: (a run in --runs; --init: encoder, random, or a file in --runs)}
+    figures: tuple  # of summary.json, in percent; the first one compares the encoders
 
 
 COMPOSITE = {
@@ -88,7 +88,7 @@ SETS = {
 }
 NAMES = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap50_any_class": "AP50, any class", "miou": "mean IoU"}
 COLUMNS = ("init", "labels", "steps", "seed", *NAMES, "seconds")
-KEY = 4  # columns that name a run
+KEY = 4  # how many columns, from the first, identify a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +154,7 @@ def keys(settings, name):
     """(init, labels, steps, seed) of all runs of a set."""
     return [
         (init, labels, settings.steps, seed)
-        for seed in settings.seeds  # the first seed of all is done first
+        for seed in settings.seeds  # the first seed of all points runs first
         for labels in settings.labels
         for init in SETS[name].inits
     ]
@@ -164,7 +164,7 @@ def keys(settings, name):
 
 
 def preparations(settings, sets):
-    """The commands that make what some sets need, in stages, each of which needs those before.
+    """The commands that make what some sets need, in stages, each of which needs the earlier stages.
 
     Returns:
       [{a folder of --runs: (words of the command that makes it)}].
@@ -195,7 +195,7 @@ def preparations(settings, sets):
 
 
 def prepare(settings, sets):
-    """Makes the data and the encoders that some sets need and that are not there; returns how many failed."""
+    """Makes the missing data and encoders that some sets need; returns how many failed."""
     for stage in preparations(settings, sets):
         missing = [folder for folder in stage if not is_made(Path(settings.runs, folder))]
         begun, failures = time.monotonic(), 0
@@ -238,7 +238,7 @@ def words(settings, name, init, labels, steps, seed):
 
 
 def run(settings, point, cores):
-    """Fine-tunes an encoder on some cores; returns (the figures, or None if it failed, what to say of it)."""
+    """Fine-tunes an encoder on some cores; returns (the figures, or None if it failed; a text about it)."""
     begun = time.monotonic()
     command_words = words(settings, *point)
     summary = Path(command_words[-1].partition("=")[2], "summary.json")
@@ -254,7 +254,7 @@ def run(settings, point, cores):
 
 
 def recorded(file):
-    """(init, labels, steps, seed) -> figures, of a CSV file; empty if there is none."""
+    """{(init, labels, steps, seed): figures} of a CSV file; empty if there is no file."""
     if not file.exists():
         return {}
     with open(file, newline="") as text:
@@ -265,7 +265,7 @@ def recorded(file):
 
 
 def write(file, known):
-    """Writes all runs that are known to a CSV file, in one step."""
+    """Writes all known runs to a CSV file, in one step."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(".writing")
     with open(aside, "w", newline="") as text:
@@ -276,7 +276,7 @@ def write(file, known):
 
 
 def by_seed(known, init, labels, figure):
-    """{seed: a figure} of the runs of an init with so many labels."""
+    """{seed: a figure} of the runs of an init with `labels` percent of the training images."""
     return {key[3]: float(found[figure]) for key, found in known.items() if key[:2] == (init, labels)}
 
 
@@ -303,9 +303,9 @@ def mean_and_spread(values):
 
 
 def gains(name, known):
-    """Lines: how far each encoder lies from the random one, mean and standard error of the seeds.
+    """Lines on how far each encoder lies from the random one: mean and standard error of the seeds.
 
-    The two have the same labelled images where they have the same seed, so that differences are taken seed by seed.
+    The two encoders of a seed have the same labelled images, so that differences are taken seed by seed.
     """
     figure, lines = SETS[name].figures[0], []
     for init, labels in places(name, known):
@@ -349,7 +349,7 @@ def plot(name, known, file):
         axes.set(xlabel="training images", ylabel=f"{NAMES[column]}, %")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].legend(frameon=False)
-    figure.suptitle(f"{name}: mean of the seeds, bars of one standard deviation")
+    figure.suptitle(f"{name}: mean of the seeds,\nbars of one standard deviation")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
     plt.close(figure)

@@ -3,14 +3,15 @@
     pip download --no-deps deepforest==2.1.0
     python -m benchmarks.tree_crowns --wheel=deepforest-2.1.0-py3-none-any.whl --output=data/tree_crowns
 
-Reads the wheel as a zip file and installs nothing. Writes COCO's layout (images/<split>, annotations) of square tiles
-that do not overlap: the training tiles are of one photograph, the test tiles of three others, taken elsewhere. Writes
-the training photograph once more as overlapping tiles without labels, unlabelled/*.png, for pre-training.
+Reads the wheel as a zip file and installs nothing. Writes square tiles that do not overlap, in COCO's layout
+(images/<split>, annotations). The training tiles come from one photograph, the test tiles from three others, taken
+elsewhere. Writes the training photograph once more as overlapping tiles without labels, unlabelled/*.png, for
+pre-training.
 
-A box is cut to the tile, and left out of a tile that holds less than half of it. All photographs are annotated to
+A box is cut to the tile. A tile leaves out a box if it holds less than half of it. All photographs are annotated to
 their edges (seen by eye; shrubs and fallen trunks are not trees), so tiles without boxes are backgrounds. The right
-and lower edges of a photograph, less than a tile, are not used. Of the 574 training crowns 491 are in the tiles of 128
-pixels, 4 of them in two; of the 377 test crowns 338, 2 of them in two.
+and lower edges of a photograph that are narrower than a tile are not used. The tiles of 128 pixels hold 491 of the 574
+training crowns, 4 of them in two tiles, and 338 of the 377 test crowns, 2 of them in two tiles.
 
 Source of the photographs: NEON (US National Ecological Observatory Network), 10 cm a pixel; of the boxes: Weinstein et
 al., "Individual tree-crown detection in RGB imagery", Remote Sensing 2019.
@@ -34,7 +35,7 @@ PHOTOGRAPHS = {  # by split: names in the wheel, and how many boxes each has
     "train": {"2019_YELL_2_528000_4978000_image_crop2": 574},
     "test": {"2019_YELL_2_541000_4977000_image_crop": 279, "OSBS_029": 61, "SOAP_061": 37},
 }
-SHARE = 0.5  # of a box's area: a tile that holds less leaves the box out
+SHARE = 0.5  # a tile that holds less than this share of a box's area leaves the box out
 CATEGORIES = {1: "tree"}  # SOAP_061 tells alive from dead trees; the others do not
 
 
@@ -87,7 +88,7 @@ def make(settings):
 
 
 def read(wheel, name, number):
-    """A photograph of the wheel, `number` boxes it must have: (name, PIL image, boxes (B, 4) as x0, y0, x1, y1)."""
+    """A photograph of the wheel, with exactly `number` boxes: (name, PIL image, boxes (B, 4) as x0, y0, x1, y1)."""
     image = Image.open(io.BytesIO(wheel.read(f"deepforest/data/{name}.png"))).convert("RGB")
     document = xml.etree.ElementTree.fromstring(wheel.read(f"deepforest/data/{name}.xml"))
     sides = ("xmin", "ymin", "xmax", "ymax")
@@ -115,7 +116,7 @@ def labelled_tiles(name, image, boxes, tile):
 
 
 def boxes_in(boxes, left, top, tile):
-    """Of boxes (B, 4) as x0, y0, x1, y1 those of which SHARE lies in a tile, cut to it: (K, 4) as x, y, w, h there."""
+    """Keeps boxes (B, 4) as x0, y0, x1, y1 with at least SHARE in a tile, cut to it: (K, 4) as x, y, w, h there."""
     begin, end = (np.clip(corner - (left, top), 0, tile) for corner in (boxes[:, :2], boxes[:, 2:]))
     inside = np.prod(end - begin, axis=1) / np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     return np.concatenate([begin, end - begin], axis=1)[inside >= SHARE]

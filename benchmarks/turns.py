@@ -1,6 +1,6 @@
-"""Ways to do one thing, each in a process of its own, that take turns.
+"""Times several ways to do one thing, which take turns, each in a process of its own.
 
-Neither threads nor memory of two libraries meet, and whatever else the machine does falls on all of them alike.
+The threads and memory of two libraries stay apart, and other work on the machine affects all ways equally.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ import sys
 import time
 from pathlib import Path
 
-REST = 1  # seconds, in which what the way before had begun ahead comes to its end
+REST = 1  # seconds for the previous way to finish work that it had begun ahead
 
 
 def take(commands, rounds):
     """Runs each command's function in turn, `rounds` times, after a first time that does not count.
 
-    commands: {name: arguments of this Python}, programs that end in `serve`.
+    commands: {name: arguments for this Python}, of programs that end in `serve`.
 
     Returns:
       {name: [seconds of each round]}.
@@ -32,8 +32,8 @@ def take(commands, rounds):
                 [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
             )
             stack.callback(process.wait)
-            stack.callback(process.stdin.close)  # ends it
-            _begin(process)  # what is compiled first, is compiled side by side
+            stack.callback(process.stdin.close)  # ends the process
+            _begin(process)  # the first compilations run side by side
         for name, process in ways.items():
             _seconds(process, name)
         seconds = {name: [] for name in ways}
@@ -58,7 +58,7 @@ def _seconds(process, name):
 
 
 def serve(function):
-    """In the process: runs `function` for each line that comes in, and answers with the seconds that it took."""
+    """Runs `function` for each input line, in a way's process, and answers with the seconds that it took."""
     for _ in sys.stdin:
         begin = time.perf_counter()
         function()
@@ -75,7 +75,7 @@ def gpu():
 
 
 def machine():
-    """What steps run on: the GPU's name, or the processor's and how many cores of it."""
+    """What steps run on: the GPU's name, or the number of cores and the processor's name."""
     if name := gpu():
         return name
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -84,7 +84,7 @@ def machine():
 
 
 def ratio(slower, faster):
-    """Median and quartiles of how many times as long one took, round by round."""
+    """Median and quartiles of how many times as long `slower` took as `faster`, round by round."""
     ratios = [a / b for a, b in zip(slower, faster, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     return {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}

@@ -24,7 +24,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=512, help="of each round")
     parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # serve this way, of this folder, in this process
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # serve this way on this folder, in this process
     arguments = parser.parse_args()
     if arguments.one:
         way, folder = arguments.one
@@ -51,7 +51,7 @@ def main():
 
 
 def write_jpegs(folder):
-    """Files of smooth noise, which take a JPEG decoder about as long as photographs of this size."""
+    """Writes files of smooth noise, which take a JPEG decoder about as long as photographs of this size."""
     import numpy as np
     from PIL import Image
 
@@ -63,7 +63,7 @@ def write_jpegs(folder):
 
 
 def batches(endless, count):
-    """A function that takes so many batches of an endless iterator."""
+    """A function that takes `count` batches of an endless iterator."""
 
     def take():
         for _ in range(count):
@@ -73,7 +73,7 @@ def batches(endless, count):
 
 
 def ours(folder, _):
-    """moco_tf's own: what the trainer reads a folder with."""
+    """moco_tf's own pipeline, with which the trainer reads a folder."""
     from moco_tf.startup import load_tensorflow
 
     load_tensorflow(training=True)
@@ -86,7 +86,7 @@ def ours(folder, _):
 
 
 def torchvision(folder, cores):
-    """The authors' transforms, on the library that they used, with a worker process a core."""
+    """The authors' transforms, in the library that they used, with one worker process per core."""
     import random
 
     import torch

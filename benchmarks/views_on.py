@@ -2,8 +2,8 @@
 
     python -m benchmarks.views_on
 
-The embedded images and the recipe of the CIFAR-10 demo, pairs of views, batches of 128; the ways take turns, medians
-of --rounds. Writes docs/results/bench/views_on.json.
+The setting is the embedded images and the recipe of the CIFAR-10 demo, with pairs of views in batches of 128. The ways
+take turns; the figures are medians of --rounds. Writes docs/results/bench/views_on.json.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks import results, turns
 
 WAYS = ("host", "both", "device")
-BATCH, BATCHES, FIRST = 128, 40, 5  # images; batches that are timed, and before them
+BATCH, BATCHES, FIRST = 128, 40, 5  # images; timed batches, and batches before them
 
 
 def main():

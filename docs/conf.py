@@ -48,6 +48,7 @@ CONTENTS = {
         docs/results/small_runs
         docs/results/evaluation
         docs/results/pretext
+        docs/results/transfer
         docs/results/cifar10
         docs/results/moco_v3
         docs/results/ablations

@@ -1,4 +1,4 @@
-"""`python -m export.classifier`: `python -m moco_tf.serving.export classifier`, as it is called in a checkout."""
+"""`python -m export.classifier` runs `python -m moco_tf.serving.export classifier` in a checkout."""
 
 import sys
 

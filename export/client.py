@@ -1,4 +1,4 @@
-"""`python -m export.client`: `python -m moco_tf.serving.export client`, as it is called in a checkout."""
+"""`python -m export.client` runs `python -m moco_tf.serving.export client` in a checkout."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`python -m export.encoder`: `python -m moco_tf.serving.export encoder`, as it is called in a checkout."""
+"""`python -m export.encoder` runs `python -m moco_tf.serving.export encoder` in a checkout."""
 
 import sys
 

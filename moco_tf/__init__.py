@@ -1,7 +1,7 @@
 """moco_tf: Momentum Contrast (MoCo) for Keras 3 / TensorFlow 2.
 
-The public names. They load on first use, so that `python -m moco_tf.train --help`, or a wrong flag, answers
-before TensorFlow has started.
+This module holds the public names. They load on first use, so that `python -m moco_tf.train --help` prints its help,
+and a wrong flag its error, before TensorFlow starts.
 """
 
 from importlib import import_module

@@ -1,20 +1,20 @@
-"""What users ask most, answered when it applies: pure functions from settings and figures to sentences.
+"""Answers to users' most frequent questions, when they apply: pure functions from settings and figures to sentences.
 
-`docs/training.md` says more about each.
+`docs/training.md` says more about each answer.
 """
 
 import math
 
 from moco_tf import command
 
-# Of the wall time, the part that training may wait for images without a word.
+# The share of the wall time that training may wait for images before it gives advice.
 WAIT = 0.1
-# A gradient this many times its usual norm is a spike; the paper's curves rise by more, usual steps do not.
+# A gradient of this many times its usual norm is a spike. The paper's curves rise by more; usual steps do not.
 SPIKE = 10
 
 
 def before_training(config, size, bfloat16=False):
-    """Sentences on a run that is about to start with `size` images; bfloat16: whether what trains computes in it."""
+    """Yields sentences on a run that starts on `size` images; bfloat16: whether the training device computes in it."""
     of_loss = {
         "moco": _on_the_queue,
         "moco_v3": _on_the_pairs,
@@ -65,12 +65,12 @@ def before_training(config, size, bfloat16=False):
 
 def _on_the_queue(config, size):
     K, N = config.queue_size, config.batch_size
-    keys = N * (2 if config.symmetric else getattr(config, "positives", 1))  # that a step enqueues
+    keys = N * (2 if config.symmetric else getattr(config, "positives", 1))  # enqueued by each step
     yield (
         f"Is this loss normal? It starts somewhere below ln(K + 1) = {math.log(K + 1):.2f} and first rises, "
         f"while the queue's random keys give way to real ones ({math.ceil(K / keys)} steps); after that it falls."
     )
-    images = K * N // keys  # of which the queue holds keys
+    images = K * N // keys  # whose keys the queue holds
     if size - N < images and not config.mask_siblings and config.positives_from == "keys":
         yield (
             f"The queue (K = {K}) reaches back further than one epoch of {size} images less a batch: an image "
@@ -128,7 +128,7 @@ def _on_the_channels(config):
 
 
 def after_step(config, step, first, last, usual):
-    """Sentences on a step's gradient norms in the first and last block; `usual`: the first block's median so far."""
+    """Yields sentences on a step's gradient norms in the first and last block; `usual`: the first's median so far."""
     if 0 < SPIKE * usual < first:
         frozen = not config.is_vit or config.freeze_patch
         remedy = "" if frozen else "--freeze_patch, the paper's remedy, or "
@@ -140,11 +140,12 @@ def after_step(config, step, first, last, usual):
 
 
 def after_epoch(config, logs, best_knn, features):
-    """Sentences on the figures of an epoch.
+    """Yields sentences on the figures of an epoch.
 
-    best_knn: the highest kNN top-1 so far, or None; features: how many there are, which embeddings without a head are.
+    best_knn: the highest kNN top-1 so far, or None.
+    features: the number of features, which is also the length of embeddings without a head.
     """
-    spread = 1 / math.sqrt(config.dim if config.uses("dim") else features)  # of rows of unit length
+    spread = 1 / math.sqrt(config.dim if config.uses("dim") else features)  # if rows have unit length
     if logs.get("feature_std", spread) < 0.1 * spread:
         remedy = "A lower --lr, or a --momentum nearer to 1," if config.uses("momentum") else "A lower --lr"
         yield (

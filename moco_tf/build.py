@@ -1,4 +1,4 @@
-"""From a `Config` to the objects that it describes: data, pretext task, model with its optimizer."""
+"""Builds the objects that a `Config` describes: data, pretext task, and model with its optimizer."""
 
 import contextlib
 import dataclasses
@@ -50,7 +50,7 @@ def strategy(config):
 
 
 def is_chief(strategy):
-    """Whether this process is the one that writes: the only one, or the first of several."""
+    """Whether this process writes the files: it is the only process, or the first of several."""
     cluster = strategy.cluster_resolver
     if cluster is None or cluster.task_type in (None, "chief"):
         return True
@@ -58,10 +58,10 @@ def is_chief(strategy):
 
 
 def batches(config, strategy, records, task, step, model):
-    """Endless batches of what a model trains on, from training step `step` on: each replica's own share.
+    """Returns endless batches of training data, from training step `step` on: each replica's own share.
 
     Raises:
-      ConfigError: the model does not train on as many views as the task makes, or they are of several shapes.
+      ConfigError: the model does not train on the number of views that the task makes, or the views differ in shape.
     """
     number = strategy.num_replicas_in_sync
     whole = at_once(config, records)
@@ -117,15 +117,15 @@ def steps_per_epoch(config, size):
 
 
 def inputs(config, size=None):
-    """What the encoder expects: what the task says, or a `Preprocessing`, with the numbers of its recipe of views.
+    """Returns the encoder's input format: the task's own, or a `Preprocessing` with the numbers of its views' recipe.
 
-    size: of the views, where it is not the run's own.
+    size: the size of the views, if it is not the run's own.
     """
     module = config_lib.task_module(config.pretext)
     size = size or config.image_size
     if hasattr(module, "inputs") and (own := module.inputs(config, config.options(module.Options))):
         return dataclasses.replace(own, image_size=size) if own.unit == "images" else own
-    if getattr(config, "augment", None) not in augment.RECIPES:  # a user's own task may mean something else by it
+    if getattr(config, "augment", None) not in augment.RECIPES:  # a user's own task may give `augment` another meaning
         return dataclasses.replace(IMAGENET, image_size=size).of_channels(config.channels)
     return augment.RECIPES[config.augment](size).preprocessing.of_channels(config.channels)
 
@@ -135,14 +135,14 @@ def task(config, size=None):
     module = config_lib.task_module(config.pretext)
     views = functools.partial(module.views, inputs=inputs(config, size), options=config.options(module.Options))
     if module.__name__.startswith("moco_tf."):  # written without Python's `if` and `for` over tensors
-        return tf.autograph.experimental.do_not_convert(views)  # reading its source takes a second of the start
+        return tf.autograph.experimental.do_not_convert(views)  # reading its source would delay the start by a second
     return views
 
 
 def on_device(config, size=None):
-    """What the training step makes of a batch's views before it learns from them, or None: they are ready.
+    """Returns the function that finishes a batch's views inside the training step, or None if they are ready.
 
-    size: of the views, where it is not the run's own.
+    size: the size of the views, if it is not the run's own.
     """
     module = config_lib.task_module(config.pretext)
     if not hasattr(module, "on_device"):
@@ -151,10 +151,10 @@ def on_device(config, size=None):
 
 
 def at_once(config, records):
-    """What the task makes the views of a whole batch with, or None: of each record by itself.
+    """Returns the task's function that makes the views of a whole batch, or None if it works record by record.
 
     Raises:
-      ConfigError: the records do not allow what the flags ask for, or one cannot be read any more.
+      ConfigError: the records do not allow what the flags ask for, or a record cannot be read any more.
     """
     module = config_lib.task_module(config.pretext)
     if not hasattr(module, "at_once"):
@@ -170,7 +170,7 @@ def at_once(config, records):
 
 
 def read(config, source):
-    """What the encoder reads of a source: its images or sentences; or pairs, where it needs a second file of each.
+    """Returns the records that the encoder reads: images, sentences, or pairs if it needs a second file for each.
 
     Raises:
       ConfigError: the source holds something else.
@@ -188,7 +188,7 @@ def read(config, source):
 
 
 def records(config, source):
-    """What the task makes views of: what is `read`, or what its module's `records` makes of that."""
+    """Returns the records that the task makes views of: `source`, or what its module's `records` makes of `source`."""
     module = config_lib.task_module(config.pretext)
     if not hasattr(module, "records"):
         return source
@@ -209,7 +209,7 @@ def picture(config, views):
 
 
 def backbone(config):
-    """The backbone of a run for images of its size, with fresh weights: as its flags or its task describe it."""
+    """Returns a run's backbone for its image size, with fresh weights, as its flags or its task describe it."""
     task = config_lib.task_module(config.pretext)
     if hasattr(task, "backbone"):
         return task.backbone(config, config.options(task.Options), inputs(config))
@@ -218,7 +218,7 @@ def backbone(config):
 
 @contextlib.contextmanager
 def precision(name):
-    """Layers that are made meanwhile compute in this precision, as --precision names it."""
+    """Makes layers that are created in this context compute in a precision, named as in --precision."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(POLICIES[name])
     try:
@@ -228,9 +228,9 @@ def precision(name):
 
 
 def model(config, source):
-    """The compiled model, its weights a function of `config.seed`.
+    """Returns the compiled model, whose weights are a function of `config.seed`.
 
-    source: what is trained on; only its `size` is asked here.
+    source: the training data; only its `size` is used here.
     """
     keras.utils.set_random_seed(config.seed)
     steps = steps_per_epoch(config, source.size)
@@ -242,7 +242,7 @@ def model(config, source):
             method = config_lib.method_module(config.method)
             options = config.options(config_lib.method_options(config.method))
             pretrainer = method.model(config, options, inputs(config), source)
-        # The model's own counter: an optimizer under loss scaling does not count the steps that it skips.
+        # The step comes from the model's own counter: under loss scaling, an optimizer does not count skipped steps.
         rate = lambda: learning_rate(config, pretrainer.step.value, steps)  # noqa: E731
         xla = {"on": True, "off": False}.get(config.xla, config.xla)
         pretrainer.on_device = on_device(config)
@@ -251,7 +251,7 @@ def model(config, source):
 
 
 def trained(run_dir):
-    """The model of a run folder as its last checkpoint has it."""
+    """Returns the model of a run folder, restored from its last checkpoint."""
     config = run_folder.recorded(run_dir)
     if config is None:
         raise ConfigError(f"{run_dir} is not a run folder: it has no config.flags")
@@ -260,7 +260,7 @@ def trained(run_dir):
     step = checkpoints.restore_last()
     if step is None:
         raise ConfigError(f"{run_dir} is a run folder without a checkpoint: moco_tf.train writes one an epoch")
-    # Features need not show it: oneDNN's ReLU turns NaN into 0.
+    # Features may hide NaN weights: oneDNN's ReLU turns NaN into 0.
     bad = [weight.path for weight in moco.query_encoder.weights if not np.isfinite(weight.numpy()).all()]
     if bad:
         raise ConfigError(
@@ -271,7 +271,7 @@ def trained(run_dir):
 
 
 def learning_rate(config, step, steps_per_epoch):
-    """The rate of one training step (from 0), a float64 scalar."""
+    """Returns the learning rate of one training step (from 0), a float64 scalar."""
     epoch = tf.cast(step, tf.float64) / steps_per_epoch
     shaped = tf.floor(epoch) if config.lr_per == "epoch" else epoch
     if config.lr_schedule == "step":

@@ -26,12 +26,12 @@ class KNNMonitor(keras.callbacks.Callback):
     """Adds `knn_top1` (percent, of backbone features) to the logs of every `every`-th epoch.
 
     Args:
-      bank, queries: labelled `Source`s: the images that vote, and those that are classified.
+      bank, queries: labelled `Source`s: the images that serve as neighbours, and the images that are classified.
       every: epochs between evaluations.
-      limit: images taken of each, evenly spread, so that large data costs no more.
+      limit: the most images taken from each source, evenly spread, so that large data costs no more.
     """
 
-    MOST_KEPT = 2**29  # bytes of a source's views that stay in memory between evaluations
+    MOST_KEPT = 2**29  # the most bytes of a source's views that stay in memory between evaluations
 
     def __init__(self, bank, queries, every=1, limit=50_000):
         super().__init__()
@@ -39,11 +39,11 @@ class KNNMonitor(keras.callbacks.Callback):
         self.queries = queries
         self.every = every
         self.limit = limit
-        self.seconds = 0.0  # that evaluations have taken
+        self.seconds = 0.0  # spent in evaluations
         self._kept, self._kept_for = {}, None
 
     def set_model(self, model):
-        if self.model is not model:  # each `fit` sets it anew; one trace is enough
+        if self.model is not model:  # each `fit` sets it again; one trace is enough
             self._encode = tf.function(lambda images: model.encode(images)["features"])
         super().set_model(model)
 
@@ -56,7 +56,7 @@ class KNNMonitor(keras.callbacks.Callback):
         return self._accuracy(self._encode, self.model.preprocessing)
 
     def evaluate_plain(self):
-        """{name: kNN top-1, in percent} of the inputs themselves: of small images' pixels, of words."""
+        """{name: kNN top-1, in percent} of the inputs themselves: the pixels of small images, or the words."""
         name, inputs, encode = self.model.preprocessing.plain()
         return {name: self._accuracy(encode, inputs)}
 
@@ -71,8 +71,8 @@ class KNNMonitor(keras.callbacks.Callback):
         return accuracy
 
     def _views(self, source, preprocessing):
-        """The central views of a source, the same in each evaluation: traced once, and kept if they are small."""
-        if preprocessing != self.model.preprocessing:  # of the inputs themselves, once
+        """Returns a source's central views, the same in each evaluation: traced once, and kept if they are small."""
+        if preprocessing != self.model.preprocessing:  # the inputs themselves are evaluated only once
             return None
         if self._kept_for != preprocessing:
             self._kept, self._kept_for = {}, preprocessing
@@ -85,7 +85,7 @@ class KNNMonitor(keras.callbacks.Callback):
 
 
 def knn_monitor(config, train_source, run):
-    """The kNN monitor, or None, with the reason in the log, where it is off or the data has no labels for it."""
+    """Returns the kNN monitor, or None if it is off or the data has no labels for it, with the reason logged."""
     if not config.knn_every:
         return None
     try:
@@ -103,7 +103,7 @@ def knn_monitor(config, train_source, run):
 
 
 def _means_nothing(bank, queries):
-    """Why the accuracy of a vote of `bank` on `queries` says nothing, or None."""
+    """Returns why the kNN accuracy of `bank` on `queries` says nothing, or None."""
     if same := bank.shared_with(queries):
         return (
             f"{same} of the {queries.size} {queries.unit} of {queries.name} are trained on, and each would find itself"
@@ -125,12 +125,12 @@ def _means_nothing(bank, queries):
 
 
 def _classes_in(source):
-    """The classes of the images of a `Source` that can be decoded, a set of numbers."""
+    """Returns the class numbers of a `Source`'s decodable images, a set."""
     return set(np.unique(source.labels.numpy()[source.good]).tolist()) - {-1}
 
 
 class TrainingStopped(Exception):
-    """Ends a run before its time: on a signal, its state saved, or on a NaN loss (`signal` None)."""
+    """Ends a run early: on a signal, after its state is saved, or on a NaN or infinite loss (`signal` is None)."""
 
     def __init__(self, reason, signal=None):
         super().__init__(reason)
@@ -138,10 +138,10 @@ class TrainingStopped(Exception):
 
 
 class BeforeEpoch(keras.callbacks.Callback):
-    """Calls the model's `before_epoch` at the start of each epoch, not when a run goes on inside one.
+    """Calls the model's `before_epoch` at the start of each epoch, but not when a run resumes inside an epoch.
 
     Args:
-      source: of the records that are trained on.
+      source: the source of the training records.
       steps_per_epoch: training steps in an epoch.
     """
 
@@ -149,7 +149,7 @@ class BeforeEpoch(keras.callbacks.Callback):
         super().__init__()
         self.source = source
         self.steps_per_epoch = steps_per_epoch
-        self.seconds = 0.0  # that this has taken
+        self.seconds = 0.0  # spent in `before_epoch`
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.model.steps_done % self.steps_per_epoch == 0:
@@ -172,7 +172,7 @@ class StopOnNaN(keras.callbacks.Callback):
 class GradientWatch(keras.callbacks.Callback):
     """Warns, once an epoch, of a spike of the gradient in the first block (MoCo v3, section 4.2)."""
 
-    WINDOW, ENOUGH = 200, 20  # steps whose median is the usual norm; below `ENOUGH` there is nothing to compare with
+    WINDOW, ENOUGH = 200, 20  # steps: the usual norm is the median of `WINDOW`; fewer than `ENOUGH` do not suffice
 
     def __init__(self, config):
         super().__init__()
@@ -184,7 +184,7 @@ class GradientWatch(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         first = logs.get("gradient_norm_first")
-        if first is None or not math.isfinite(first):  # float16 leaves out steps whose gradient overflows
+        if first is None or not math.isfinite(first):  # float16 skips steps whose gradient overflows
             return
         if len(self.norms) >= self.ENOUGH and not self.warned:
             usual = statistics.median(self.norms)
@@ -197,14 +197,14 @@ class GradientWatch(keras.callbacks.Callback):
 
 
 def _watched(model):
-    """The first of the model's metrics, the one to watch beside the loss; a list, empty if it has none."""
+    """Returns a list of the model's first metric, to watch beside the loss; empty if the model has no metrics."""
     return list(model.METRICS)[:1]
 
 
 class Progress(keras.callbacks.Callback):
-    """A bar with ETA on a terminal or in a notebook; elsewhere a line a minute.
+    """Shows a bar with ETA on a terminal or in a notebook; elsewhere logs a line a minute.
 
-    After the first steps of a process it says how long an epoch and what is left of the run will take. Adds
+    After the first steps of a process, it says how long an epoch and the rest of the run will take. It adds
     `images_per_second` to the epoch's logs.
 
     Args:
@@ -212,7 +212,7 @@ class Progress(keras.callbacks.Callback):
       steps_per_epoch: training steps in an epoch.
     """
 
-    ENOUGH = 20, 5.0  # steps and seconds from which on a step's time is known
+    ENOUGH = 20, 5.0  # steps and seconds after which a step's time is known
 
     def __init__(self, config, total, steps_per_epoch):
         super().__init__()
@@ -250,12 +250,12 @@ class Progress(keras.callbacks.Callback):
             logs["images_per_second"] = round(self.rate, 2)
 
     def close(self):
-        """Takes the bar away, wherever training has ended."""
+        """Removes the bar, wherever training ended."""
         if self.bar is not None:
             self.bar.close()
 
     def _estimate(self, step):
-        """Says how long all takes, when a step takes so many seconds."""
+        """Logs how long an epoch and the rest of the run take, if a step takes `step` seconds."""
         self.estimated = True
         epoch, rest = step * self.steps_per_epoch, step * (self.total - self.model.steps_done)
         log.info(
@@ -265,16 +265,16 @@ class Progress(keras.callbacks.Callback):
 
 
 class WallTime(keras.callbacks.Callback):
-    """Knows where a run's wall time goes, and adds `step_share` and `data_wait` to an epoch's logs.
+    """Tracks where a run's wall time goes, and adds `step_share` and `data_wait` to an epoch's logs.
 
-    `step_share` is the part of the wall time since the epoch before was recorded, evaluation apart, that was spent in
-    training steps, with their wait for images; `data_wait` is the part of that wait, which the model measures. The
-    first step of a process is part of its start: it traces.
+    Both are shares of the wall time since the previous epoch was recorded, without evaluation. `step_share` is the
+    share of the training steps, including their wait for images. `data_wait` is the share of that wait, which the
+    model measures. The first step of a process counts as part of its start, because it traces.
 
     Args:
-      started: when the run began, as `time.perf_counter` has it.
-      before_epoch, monitor, saver: the callbacks that prepare epochs, evaluate (None: nothing does) and save; they
-        know their `seconds`.
+      started: when the run began, by `time.perf_counter`.
+      before_epoch, monitor, saver: the callbacks that prepare epochs, evaluate (None: no evaluation) and save; each
+        counts its own `seconds`.
     """
 
     def __init__(self, started, before_epoch, monitor, saver):
@@ -283,9 +283,9 @@ class WallTime(keras.callbacks.Callback):
         self.before_epoch = before_epoch
         self.monitor = monitor
         self.saver = saver
-        self.start = None  # seconds until the first step was done, evaluation apart
+        self.start = None  # seconds until the first step was done, without evaluation
         self.steps = 0.0
-        self.recorded = None  # (time, seconds of steps, waited, of evaluation) when the epoch before was recorded
+        self.recorded = None  # (time, seconds of steps, of waiting, of evaluation) when the last epoch was recorded
 
     def on_train_batch_begin(self, batch, logs=None):
         self.begun = time.perf_counter()
@@ -312,7 +312,7 @@ class WallTime(keras.callbacks.Callback):
         return self.monitor.seconds if self.monitor else 0.0
 
     def __str__(self):
-        """A sentence: seconds by what they were spent on."""
+        """Returns a sentence with the seconds spent on each part of the run."""
         whole = time.perf_counter() - self.started
         waited = self.model.seconds_waited - self.waited_at_start
         parts = {
@@ -328,7 +328,7 @@ class WallTime(keras.callbacks.Callback):
 
 
 class Recorder(keras.callbacks.Callback):
-    """Writes figures to metrics.csv, TensorBoard, the log and the screen, with advice where it applies."""
+    """Writes figures to metrics.csv, TensorBoard, the log and the screen, with advice if it applies."""
 
     TENSORBOARD_EVERY = 100  # steps; the values are means since the epoch began
 
@@ -340,7 +340,7 @@ class Recorder(keras.callbacks.Callback):
         self.writer = tf.summary.create_file_writer(files.for_tensorflow(run.tensorboard))
 
     def close(self):
-        """Closes TensorBoard's file. Each epoch's figures were flushed; where that failed, the run has said so."""
+        """Closes TensorBoard's file. Each epoch flushed its figures; if that failed, the run has reported it."""
         with contextlib.suppress(tf.errors.OpError):
             self.writer.close()
 
@@ -367,9 +367,9 @@ class Recorder(keras.callbacks.Callback):
     def picture(self, name, image):
         """Shows a uint8 image (H, W, 3) in TensorBoard, and as a PNG in the run folder."""
         height, width, _ = image.shape
-        png = tf.io.encode_png(image, compression=1)  # TensorFlow's own takes six times as long
+        png = tf.io.encode_png(image, compression=1)  # TensorFlow's default takes six times as long
         files.write_bytes(self.run.path / f"{name}.png", png.numpy())
-        with self.writer.as_default(step=self.model.steps_done):  # as `tf.summary.image`, which would encode it anew
+        with self.writer.as_default(step=self.model.steps_done):  # `tf.summary.image` would encode it again
             tf.summary.write(name, [str(width), str(height), png], metadata=create_summary_metadata(name, ""))
 
     def lines(self, name, lines):
@@ -388,19 +388,19 @@ class Recorder(keras.callbacks.Callback):
 class Saver(keras.callbacks.Callback):
     """Saves every `every` steps, at the end of each epoch, and before it stops the run on a signal.
 
-    Put it last: an epoch's end is saved when all that belongs to it is recorded, and not before.
+    Put it last, so that it saves an epoch's end only after everything about the epoch is recorded.
     """
 
     def __init__(self, checkpoints, every):
         super().__init__()
         self.checkpoints = checkpoints
         self.every = every
-        self.seconds = 0.0  # that saving has taken
+        self.seconds = 0.0  # spent in saving
         self.kept = None
         self.signal = None  # set by a signal handler
 
     def keep_totals(self):
-        """Carries the running diagnostics into the epoch that the next `fit` begins by resetting them."""
+        """Keeps the running diagnostics for the next `fit`, which resets them at the start of its epoch."""
         self.kept = self.checkpoints.model.totals.numpy()
 
     def on_epoch_begin(self, epoch, logs=None):

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and from which a run goes on bit for bit."""
+"""Checkpoints that are either complete or absent, and from which a run resumes bit for bit."""
 
 import itertools
 import logging
@@ -13,7 +13,7 @@ from moco_tf import files
 from moco_tf.command import ConfigError
 from moco_tf.methods.ema import derive_state
 
-ASIDE = "aside-"  # what is being written or deleted
+ASIDE = "aside-"  # begins the name of a folder that is being written or deleted
 WHOLE = re.compile(r"step-(\d{9,})")
 
 log = logging.getLogger("moco_tf")
@@ -22,8 +22,8 @@ log = logging.getLogger("moco_tf")
 class Checkpoints:
     """The last `keep` states of a model in a folder: weights, statistics, queue, optimizer, running totals.
 
-    Each is a folder `step-<number>`, written aside and renamed, so that a kill at any moment leaves the ones
-    before it untouched. Of several machines that train together, one has `writes`.
+    Each state is a folder `step-<number>`. It is written aside and then renamed, so that a kill at any moment leaves
+    the earlier ones untouched. If several machines train together, only one of them has `writes`.
     """
 
     def __init__(self, folder, model, keep=3, writes=True):
@@ -35,7 +35,7 @@ class Checkpoints:
         self._checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
 
     def steps(self):
-        """Steps of the whole checkpoints, ascending; what else lies there, such as a copy `step-1.bak`, is none."""
+        """Steps of the complete checkpoints, ascending; ignores other names there, such as a copy `step-1.bak`."""
         matches = (WHOLE.fullmatch(path.name) for path in self.folder.glob("step-*"))
         return sorted(int(match[1]) for match in matches if match)
 
@@ -43,15 +43,15 @@ class Checkpoints:
         return self.folder / f"step-{step:09d}"
 
     def save(self):
-        """Writes the model's present state, unless that step is saved already; returns its folder."""
+        """Writes the model's current state, unless its step is saved already; returns the checkpoint's folder."""
         target = self.path(self.model.steps_done)
         if not self.writes or (target.exists() and target not in self._damaged):
             return target
         files.make_folder(self.folder)
-        for path in self._damaged:  # they are kept, under a name that no checkpoint has
+        for path in self._damaged:  # keeps them, under names that no checkpoint has
             os.rename(path, _free(path.with_name(f"damaged-{path.name}")))
         self._damaged.clear()
-        for left in self.folder.glob(f"{ASIDE}*"):  # by a killed process
+        for left in self.folder.glob(f"{ASIDE}*"):  # a killed process left it
             shutil.rmtree(left)
         aside = self.folder / f"{ASIDE}{target.name}"
         try:
@@ -61,23 +61,23 @@ class Checkpoints:
             files.sync(aside)
             os.rename(aside, target)
         except BaseException:
-            files.remove(aside)  # a full disk has its room back
+            files.remove(aside)  # frees its space on a full disk
             raise
         files.sync(self.folder)
         for step in self.steps()[: -self.keep]:
             doomed = self.folder / f"{ASIDE}{step}"
-            os.rename(self.path(step), doomed)  # what bears a step's name is whole
-            files.sync(self.folder)  # after a loss of power, too
+            os.rename(self.path(step), doomed)  # every folder with a step's name is complete
+            files.sync(self.folder)  # also after a power loss
             shutil.rmtree(doomed)
         return target
 
     def restore_last(self):
-        """Brings the model to the newest checkpoint that can be read; returns its step, or None if there is none.
+        """Restores the newest checkpoint that can be read; returns its step, or None if there is no checkpoint.
 
-        Says which newer ones are damaged; `save` then puts them aside.
+        Logs the newest checkpoint that is damaged, if any; `save` puts all damaged ones aside.
 
         Raises:
-          ConfigError: none of them can be read, or the newest is another model's.
+          ConfigError: no checkpoint can be read, or the newest one that can is another model's.
         """
         steps, refusal = self.steps(), None
         for step in reversed(steps):
@@ -89,7 +89,7 @@ class Checkpoints:
                     f"{path} is the checkpoint of another model ({_line(error)}): the flags beside it or the package "
                     "have changed since"
                 ) from None
-            except Exception as error:  # whatever TensorFlow says of files that it cannot read
+            except Exception as error:  # TensorFlow raises various errors for unreadable files
                 refusal = refusal or f"{path} cannot be read ({_line(error)})"
                 self._damaged.append(path)
                 continue
@@ -107,6 +107,6 @@ def _line(error):
 
 
 def _free(path):
-    """The path, or with a number after it, where there is nothing yet."""
+    """Returns the path, or the path with a number after it, so that nothing exists there yet."""
     names = itertools.chain([path], (path.with_name(f"{path.name}-{number}") for number in itertools.count(2)))
     return next(name for name in names if not os.path.lexists(name))

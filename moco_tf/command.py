@@ -1,7 +1,7 @@
-"""What all commands have in common: settings that are flags, help, one line for what is refused, the exit status.
+"""What all commands have in common: settings as flags, help, one line for each refusal, and the exit status.
 
-A command's settings are a frozen dataclass whose fields are made by `flag`; its `__post_init__` refuses what does not
-go together. Imports nothing heavy, so that a wrong flag is answered at once.
+A command's settings are a frozen dataclass whose fields are made by `flag`. Its `__post_init__` refuses values that do
+not go together. This module imports nothing heavy, so that a wrong flag is refused at once.
 """
 
 import codecs
@@ -37,12 +37,12 @@ def run(program, doc, function, arguments):
     """Calls `function(arguments)`, a command's work; returns the process's exit status.
 
     Args:
-      program: the command's name, as `python -m` takes it; it begins the line that says what was refused.
+      program: the command's name, as `python -m` takes it; a refusal's line begins with it.
       doc: what --help says before it lists the flags.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a notebook's is another
-            stream.reconfigure(errors="backslashreplace")  # names need not be text
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's stream is of another class
+            stream.reconfigure(errors="backslashreplace")  # names may hold bytes that are not text
     try:
         return function(arguments)
     except HelpAsked as help:
@@ -51,7 +51,7 @@ def run(program, doc, function, arguments):
     except ConfigError as error:
         print(f"{program}: {printable(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # outside training, which saves
+    except KeyboardInterrupt:  # outside training, which handles it and saves
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
@@ -63,7 +63,7 @@ def run(program, doc, function, arguments):
 
 
 def of_the_machine(error):
-    """What an error that the machine, its storage or its limits caused says, in a line; None of any other."""
+    """Returns one line on an error that the machine, its storage or its limits caused; None for any other error."""
     if isinstance(error, OSError):
         return files.fault(error)
     if isinstance(error, MemoryError):
@@ -74,13 +74,13 @@ def of_the_machine(error):
 
 
 def shipped(installed, checkout):
-    """A folder that an installed package carries inside, and a checkout at its top."""
+    """Returns the path of a folder that is inside an installed package, and at the top of a checkout."""
     package = Path(__file__).parent
     return package / installed if (package / installed).is_dir() else package.parent / checkout
 
 
 class _OneLine(logging.Formatter):
-    """A message is one line that steers no terminal, whatever the names in it are."""
+    """Makes each message one line that does not control the terminal, whatever names are in it."""
 
     def formatMessage(self, record):
         return printable(super().formatMessage(record))
@@ -100,7 +100,7 @@ def log_to_screen():
 
 @contextlib.contextmanager
 def log_to_file(path):
-    """What is logged meanwhile is kept in a file as well, with more detail than the screen has."""
+    """Also writes what is logged in this context to a file, with more detail than on the screen."""
     handler = _LogFile(path, encoding="utf-8", errors="backslashreplace", delay=True)
     handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
     log = logging.getLogger("moco_tf")
@@ -109,12 +109,12 @@ def log_to_file(path):
         yield
     finally:
         log.removeHandler(handler)
-        with contextlib.suppress(OSError):  # `handleError` has said so
+        with contextlib.suppress(OSError):  # `handleError` has reported it
             handler.close()
 
 
 class _LogFile(logging.FileHandler):
-    """A log that ends no work: where it cannot be written, the screen says so, once."""
+    """A log file whose failure stops no work: if it cannot be written, the screen says so once."""
 
     failed = False
 
@@ -138,9 +138,9 @@ class _LogFile(logging.FileHandler):
 
 @contextlib.contextmanager
 def signals_to(saver):
-    """Notes the first Ctrl-C or SIGTERM as `saver.signal`, for work that ends after the step at hand.
+    """Notes the first Ctrl-C or SIGTERM as `saver.signal`, for work that ends after the current step.
 
-    A second one ends the process at once. Outside of the main thread, where Python takes no signals, it does nothing.
+    A second signal ends the process at once. Does nothing outside the main thread, where Python takes no signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -161,7 +161,7 @@ def signals_to(saver):
 def flag(default, help, choices=None, path=False, **metadata):
     """A field of a settings dataclass that is a flag. Its type is str, int, float, bool or tuple[int, ...].
 
-    path: whether it is, or may be, a path, in which ~ is the home folder: no shell expands it after `--name=`.
+    path: whether the value is, or may be, a path. ~ in it is the home folder; no shell expands it after `--name=`.
     """
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "path": path} | metadata)
 
@@ -178,7 +178,7 @@ def fields(kind):
 
 
 def check_values(settings):
-    """Refuses values that are none of their flag's choices, and numbers that are not finite."""
+    """Refuses values that are not among their flag's choices, and numbers that are not finite."""
     for field in fields(type(settings)):
         choices, value = field.metadata["choices"], getattr(settings, field.name)
         if choices and value not in choices:
@@ -201,7 +201,7 @@ def parse(kind, program, arguments):
 
 
 def look_ahead(kind, program, arguments):
-    """The values of the flags of `kind` among arguments that have others as well, a dict; asks for no help."""
+    """Returns the values of the flags of `kind`, a dict, from arguments with other flags as well; ignores --help."""
     flag_values = flags.FlagValues()
     define(flag_values, fields(kind))
     try:
@@ -246,9 +246,9 @@ def asks_for_help(arguments):
 
 
 def read_arguments(flag_values, program, arguments, groups=None):
-    """Brings command-line arguments into a `FlagValues`; raises as `parse` does.
+    """Reads command-line arguments into a `FlagValues`; raises as `parse` does.
 
-    groups: {title: settings dataclass}, under which --help shows the flags; None: all in one.
+    groups: {title: settings dataclass}, the groups in which --help shows the flags; None: one group.
     """
     if asks_for_help(arguments):
         raise HelpAsked(_help(flag_values, groups) if groups else flag_values.get_help())
@@ -274,9 +274,9 @@ def _help(flag_values, groups):
 
 
 def _with_flag_file(arguments, says=False):
-    """(the lines of the flag file that the first argument names, or none; the other arguments).
+    """Returns (the lines of the flag file that the first argument names, or no lines; the other arguments).
 
-    says: names a packaged recipe on the screen.
+    says: whether to name a packaged recipe on the screen.
     """
     for place, argument in enumerate(arguments):
         if _is_flag_file(argument):
@@ -304,7 +304,7 @@ def _is_flag_file(argument):
 
 
 def _found(flag_file):
-    """The path of a named flag file: configs/<name>.flags that is not here is looked up among the packaged recipes."""
+    """Returns a flag file's path; looks for a missing configs/<name>.flags among the packaged recipes."""
     path = os.path.expanduser(flag_file)
     folder, name = os.path.split(os.path.normpath(path))
     if folder != "configs" or not name.endswith(".flags") or os.path.lexists(path):
@@ -326,9 +326,9 @@ def _read(flag_values, program, arguments):
 
 
 def _lines_of(flag_file):
-    """The arguments in a flag file, one a line; blank lines and those that begin with # or // are left out.
+    """Returns the arguments in a flag file, one per line, without blank lines and lines that begin with # or //.
 
-    It is UTF-8 or, with a byte order mark, UTF-16. Bytes that are not UTF-8, as paths may hold them, stay as they are.
+    The file is UTF-8 or, with a byte order mark, UTF-16. Bytes that are not UTF-8, which paths may hold, are kept.
     """
     try:
         with open(flag_file, "rb") as file:
@@ -336,7 +336,7 @@ def _lines_of(flag_file):
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}") from None
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    # Editors begin files with a byte order mark.
+    # Some editors begin files with a byte order mark.
     encoding, errors = ("utf-16", "strict") if wide else ("utf-8-sig", "surrogateescape")
     try:
         lines = io.TextIOWrapper(io.BytesIO(content), encoding, errors).readlines()
@@ -350,7 +350,7 @@ def _lines_of(flag_file):
 
 
 def values(flag_values, kind):
-    """The values of the fields of the dataclass `kind` among parsed flags, a dict."""
+    """Returns the values of the fields of the dataclass `kind` from parsed flags, a dict."""
     settings = {field.name: flag_values[field.name].value for field in fields(kind)}
     for field in fields(kind):
         if field.type == tuple[int, ...]:

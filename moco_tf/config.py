@@ -1,8 +1,8 @@
-"""Flags -> one frozen `Config`; what does not fit together is refused here, before any work starts.
+"""Turns flags into one frozen `Config`, and refuses values that do not fit together before any work starts.
 
-The dataclasses below are the flags that every run has: names, defaults, help and what each may change on resume. A
-method and a pretext task add their own, their `Options`. Imports nothing heavy, so that a wrong flag is answered at
-once.
+The dataclasses below hold the flags that every run has: names, defaults, help, and whether each may change on resume.
+A method and a pretext task add their own flags in their `Options`. This module imports nothing heavy, so that a wrong
+flag is refused at once.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ OF_RESNETS = ("width", "stem")
 
 log = logging.getLogger("moco_tf")
 
-# What a flag is about decides whether a run may go on with another value of it (see `differences`).
+# `about`, the kind of a flag, decides whether a run may resume with another value of the flag (see `differences`).
 MATHEMATICS = "mathematics"  # changes the numbers: must be equal
 FREE = "free"  # lengths, intervals, hardware, places: may differ
 
@@ -53,14 +53,14 @@ def flag(default, help, choices=None, about=MATHEMATICS, path=False):
 
 
 class Recorded:
-    """Settings that a run folder records: it goes on with those whose mathematics are the same."""
+    """Settings that a run folder records; a run resumes only with settings of the same mathematics."""
 
     FOLDER = "run_dir"  # the flag that names the folder
 
     def flag_lines(self):
-        """The text of a flag file that repeats this run elsewhere: everything but its folder and --resume.
+        """The text of a flag file that repeats this run elsewhere: all flags except its folder and --resume.
 
-        Write it with errors="surrogateescape": paths keep their bytes.
+        Write it with errors="surrogateescape", so that paths keep their bytes.
         """
         lines = []
         for field in command.fields(type(self)):
@@ -74,12 +74,12 @@ class Recorded:
         return "\n".join(lines) + "\n"
 
     def differences(self, other):
-        """Names of the flags in which two settings' mathematics differ."""
+        """Names of the flags in which the mathematics of two settings differ."""
         return [
             field.name
             for field in command.fields(type(self))
             if field.metadata["about"] == MATHEMATICS
-            and hasattr(other, field.name)  # else they differ in method or task as well
+            and hasattr(other, field.name)  # otherwise they also differ in method or task
             and getattr(self, field.name) != getattr(other, field.name)
         ]
 
@@ -257,10 +257,10 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Config(Run, Optimization, Network, Data, Task, Recorded):
-    """What every run has; `kind` adds the flags of its method and of its task."""
+    """The settings of every run; `kind` adds the flags of its method and of its task."""
 
-    unused: tuple = ()  # flags that were given, but are another method's or task's: no flag itself
-    learner: ClassVar[str] = "moco"  # whose module builds the model: the method, or the task that has a model
+    unused: tuple = ()  # given flags that belong to another method or task; not a flag itself
+    learner: ClassVar[str] = "moco"  # its module builds the model: the method, or a task with its own model
 
     def __post_init__(self):
         command.check_values(self)
@@ -327,7 +327,7 @@ class Config(Run, Optimization, Network, Data, Task, Recorded):
             raise ConfigError(
                 f"--warmup_epochs={self.warmup_epochs:g} leaves nothing of --epochs={self.epochs}: choose fewer"
             )
-        for own in type(self).__mro__:  # of the method and of the task, each its own rules
+        for own in type(self).__mro__:  # the method and the task each have their own rules
             if "check" in vars(own):
                 own.check(self)
 
@@ -346,7 +346,7 @@ class Config(Run, Optimization, Network, Data, Task, Recorded):
         return bool(self.growing_sizes or getattr(self, "small_views", 0))
 
     def uses(self, name):
-        """Whether this run has a flag, and its encoder a use for it."""
+        """Whether this run has a flag and its encoder uses it."""
         unused = (*(OF_RESNETS if self.is_vit else OF_VITS), *getattr(task_module(self.pretext), "UNUSED", ()))
         return hasattr(self, name) and name not in unused
 
@@ -356,7 +356,7 @@ class Config(Run, Optimization, Network, Data, Task, Recorded):
         return self.lr * self.batch_size / 256 if self.lr_scaling == "linear" else self.lr
 
     def on_replicas(self, replicas, recorded=None):
-        """This config with `bn_groups` resolved for a number of replicas, going on from the `recorded` config if any.
+        """Returns this config with `bn_groups` resolved for a number of replicas and the `recorded` config, if any.
 
         Raises:
           ConfigError: the replicas cannot share batch or groups evenly, or cannot train in float16 or with XLA.
@@ -381,37 +381,37 @@ class Config(Run, Optimization, Network, Data, Task, Recorded):
         return dataclasses.replace(self, bn_groups=groups)
 
     def options(self, kind):
-        """The `Options` of a method or task, a dataclass `kind`, out of these settings."""
+        """Returns the `Options` of a method or task, a dataclass `kind`, with the values of these settings."""
         return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})
 
 
 def make(**values):
-    """A `Config` of the class that fits its method and task; flags that are not given take their defaults."""
+    """Returns a `Config` of the class that fits its method and task; flags that are not given take their defaults."""
     return kind(values.get("method", "moco"), values.get("pretext", "crops"))(**values)
 
 
 @functools.cache
 def kind(method="moco", pretext="crops"):
-    """The class of the settings of runs with a method and a task: `Config` with the flags of both."""
+    """Returns the settings class for runs with a method and a task: `Config` with the flags of method and task."""
     own = _own_options(method, pretext).values()
     learner = pretext if hasattr(task_module(pretext), "model") else method
     return dataclasses.make_dataclass("Config", [], bases=(*own, Config), frozen=True, namespace={"learner": learner})
 
 
 def _own_options(method, pretext):
-    """{flag: `Options`} of the method, unless the task has a model of its own, and of the task."""
+    """Returns {flag: `Options`} of the task, and of the method unless the task has a model of its own."""
     task = task_module(pretext)
     of_method = {} if hasattr(task, "model") else {f"--method={method}": method_options(method)}
     return of_method | {f"--pretext={pretext}": task.Options}
 
 
 def method_options(name):
-    """The `Options` of a method: of this package's by name, or of a module by its dotted path."""
+    """Returns the `Options` of a method, given by its name in this package or by the dotted path of a module."""
     return _methods()[name] if name in _methods() else method_module(name).Options
 
 
 def method_module(name):
-    """The module of a method: this package's by name, or a module by its dotted path."""
+    """Returns the module of a method, given by its name in this package or by its dotted path."""
     module = _module("method", name, "moco_tf.methods", _methods())
     if name not in _methods():
         _check_module("method", name, module, "model", "model(config, options, inputs, source)")
@@ -419,7 +419,7 @@ def method_module(name):
 
 
 def task_module(name):
-    """The module of a pretext task: this package's by name, or a module by its dotted path."""
+    """Returns the module of a pretext task, given by its name in this package or by its dotted path."""
     module = _module("pretext", name, "moco_tf.pretext", _names(import_module("moco_tf.pretext")))
     _check_module("pretext", name, module, "views", "views(record, seed, inputs, options)")
     return module
@@ -434,12 +434,12 @@ def _check_module(kind, name, module, function, signature):
 
 
 def _module(kind, name, folder, own):
-    """The module in `folder` if its name is one of `own`; else the one with this dotted path."""
+    """Returns the module in `folder` if its name is one of `own`; otherwise the module with this dotted path."""
     if name in own:
         return import_module(f"{folder}.{name}")
     try:
         return import_own(kind, name)
-    except Exception as error:  # whatever a user's own module raises
+    except Exception as error:  # a user's own module may raise anything
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             known = ", ".join(own)
             raise ConfigError(
@@ -449,7 +449,7 @@ def _module(kind, name, folder, own):
 
 
 def import_own(flag, name):
-    """Imports a module that is none of this package; says so before it runs, for flags may be somebody else's."""
+    """Imports a module outside this package; warns before it runs, because the flags may come from somebody else."""
     if name not in sys.modules and importlib.util.find_spec(name.partition(".")[0]):
         log.warning(f"--{flag} imports the module {files.printable(name)} from the Python path.")
     return import_module(name)
@@ -485,7 +485,7 @@ def parse(arguments):
     flag_values = flags.FlagValues()
     command.define(flag_values, command.fields(settings))
     mine = {field.name for field in command.fields(settings)}
-    others = [field for name, field in _every_kind().items() if name not in mine]  # they are taken, and named
+    others = [field for name, field in _every_kind().items() if name not in mine]  # accepted, and named as unused
     command.define(flag_values, others)
     command.read_arguments(flag_values, program, arguments, groups)
     unused = tuple(
@@ -499,7 +499,7 @@ def parse(arguments):
 
 def read(path):
     """The Config in a flag file, as `flag_lines` writes it."""
-    return parse([f"--flagfile={Path(path).absolute()}"])  # so that a folder ~ is not a home folder
+    return parse([f"--flagfile={Path(path).absolute()}"])  # so that a folder named ~ is not the home folder
 
 
 def _flag_file_name(arguments):

@@ -1,7 +1,7 @@
-"""Files that are whole or absent, and names that are not text: system and TensorFlow see a path in different ways.
+"""Files that are complete or absent, and names that are not text: the system and TensorFlow see paths differently.
 
-For the system a path is bytes; Python keeps those that are not UTF-8 as lone surrogates (os.fsdecode), which no text
-file, screen or library in C++ takes. Imports nothing heavy.
+For the system, a path is bytes. Python keeps bytes that are not UTF-8 as lone surrogates (os.fsdecode). No text file,
+screen or C++ library accepts these surrogates. This module imports nothing heavy.
 """
 
 import contextlib
@@ -15,19 +15,19 @@ import tempfile
 import unicodedata
 from pathlib import Path
 
-# Characters that are not text, or end a line or steer a terminal: lone surrogates, controls, separators of lines.
+# Characters that are not text, end a line or control a terminal: lone surrogates, controls, line separators.
 UNPRINTABLE = ("Cs", "Cc", "Zl", "Zp")
-# Those that turn round what follows, so that a name shows as another one (exe.png).
+# Characters that reverse the text after them, so that a name looks like another one (exe.png).
 TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
-LONG = 32  # characters of what is no usual ending
+LONG = 32  # characters: an ending of this length is not a usual one
 
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows makes links for administrators only
-# What a file system says that has no hard links, or no locks.
+# The errors of file systems without hard links, and without locks.
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
-_folders_of_links = {}  # by what the link in them leads to; each goes when the process ends
+_folders_of_links = {}  # {the link's target: the temporary folder with the link}; they go when the process ends
 
 
 # Writing.
@@ -35,20 +35,20 @@ _folders_of_links = {}  # by what the link in them leads to; each goes when the 
 
 @contextlib.contextmanager
 def aside(path, lasting=True, replaces=True):
-    """A path to write a file or a folder to; it takes the place of `path` in one step when all is well.
+    """Yields a path to write a file or a folder to; it replaces `path` in one step when all goes well.
 
-    Whoever looks sees the old one or the new one, whole, also after a loss of power. An old file is replaced, an old
-    folder is not. Whatever ends the writing early, an exception or a kill, leaves the old one as it was.
+    Readers see either the old or the new version, complete, also after a power loss. An old file is replaced; an old
+    folder is not. If an exception or a kill ends the writing early, the old version stays as it was.
 
     Args:
-      lasting: False: not after a loss of power, for one of many files, which then take less time.
-      replaces: False: a file takes the place of nothing.
+      lasting: False: the guarantee does not cover a power loss, which saves time for one of many files.
+      replaces: False: a file replaces nothing.
 
     Raises:
-      OSError: it cannot be written; FileExistsError: something came to `path` meanwhile that is not replaced.
+      OSError: the path cannot be written; FileExistsError: something that is not replaced came to `path` meanwhile.
     """
     path = Path(path)
-    # A name that nobody can guess, and put a link there; with the ending, by which some libraries choose a format.
+    # Nobody can guess this name and put a link there. It keeps the ending, by which some libraries choose a format.
     end = path.suffix if len(path.suffix) < LONG else ""
     writing = path.with_name(f".writing-{os.getpid()}-{secrets.token_hex(8)}{end}")
     try:
@@ -60,13 +60,13 @@ def aside(path, lasting=True, replaces=True):
             sync(path.parent)
     except BaseException as error:
         remove(writing)
-        if isinstance(error, OSError) and error.filename in (None, str(writing)):  # a full disk names no file
+        if isinstance(error, OSError) and error.filename in (None, str(writing)):  # a full disk's error names no file
             error.filename, error.filename2 = str(path), None
         raise
 
 
 def make_folder(path):
-    """Makes a folder, and those above it, where there are none; they are there after a loss of power, too."""
+    """Makes a folder and its missing parents; they also survive a power loss."""
     path = Path(path).absolute()
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
@@ -75,11 +75,11 @@ def make_folder(path):
 
 
 def _give_name(writing, path, replaces):
-    if replaces or writing.is_dir():  # the system lets a folder take the place of an empty folder only
+    if replaces or writing.is_dir():  # the system lets a folder replace only an empty folder
         os.replace(writing, path)
         return
     try:
-        os.link(writing, path)  # which no look beforehand can be: it fails where there is something by now
+        os.link(writing, path)  # unlike a check beforehand, it fails if something is there by now
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
@@ -91,23 +91,24 @@ def _give_name(writing, path, replaces):
 
 
 def hold(path):
-    """Holds a lock file, made if it is not there; returns a context that lets go of it at its end or by `close`.
+    """Locks a file, and makes it if it is missing; returns a context that frees the lock at its end or on `close`.
 
-    A link is not followed, and nothing in the file is changed. The system frees the lock however the process ends.
-    Network file systems without locks have a mark instead, `<path>-held`, which names machine and process: one that
-    was killed on this machine holds nothing, one of another machine does until somebody removes the mark. Where such
-    a file system says that it locks and does so for one machine only (NFS with `nolock`), nobody can tell.
+    Links are not followed, and the file's content is not changed. The system frees the lock however the process ends.
+    On network file systems without locks, a mark `<path>-held` replaces the lock; it names machine and process. The
+    mark of a process that was killed on this machine holds nothing. The mark of a process on another machine holds
+    until somebody removes it. Some network file systems claim to lock, but do so for one machine only (NFS with
+    `nolock`); nobody can detect this.
 
     Raises:
-      Held: another process, or another part of this one, holds it.
-      OSError: it cannot be made or opened.
+      Held: another process, or another part of this one, holds the lock.
+      OSError: the file cannot be made or opened.
     """
-    import filelock  # takes a while
+    import filelock  # its import takes a while
 
     with contextlib.ExitStack() as held:
         file = held.enter_context(os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666), "r+"))
 
-        def unlock():  # said to the system: a process that was forked meanwhile holds the file open, too
+        def unlock():  # closing is not enough: a process forked meanwhile also holds the file open
             with contextlib.suppress(OSError):
                 filelock.unlock_descriptor(file.fileno())
 
@@ -126,7 +127,7 @@ def hold(path):
 
 
 class Held(Exception):
-    """Another one holds a lock; the message is nothing, or what there is to do where no one does."""
+    """Another process, or another part of this one, holds a lock; a message says what to do if in fact none does."""
 
 
 def remove(path):
@@ -136,7 +137,7 @@ def remove(path):
 
 
 def write_text(path, text, errors="backslashreplace"):
-    """Writes a text file in one step. errors: what is not text is escaped; "surrogateescape": kept byte for byte."""
+    """Writes a text file in one step. errors: escapes what is not text; "surrogateescape": keeps it byte for byte."""
     with aside(path) as writing:
         writing.write_text(text, encoding="utf-8", errors=errors, newline="")
 
@@ -153,7 +154,7 @@ def write_bytes(path, content):
 
 
 def write_csv(path, columns, rows):
-    """Writes a CSV file in one step. Names and paths in it keep their bytes, which need be no text."""
+    """Writes a CSV file in one step. Names and paths in it keep their bytes, which may not be text."""
     with (
         aside(path) as writing,
         open(writing, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
@@ -172,7 +173,7 @@ def write_arrays(path, arrays):
 
 
 def sync(path):
-    """Makes a file, or the entries of a folder, survive a loss of power."""
+    """Makes a file, or the entries of a folder, survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -187,7 +188,7 @@ def sync(path):
 
 
 def printable(name):
-    """A name or path as one line of text: what is not text, or would break or turn the line, is escaped."""
+    """Returns a name or path as one line of text; escapes what is not text, or would break or reverse the line."""
     return "".join(c.encode("unicode_escape", "surrogatepass").decode() if _steers(c) else c for c in str(name))
 
 
@@ -196,19 +197,19 @@ def _steers(character):
 
 
 def fault(error):
-    """What an `OSError` says, in a line: the file, where it is known, and the reason."""
+    """Returns one line on an `OSError`: the file, if it is known, and the reason."""
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
     reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
     return f"{printable(name)}: {reason}" if name else reason
 
 
 def json_text(value, indent=None):
-    """JSON of a value in which all strings are text, as `printable` makes them: every parser takes it."""
+    """Returns a value as JSON that every parser takes, because `printable` makes all its strings text."""
     return json.dumps(as_text(value), indent=indent)
 
 
 def as_text(value):
-    """A value that JSON takes, with its strings as `printable` makes them."""
+    """Returns a value that JSON takes, with its strings as `printable` makes them."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -222,9 +223,9 @@ def as_text(value):
 
 
 def for_tensorflow(path):
-    """A path for TensorFlow and Keras, which take text only: `path` itself, or a way to the same place through a link.
+    """Returns a path for TensorFlow and Keras, which take only text: `path` itself, or one with a link to its place.
 
-    Names that are text stay as they are: Keras tells formats by their endings. Links are temporary.
+    Names that are text stay as they are, because Keras tells formats by their endings. Links are temporary.
     """
     path = Path(path)
     if is_text(path):
@@ -234,7 +235,7 @@ def for_tensorflow(path):
 
 
 def is_text(name):
-    """Whether a name or path is text, and not bytes that are not UTF-8."""
+    """Whether a name or path is text, and has no bytes that are not UTF-8."""
     try:
         str(name).encode()
     except UnicodeEncodeError:
@@ -245,7 +246,7 @@ def is_text(name):
 def _link(path):
     name = "link" + (path.suffix if is_text(path.suffix) else "")
     folder = _folders_of_links.get(path)
-    if not folder or not os.path.lexists(f"{folder.name}/{name}"):  # temporary folders are swept in long runs
+    if not folder or not os.path.lexists(f"{folder.name}/{name}"):  # systems delete temporary folders during long runs
         folder = _folders_of_links[path] = tempfile.TemporaryDirectory(prefix="moco_tf-", ignore_cleanup_errors=True)
         os.symlink(path, f"{folder.name}/{name}")
     return f"{folder.name}/{name}"

@@ -1,6 +1,6 @@
-"""What a frozen encoder is: of a trained model or any Keras model, or read from a SavedModel.
+"""Frozen encoders: of a trained model, of any Keras model, or read from a SavedModel.
 
-Evaluation judges it, serving writes it.
+Evaluation judges them, and serving writes them.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from moco_tf.methods.backbones import image_shape
 from moco_tf.methods.losses import unit_length
 from moco_tf.methods.pretrainer import Pretrainer
 
-DESCRIPTION = "encoder.json"  # beside a SavedModel: what its numbers mean
+DESCRIPTION = "encoder.json"  # the file beside a SavedModel that says what its numbers mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Encoder:
 
     @functools.cached_property
     def identity(self):
-        """A hash, 64 hex digits, of preprocessing and weights: encoders that differ in either have another one.
+        """A hash, 64 hex digits, of preprocessing and weights: encoders that differ in either have different hashes.
 
-        Names and order of the weights have no part in it, so that a run and its SavedModel have the same.
+        The names and order of the weights do not affect it, so that a run and its SavedModel have the same hash.
         """
         hashes = sorted(hashlib.sha256(_described(weight.numpy())).hexdigest() for weight in self.weights)
         about = json.dumps([dataclasses.asdict(self.preprocessing), hashes], sort_keys=True)
@@ -57,7 +57,7 @@ def of_model(model, preprocessing=None):
     Args:
       model: a `Pretrainer`; or a model of normalised images -> (N, D), (N, H, W, D), which is averaged over H
         and W, or {"features"} with or without "projection".
-      preprocessing: of the latter; None: ImageNet's, of the model's size.
+      preprocessing: the preprocessing of a model of images; None: ImageNet's, at the model's size.
     """
     if isinstance(model, Pretrainer):
         if preprocessing not in (None, model.preprocessing):
@@ -82,7 +82,7 @@ def _described(array):
 
 
 def _encode(model, images):
-    """What a Keras model of images makes of them, as `Pretrainer.encode` gives it."""
+    """Returns the outputs of a Keras model for images, in the form of `Pretrainer.encode`."""
     outputs = model(images, training=False)
     outputs = outputs if isinstance(outputs, dict) else {"features": outputs}
     features = tf.cast(outputs["features"], tf.float32)
@@ -99,10 +99,10 @@ def read(path):
     """The `Encoder` of a SavedModel.
 
     Args:
-      path: DIR/<version>, or DIR, of which the highest version is taken.
+      path: DIR/<version>; or DIR, for its highest version.
 
     Raises:
-      ConfigError: there is no such SavedModel, or it lacks the signature `preprocessed`.
+      ConfigError: the SavedModel does not exist, or it lacks the signature `preprocessed`.
     """
     path = version_folder(path)
     loaded = load(path)
@@ -115,25 +115,25 @@ def read(path):
     signature = loaded.signatures["preprocessed"]
     ((name, spec),) = signature.structured_input_signature[1].items()
 
-    def encode(values, _keep=loaded):  # a signature does not keep the variables that it reads
+    def encode(values, _keep=loaded):  # a signature does not keep its variables alive
         return signature(**{name: tf.cast(values, spec.dtype)})
 
-    # Where the weights are constants, they are in the graph's own file.
+    # If the weights are constants, the graph's own file holds them.
     weights = signature.variables or [tf.io.decode_raw((path / "saved_model.pb").read_bytes(), tf.uint8)]
     return Encoder(_preprocessing(path, spec), encode, str(path), weights)
 
 
 def load(path):
-    """What TensorFlow makes of the SavedModel at a path as `read` takes it; raises as `version_folder`."""
+    """Loads the SavedModel at a path, as `read` takes it, with TensorFlow; a ConfigError tells why it cannot."""
     path = version_folder(path)
     try:
         return tf.saved_model.load(files.for_tensorflow(path))
-    except Exception as error:  # whatever TensorFlow says of files that it cannot read
+    except Exception as error:  # TensorFlow raises various errors for unreadable files
         raise ConfigError(f"{path}: TensorFlow cannot read it: {str(error).splitlines()[0]}") from None
 
 
 def version_folder(path):
-    """DIR/<highest version>, or the path itself where it is a SavedModel; refuses what is neither."""
+    """Returns DIR/<highest version>, or the path itself if it is a SavedModel; refuses any other path."""
     path = Path(path)
     if (path / "saved_model.pb").exists():
         return path
@@ -145,7 +145,7 @@ def version_folder(path):
 
 
 def _preprocessing(path, spec):
-    """What encoder.json says, which fits the graph's input; ImageNet's, of its size, where there is none."""
+    """Returns encoder.json's preprocessing, which must fit the graph's input; without it, ImageNet's, at its size."""
     description = path / DESCRIPTION
     if not description.exists() and spec.shape.rank != 4:
         raise ConfigError(f"{path} has no {DESCRIPTION}, which says how its input, {spec.shape}, is made")

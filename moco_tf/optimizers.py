@@ -5,10 +5,10 @@ import tensorflow as tf
 
 
 def forget(optimizer, variable):
-    """Sets the velocity that SGD or LARS keeps of a variable to 0; AdamW's steps are counted for all together.
+    """Sets the velocity that SGD or LARS keeps of a variable to 0. AdamW counts its steps for all variables together.
 
     Raises:
-      ValueError: it is another optimizer.
+      ValueError: the optimizer is neither SGD nor LARS.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # under a loss scale
     if not isinstance(optimizer, (SGD, LARS)):
@@ -24,9 +24,10 @@ class SGD(keras.optimizers.Optimizer):
         v <- momentum * v + (gradient + weight_decay * w)
         w <- w - learning_rate * v
 
-    `keras.optimizers.SGD` differs twice: its decay does not pass through the momentum buffer, which makes it
-    about ten times weaker at momentum 0.9, and its rate is inside the buffer, so that a drop of the rate takes
-    effect late. Decay applies to every trainable weight, BatchNorm's and biases included, as in MoCo v1 and v2.
+    `keras.optimizers.SGD` differs twice. Its decay does not pass through the momentum buffer, which makes the decay
+    about ten times weaker at momentum 0.9. Its learning rate is inside the buffer, so that a drop of the learning
+    rate takes effect late. Decay applies to every trainable weight, including BatchNorm's and biases, as in MoCo v1
+    and v2.
 
     Args:
       learning_rate: a number, a Keras schedule, or a callable without arguments.
@@ -48,7 +49,7 @@ class SGD(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         learning_rate = keras.ops.cast(learning_rate, variable.dtype)
         velocity = self.velocities[self._get_variable_index(variable)]
-        # Both formulas of the class in one kernel, the rate outside the buffer.
+        # One kernel computes both formulas of the class, with the learning rate outside the buffer.
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle,
             accum=velocity.value.handle,
@@ -64,14 +65,15 @@ class SGD(keras.optimizers.Optimizer):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class LARS(keras.optimizers.Optimizer):
-    """Layer-wise adaptive rates (You et al. 2017, arXiv:1708.03888) as MoCo v3 has them (section 4.1).
+    """Layer-wise adaptive learning rates (You et al. 2017, arXiv:1708.03888) as MoCo v3 has them (section 4.1).
 
         u <- gradient + weight_decay * w;  u <- u * trust * |w| / |u|, 1 in place of a quotient with |w| or |u| = 0
         v <- momentum * v + u
         w <- w - learning_rate * v
 
-    Tensors of one dimension, which are gains, offsets and biases, get neither decay nor trust ratio. The rate
-    multiplies outside the buffer (other LARS multiply inside: they differ once the rate changes).
+    Tensors of one dimension, which are gains, offsets and biases, get neither decay nor trust ratio. The learning
+    rate multiplies outside the buffer. (Other versions of LARS multiply inside the buffer; the results differ once
+    the learning rate changes.)
 
     Args:
       learning_rate: a number, a Keras schedule, or a callable without arguments.
@@ -117,8 +119,8 @@ class AdamW(keras.optimizers.Optimizer):
         m <- beta_1 m + (1 - beta_1) gradient;  v <- beta_2 v + (1 - beta_2) gradient^2
         w <- w - learning_rate * m / (1 - beta_1^t) / (sqrt(v / (1 - beta_2^t)) + epsilon)
 
-    `keras.optimizers.AdamW` adds epsilon to the square root of the *uncorrected* v, so that at first it counts for
-    some 30 times as much. Decay applies to every trainable weight, as in MoCo v3.
+    `keras.optimizers.AdamW` adds epsilon to the square root of the *uncorrected* v, so that at first epsilon has some
+    30 times as much effect. Decay applies to every trainable weight, as in MoCo v3.
 
     Args:
       learning_rate: a number, a Keras schedule, or a callable without arguments.

@@ -1,6 +1,6 @@
-"""Progress bars, by tqdm: on a terminal and in a notebook; elsewhere there are none, and lines in the log say it.
+"""Progress bars by tqdm, on a terminal and in a notebook; elsewhere lines in the log show the progress instead.
 
-`log_to_screen` and bars know of each other (`Screen`), so that a line does not break a bar.
+`log_to_screen` writes above bars (see `Screen`), so that a line does not break a bar.
 """
 
 import logging
@@ -8,13 +8,13 @@ import sys
 
 
 def bar(total, unit, what="", over=None, done=0):
-    """A bar of `total` things to do, such as images; use it in `with` and `update(n)` it. It leaves nothing behind.
+    """Returns a bar of `total` things to do, such as images, for `with` and `update(n)`. It leaves nothing behind.
 
-    what: a word that stands before it. over: an iterable, which it then is as well. done: how many are done already.
+    what: a word before the bar. over: an iterable; the bar then iterates over it. done: how many are done already.
     """
     from tqdm.auto import tqdm
 
-    # tqdm asks only a terminal whether it is one; a notebook's output says that it is none.
+    # tqdm's own test recognises only terminals, and a notebook's output is not a terminal.
     silent = not (in_notebook() or sys.stdout.isatty())
     where = {"file": sys.stdout, "leave": False, "disable": silent, "dynamic_ncols": True}
     return tqdm(over, total=total, initial=done, unit=f" {unit}", desc=what or None, **where)
@@ -39,26 +39,26 @@ def in_notebook():
 
 
 class Screen(logging.StreamHandler):
-    """Writes messages to stdout, above a bar where there is one."""
+    """Writes messages to stdout, above a bar if there is one."""
 
     def __init__(self):
         logging.Handler.__init__(self)
 
     @property
     def stream(self):
-        """What stdout is by now: notebooks and tests put another in its place."""
+        """The current stdout: notebooks and tests replace it."""
         return sys.stdout
 
     def emit(self, record):
-        tqdm = sys.modules.get("tqdm")  # where nothing has made a bar, nothing loads it
+        tqdm = sys.modules.get("tqdm")  # it is not loaded until something makes a bar
         if tqdm is None or not getattr(tqdm.tqdm, "_instances", None):
             return super().emit(record)
         try:
             tqdm.tqdm.write(self.format(record), file=self.stream)
-        except Exception:  # as logging has it
+        except Exception:  # as the logging module does
             self.handleError(record)
 
     def handleError(self, record):
-        """Nobody sees a screen that cannot be written to, such as a file on a full disk: the work goes on."""
+        """Ignores a screen that cannot be written to, such as a file on a full disk: the work goes on."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)

@@ -1,7 +1,7 @@
-"""Lets Keras find this package's classes in files after `import moco_tf` alone, which loads neither Keras nor them.
+"""Lets Keras find this package's classes in files after `import moco_tf` alone, which loads no class and not Keras.
 
-A `.keras` file names classes as "moco_tf>MoCo". Keras knows those that were registered, when their modules were
-imported; until then, a stand-in under the same name imports the module when a file asks for it.
+A `.keras` file names classes as "moco_tf>MoCo". Importing a class's module registers the class with Keras. Until then,
+a stand-in under the same name imports the module when a file asks for the class.
 """
 
 from importlib import import_module
@@ -54,7 +54,7 @@ CLASSES = {
 
 
 class StandIn:
-    """What Keras takes for a class that is not loaded yet."""
+    """Stands in, for Keras, for a class that is not loaded yet."""
 
     def __init__(self, module, name):
         self.module = module
@@ -72,5 +72,5 @@ def register_with(keras):
 
 
 def register():
-    """Registers when Keras is imported, or now where it is already."""
+    """Registers the stand-ins when Keras is imported, or now if it is imported already."""
     wrapt.register_post_import_hook(register_with, "keras")

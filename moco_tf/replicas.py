@@ -1,18 +1,18 @@
-"""What the replicas of a model do together, called inside a training step; with one replica nothing is sent.
+"""What the replicas of a model do together, called inside a training step; a single replica sends nothing.
 
 Axes: n images of this replica, N = n x replicas of the global batch; replica r has rows r * n to (r + 1) * n of it.
 
-Shuffling BN (MoCo, section 3.3): BatchNorm lets the images of one normalisation group see each other, and a
-query could find its key by the company it keeps. Keys are therefore encoded in another order than queries.
+Shuffling BN (MoCo, section 3.3): BatchNorm lets the images of one normalisation group see each other. A query could
+then find its key by the other images in its group. Keys are therefore encoded in another order than queries.
 """
 
 import tensorflow as tf
 
 
 def on_one_cpu(number):
-    """A strategy of `number` logical CPU devices: a trial of replicas where there is one processor.
+    """Returns a strategy of `number` logical CPU devices, to try replicas on a machine with one processor.
 
-    TensorFlow's own choice there, a ring, takes several times as long over a ResNet-50's gradients as one addition.
+    TensorFlow's own choice there, a ring, takes several times as long for a ResNet-50's gradients as one addition.
     """
     devices = [f"CPU:{index}" for index in range(number)]
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=tf.distribute.ReductionToOneDevice())
@@ -24,7 +24,7 @@ def count():
 
 
 def check_shared(size, number):
-    """Refuses a batch of `size` images that so many replicas cannot share evenly."""
+    """Refuses a batch of `size` images that `number` replicas cannot share evenly."""
     if size % number:
         raise ValueError(
             f"each of {number} replicas takes the same number of a batch's images; a batch of {size} does not divide: "
@@ -36,7 +36,7 @@ def gather(values):
     """(n, ...) of each replica -> (N, ...) on all of them, in the order of the replicas; n is the same on all."""
     if count() == 1:
         return values
-    values = tf.identity(values)  # on this replica's device: where inputs have none, TensorFlow finds no way to send
+    values = tf.identity(values)  # on this replica's device: TensorFlow cannot send inputs without a device
     gathered = tf.distribute.get_replica_context().all_gather(values, axis=0)
     size, here = gathered.shape[0], values.shape[0]
     if None not in (size, here) and size == here * count():
@@ -48,7 +48,7 @@ def gather(values):
 
 
 def own(values):
-    """This replica's rows (n, ...) of what belongs to the global batch (N, ...)."""
+    """This replica's rows (n, ...) of the values (N, ...) of the global batch."""
     if count() == 1:
         return values
     rows = tf.shape(values)[0] // count()
@@ -65,7 +65,7 @@ def draw(random, rows, shape, seed, **more):
 
 
 def add_up(tensors):
-    """The sums over all replicas of a list of tensors of one dtype, brought together in a single all-reduce."""
+    """The sums over all replicas of a list of tensors of one dtype, computed in a single all-reduce."""
     if count() == 1:
         return tensors
     flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
@@ -75,7 +75,7 @@ def add_up(tensors):
 
 
 def shuffle(images, seed):
-    """Deals the images of all replicas out anew, in a random order that is a function of `seed` (two integers).
+    """Redistributes the images of all replicas in a random order that is a function of `seed` (two integers).
 
     images: (n, ...) of this replica.
 
@@ -83,10 +83,10 @@ def shuffle(images, seed):
       This replica's share (n, ...) and the permutation (N,) that `unshuffle` needs, the same on all replicas.
     """
     everything = gather(images)
-    # XLA cannot compile TensorFlow's own shuffles. The generator is named: else the device would choose one.
+    # XLA cannot compile TensorFlow's own shuffles. The generator is named; otherwise the device would choose one.
     keys = tf.random.stateless_uniform(tf.shape(everything)[:1], seed, None, None, tf.int32, alg="philox")
     permutation = tf.argsort(keys)
-    # Where machines gather, the number of images is lost; for such, oneDNN takes kernels that round otherwise.
+    # A gather across machines loses the static number of images; oneDNN would then use kernels that round differently.
     return tf.ensure_shape(tf.gather(everything, own(permutation)), images.shape), permutation
 
 

@@ -15,27 +15,27 @@ from moco_tf import command, files
 from moco_tf import config as config_lib
 from moco_tf.command import ConfigError
 
-# The columns of metrics.csv, around those that the model names: its metrics and the rates of its schedules.
+# The columns of metrics.csv before and after those that the model names: its metrics and the rates of its schedules.
 BEFORE, AFTER = ("epoch", "step", "loss"), ("images_per_second", "step_share", "data_wait", "knn_top1")
 
 log = logging.getLogger("moco_tf")
 
 
 def recorded(path, read=config_lib.read):
-    """The config of the run in a folder, None if there is none yet.
+    """The config of the run in a folder, or None if there is no run yet.
 
-    read: a flag file's path -> settings, of another command than `moco_tf.train`.
+    read: a function from a flag file's path to settings, for a command other than `moco_tf.train`.
     """
     flags = Path(path) / "config.flags"
     if not flags.exists():
         return None
-    if not flags.stat().st_size:  # else it would be a run with every flag's default
+    if not flags.stat().st_size:  # it would otherwise count as a run with every flag's default
         raise ConfigError(f"{flags} is empty: bring back the flags that the run was started with, a line each")
     return read(flags)
 
 
 def rows(path):
-    """The rows of a run folder's metrics.csv, a list of dicts of strings; without a last line that was cut off."""
+    """The rows of a run folder's metrics.csv, a list of dicts of strings, without a last line that was cut off."""
     try:
         text = (Path(path) / "metrics.csv").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -47,13 +47,13 @@ def rows(path):
 
 
 class Data(NamedTuple):
-    """What a run folder knows of what it trains on."""
+    """What a run folder records about the training data."""
 
     size: int  # records
 
 
 def data(path):
-    """The `Data` of the run in a folder, None if it has not begun."""
+    """The `Data` of the run in a folder, or None if the run has not begun."""
     file = Path(path) / "data.json"
     try:
         return Data(json.loads(file.read_text())["images"]) if file.exists() else None
@@ -65,7 +65,7 @@ def data(path):
 
 
 def baselines(path):
-    """What the accuracies of the run in a folder are compared with: a dict of percents, empty if none were kept."""
+    """The baseline accuracies of the run in a folder: a dict of percents, empty if none were kept."""
     kept = Path(path) / "baselines.json"
     return json.loads(kept.read_text()) if kept.exists() else {}
 
@@ -78,7 +78,7 @@ class RunFolder:
       read: as `recorded` takes it.
 
     Raises:
-      ConfigError: another process trains in it; it was made with other mathematics; it holds a run and
+      ConfigError: another process trains in the folder; its run has other mathematics; or it holds a run and
         `config.resume` is off.
     """
 
@@ -98,7 +98,7 @@ class RunFolder:
             text = f"{self._flag} names a folder to make or to go on in; {self.path}: {error.strerror}"
             raise ConfigError(text) from None
         try:
-            for left in self.path.glob(".writing-*"):  # by a killed process: no other one is here
+            for left in self.path.glob(".writing-*"):  # a killed process left it: no other process is here
                 files.remove(left)
             self._check(config)
         except BaseException:
@@ -113,11 +113,11 @@ class RunFolder:
         self.close()
 
     def close(self):
-        """Lets other runs use the folder, those of this process as well; it may be called again."""
+        """Lets other runs, including this process's own, use the folder; it may be called again."""
         self._lock.close()
 
     def check_images(self, count):
-        """Refuses another number of images than the run began with."""
+        """Refuses a number of images other than the number that the run began with."""
         before = data(self.path)
         if before not in (None, (count,)):
             raise ConfigError(
@@ -126,16 +126,17 @@ class RunFolder:
             )
 
     def begin(self, config, count, columns, before=BEFORE, after=AFTER):
-        """Records the flags and the number of records; call it when nothing is refused.
+        """Records the flags and the number of records; call it after all checks.
 
-        columns: of metrics.csv, what the model names: its metrics and rates; they stand between `before` and `after`.
+        columns: the columns of metrics.csv that the model names, its metrics and rates; they stand between `before`
+          and `after`.
         """
         self.columns = (*before, *columns, *after)
         files.write_text(self.path / "data.json", json.dumps({"images": count}) + "\n")
         files.write_text(self._recorded, config.flag_lines(), errors="surrogateescape")
 
     def log(self):
-        """A context in which what is logged is kept in train.log, with more detail than the screen has."""
+        """Returns a context in which log messages also go to train.log, with more detail than on the screen."""
         return command.log_to_file(self.path / "train.log")
 
     def _check(self, config):
@@ -168,7 +169,7 @@ class RunFolder:
         return rows(self.path)
 
     def rewind(self, step, steps_per_epoch):
-        """Drops the rows that a run going on at `step` will write again: later ones, and that of a part epoch.
+        """Drops the rows that a run resumed at `step` will write again: later rows, and that of a partial epoch.
 
         steps_per_epoch: steps between rows.
         """
@@ -176,7 +177,7 @@ class RunFolder:
         self._write_rows(rows)
 
     def add_row(self, row):
-        """Adds a row to metrics.csv; `row` maps names of its columns to numbers, None or absent if not computed."""
+        """Adds a row to metrics.csv; `row` maps column names to numbers; numbers not computed are None or absent."""
         text = {name: "" if row.get(name) is None else repr(row[name]) for name in self.columns}
         self._write_rows([*self.rows(), text])
 

@@ -1,6 +1,6 @@
-"""Weights to start from: of another run, of a Keras file, or of a PyTorch checkpoint, taken layer by layer.
+"""Takes initial weights, layer by layer, from another run, a Keras file, or a PyTorch checkpoint.
 
-`moco_tf.train --start_from` and the commands of transfer call it.
+`moco_tf.train --start_from` and the commands of transfer call this module.
 """
 
 from pathlib import Path
@@ -16,15 +16,15 @@ from moco_tf.methods.keras_internals import layers_of
 from moco_tf.pytorch import checkpoint_files, conversion, tensor_names
 
 KERAS = ".keras"
-POSITIONS = "pos_embed"  # of a ViT, a function of the size
+POSITIONS = "pos_embed"  # a ViT's positions, a function of the size
 
 
 class Taken(NamedTuple):
     """Which layers of a model were given weights."""
 
-    layers: list  # names of those that were
-    left: list  # sentences on those that were not
-    adapted: list  # sentences on those whose weights were made to fit
+    layers: list  # names of the layers that were
+    left: list  # sentences on the layers that were not
+    adapted: list  # sentences on the layers whose weights were made to fit
 
 
 def encoder(path, flag):
@@ -32,10 +32,10 @@ def encoder(path, flag):
 
     Args:
       path: a run folder, a .keras file, or a PyTorch file as `moco_tf.torch_weights` takes it.
-      flag: that names it, for refusals.
+      flag: the flag that names the path, for refusals.
 
     Raises:
-      ConfigError: it is none of these, or cannot be read.
+      ConfigError: the path is none of these, or cannot be read.
     """
     if not Path(path).exists():
         raise ConfigError(f"{flag}={path}: there is no such file or folder")
@@ -47,10 +47,10 @@ def encoder(path, flag):
 
 
 def copy_by_name(source, target):
-    """Gives each layer of a model the weights of the layer of its name in another, where their shapes are equal.
+    """Copies the weights of layers of `source` to the layers of `target` with the same name and shapes.
 
-    A ViT's positions stay as they are where sizes differ. The first convolution takes a kernel of images of another
-    number of channels, as `first_convolution.of_channels` makes it fit.
+    A ViT's positions stay as they are if sizes differ. The first convolution also takes a kernel for images with
+    another number of channels; `first_convolution.of_channels` makes it fit.
 
     Returns:
       `Taken`.
@@ -79,18 +79,18 @@ def copy_by_name(source, target):
 
 
 def _differ_in_channels(its, mine, source, target):
-    """Whether two layers are the first convolutions of their models, alike but for the channels of the images."""
+    """Whether two layers are the first convolutions of their models, alike except for the images' channels."""
     kinds = isinstance(mine, keras.layers.Conv2D) and isinstance(its, keras.layers.Conv2D)
     if mine.name not in first_convolution.LAYERS or not kinds or its.use_bias != mine.use_bias:
         return False
     (*there, of_its, wide), (*here, of_mine, wide_here) = its.kernel.shape, mine.kernel.shape
-    # One that sees a part of the channels, as CMC's do, is no convolution of images.
+    # A convolution that sees only a part of the channels, as in CMC, is not a convolution of images.
     of_images = [getattr(model, "input_shape", (None,))[-1] for model in (source, target)] == [of_its, of_mine]
     return of_images and of_its != of_mine and (there, wide) == (here, wide_here)
 
 
 def _with_weights(model):
-    """{name: layer} of the layers at any depth that have weights, models apart."""
+    """{name: layer} of the layers at any depth that have weights and are not models."""
     return {layer.name: layer for layer in layers_of(model) if layer.weights and not isinstance(layer, keras.Model)}
 
 
@@ -99,11 +99,11 @@ def _shapes(layer):
 
 
 def _of_keras(path, flag):
-    import moco_tf  # noqa: F401 - its classes
+    import moco_tf  # noqa: F401 - registers its classes
 
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # whatever Keras says of files that it cannot read
+    except Exception as error:  # Keras raises various errors for unreadable files
         raise ConfigError(f"{flag}={path} cannot be read: {str(error).strip().splitlines()[0]}") from None
     return getattr(model, "backbone", model)
 

@@ -1,13 +1,13 @@
-"""The authors' checkpoints go in, torchvision's names come out.
+"""Converts the authors' checkpoints to runs or encoders, and runs or encoders to weights with torchvision's names.
 
   python -m moco_tf.torch_weights --checkpoint=moco_v2_800ep_pretrain.pth.tar --output=runs/v2   # a run, or an encoder
   python -m moco_tf.torch_weights --encoder=runs/v2 --output=resnet50.safetensors                # and back
   python -m moco_tf.torch_weights --encoder=runs/v2 --output=resnet50.pkl --to=detectron2        # for detection
 
-In: checkpoints of MoCo become a run folder that `moco_tf.train` goes on with, every other file an encoder
-(`encoder.keras`); the names of mmselfsup, mmpretrain, solo-learn and lightly are known too. Out: a run folder or an
-encoder becomes a state dict, or weights for Detectron2. PyTorch is needed to write .pth only. The flags of
-`moco_tf.train` shape the run that is made; what the file says of the model need not be given.
+In: a checkpoint of MoCo becomes a run folder that `moco_tf.train` continues; any other file becomes an encoder
+(`encoder.keras`). The names of mmselfsup, mmpretrain, solo-learn and lightly are known too. Out: a run folder or an
+encoder becomes a state dict, or weights for Detectron2. Only writing .pth needs PyTorch. The flags of `moco_tf.train`
+shape the new run; flags for what the file says about the model are not needed.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ from moco_tf.command import ConfigError
 from moco_tf.pytorch import checkpoint_files
 from moco_tf.startup import load_tensorflow
 
-METHODS = ("moco", "moco_v3")  # whose checkpoints become runs
+METHODS = ("moco", "moco_v3")  # the methods whose checkpoints become runs
 
-SIDECAR = "torch.json"  # beside the weights: where they came from, and what has no place in a Keras model
+SIDECAR = "torch.json"  # beside the weights: their origin, and what has no place in a Keras model
 
 
 def main(arguments):
@@ -74,7 +74,7 @@ def _settings_of_runs():
 
 
 def _parse(arguments):
-    """Command-line arguments -> the flag values, and the names of the flags that were named."""
+    """Command-line arguments -> the flag values, and the names of the flags that were given."""
     flag_values = flags.FlagValues()
     command.define(flag_values, command.fields(Settings))
     command.define(flag_values, _settings_of_runs())
@@ -107,7 +107,7 @@ def _run(flag_values, named):
         checkpoint_files.check_writable(output, flag_values.to)
         if not Path(flag_values.encoder).exists():
             raise ConfigError(f"--encoder={flag_values.encoder}: there is no such file or folder")
-    load_tensorflow()  # takes seconds: what could be refused without it has been
+    load_tensorflow()  # takes seconds, so that refusals that can do without it come before
     from moco_tf.pytorch.tensor_names import Mismatch
 
     try:
@@ -185,7 +185,7 @@ def _convert(contents, whole, output, flag_values, named):
             files.write_json(aside / SIDECAR, sidecar)
     except OSError as error:
         raise ConfigError(f"--output={output}: {error.strerror or error}") from None
-    except ERRORS as error:  # TensorFlow's own writing
+    except ERRORS as error:  # raised when TensorFlow writes
         raise ConfigError(f"--output={output}: {reason(error)}") from None
     if flag_values.verbose:
         print("\n".join([*lines, *(f"{name} left out" for name in left_out)]))
@@ -198,7 +198,7 @@ def _convert(contents, whole, output, flag_values, named):
 
 
 def _padded(architecture, contents, whole, padding):
-    """The `Architecture` with the padding of its 3x3 stem, which is the flag's or the library's."""
+    """The `Architecture` with the padding of its 3x3 stem, from the flag or else from the library."""
     if padding and (whole or architecture.stem != "cifar" or padding not in (1, 2)):
         raise ConfigError(f"--stem_padding={padding} is 1 or 2, for a 3x3 stem that becomes an encoder: leave it out")
     padding = padding or contents.stem_padding
@@ -211,7 +211,7 @@ def _write_run(folder, contents, architecture, values, named):
     from moco_tf.pytorch import conversion
 
     config = conversion.run_config(architecture, conversion.queue_size(contents), values, named, contents.scheme)
-    model = build.model(config, run_folder.Data(config.batch_size))  # shapes schedules only, no part of a checkpoint
+    model = build.model(config, run_folder.Data(config.batch_size))  # affects schedules only, no part of a checkpoint
     lines = conversion.load_run(model, contents)
     files.write_text(folder / "config.flags", config.flag_lines(), errors="surrogateescape")
     Checkpoints(folder / "checkpoints", model).save()
@@ -267,7 +267,7 @@ def _load(path):
     """The trained model of a run folder, or the model in a .keras file or a converted encoder's folder."""
     import keras
 
-    from moco_tf import build, run_folder  # build also knows the classes that may stand in a file
+    from moco_tf import build, run_folder  # build also knows the classes that a file may contain
 
     if run_folder.recorded(path):
         return build.trained(path)
@@ -276,7 +276,7 @@ def _load(path):
         raise ConfigError(f"--encoder={path} is not a run folder, no folder with encoder.keras, and no .keras file")
     try:
         return keras.models.load_model(files.for_tensorflow(file), compile=False, safe_mode=True)
-    except Exception as error:  # whatever Keras says of a file that it cannot read
+    except Exception as error:  # Keras raises various errors for unreadable files
         raise ConfigError(f"--encoder={path}: Keras cannot read it: {str(error).splitlines()[0]}") from None
 
 

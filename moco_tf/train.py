@@ -16,7 +16,7 @@ from moco_tf.command import ConfigError
 from moco_tf.startup import computes_bfloat16, load_tensorflow
 
 ENCODER = "encoder.keras"  # in a run folder
-SHOWN = 5  # layers that a line names
+SHOWN = 5  # the most layers that a log line names
 
 log = logging.getLogger("moco_tf")
 
@@ -28,9 +28,9 @@ def main(arguments):
 
 
 def train(config):
-    """Trains, or goes on, in the config's run folder; returns the process's exit status.
+    """Trains or resumes in the config's run folder; returns the process's exit status.
 
-    However it ends, the folder, its log and TensorBoard's file are free for the next call in the same process.
+    However training ends, the folder, its log and TensorBoard's file are free for the next call in the same process.
     """
     with contextlib.ExitStack() as open_until_the_end:
         return _train(config, open_until_the_end)
@@ -38,7 +38,7 @@ def train(config):
 
 def _train(config, open_until_the_end):
     started = time.perf_counter()
-    load_tensorflow(config.virtual_replicas, training=True)  # takes seconds: wrong flags have been answered by now
+    load_tensorflow(config.virtual_replicas, training=True)  # takes seconds; wrong flags were refused before
     from moco_tf import build, callbacks, run_folder
     from moco_tf.checkpoint import Checkpoints
     from moco_tf.data import dataset
@@ -79,7 +79,7 @@ def _train(config, open_until_the_end):
         return 0
 
     def batches_at(step):
-        """Endless batches from a step on, their views of the size that they have there."""
+        """Returns endless batches from a step on, with views of that step's size."""
         size = config.size_at(step // steps_per_epoch)
         if config.growing_sizes:
             model.views_become(build.on_device(config, size))
@@ -115,8 +115,8 @@ def _train(config, open_until_the_end):
             _look_before_training(config, records, model, run, recorder, monitor, start)
         with command.signals_to(saver):
             while step < last:
-                # A `fit` for the rest of an epoch under way, one for all whole epochs (of a size), whose batches come
-                # out of one pipeline, one for a part at the end: each begins exactly where the step counter stands.
+                # One `fit` covers the rest of a started epoch, one covers all whole epochs (of a size) with batches
+                # from one pipeline, and one covers a part at the end. Each begins exactly at the step counter.
                 epoch, place = divmod(step, steps_per_epoch)
                 steps = min(steps_per_epoch - place, last - step)
                 epochs = (last - step) // steps if steps == steps_per_epoch else 1
@@ -160,7 +160,7 @@ def _train(config, open_until_the_end):
 
 
 def _own_callbacks(config):
-    """The Keras callbacks that --callbacks names, a list; refuses what gives none."""
+    """Returns the Keras callbacks that --callbacks names, a list; refuses a function that returns anything else."""
     if not config.callbacks:
         return []
     import keras
@@ -168,7 +168,7 @@ def _own_callbacks(config):
     module, colon, name = config.callbacks.partition(":")
     try:
         made = getattr(config_lib.import_own("callbacks", module), name)(config) if module and colon and name else None
-    except Exception as error:  # whatever a user's own module raises
+    except Exception as error:  # a user's own module may raise anything
         raise ConfigError(f"--callbacks={config.callbacks}: {type(error).__name__}: {error}") from error
     if not isinstance(made, list) or not all(isinstance(one, keras.callbacks.Callback) for one in made):
         raise ConfigError(
@@ -179,7 +179,7 @@ def _own_callbacks(config):
 
 
 def _start_from(config, model):
-    """Gives the encoder the weights that --start_from names; says which of its layers, and which not."""
+    """Gives the encoder the weights that --start_from names; logs how many layers took weights, and which did not."""
     from moco_tf import start_from
     from moco_tf.methods.ema import copy_weights
 
@@ -199,13 +199,13 @@ def _start_from(config, model):
 
 
 def _encoder_is_kept(config, checkpoint):
-    """Whether the Keras file is there, and none of an earlier end of the run: one before `checkpoint`."""
+    """Whether the Keras file is there, and not from an earlier end of the run, before `checkpoint`."""
     kept = Path(config.run_dir) / ENCODER
     return kept.exists() and kept.stat().st_mtime >= checkpoint.stat().st_mtime
 
 
 def _keep_encoder(config, model, records):
-    """Keeps the trained backbone as a Keras file, and names what comes next."""
+    """Keeps the trained backbone as a Keras file, and logs the commands that come next."""
     kept = Path(config.run_dir) / ENCODER
     with files.aside(kept) as writing:
         model.backbone.save(files.for_tensorflow(writing))
@@ -252,7 +252,7 @@ def _introduce(config, strategy, records, steps_per_epoch, model):
 
 
 def _look_before_training(config, records, model, run, recorder, monitor, start):
-    """Advice, a picture of views, and the accuracies that those of training are compared with."""
+    """Logs advice, shows a picture of views, and measures the accuracies that are the baselines of training."""
     from moco_tf import advice, build
     from moco_tf.data.views import first
 
@@ -279,7 +279,7 @@ def _report(stop, config, checkpoints, step):
         saved = f"saved {checkpoints.path(step)}" if checkpoints.writes else "the chief saves"
         log.error(f"Stopped by {stop}; {saved}. Go on with: python -m moco_tf.train {flags}")
         return 128 + stop.signal
-    # The weights of the step before gave this loss; those of earlier steps gave finite ones.
+    # The weights of the previous step gave this loss; the weights of earlier steps gave finite losses.
     good = [checkpoints.path(s) for s in checkpoints.steps() if s < step - 1]
     last_good = f"the last good checkpoint is {good[-1]}" if good else "there is no good checkpoint"
     log.error(f"Stopped: {stop}; {last_good}. Try a lower --lr in another --run_dir.")
@@ -287,7 +287,7 @@ def _report(stop, config, checkpoints, step):
 
 
 def _stopped(error, model):
-    """Says what ended a run, in the machine, its storage or another machine, and the way out; returns the status."""
+    """Says what in the machine, its storage or another machine ended a run, and the way out; returns the status."""
     import tensorflow as tf
 
     from moco_tf.data.errors import reason

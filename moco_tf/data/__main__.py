@@ -1,4 +1,4 @@
-"""`python -m moco_tf.data --dataset=photos --flagfile=...`: what a data set holds, and how a recipe will see it.
+"""`python -m moco_tf.data --dataset=photos --flagfile=...`: shows what a data set holds and how a recipe sees it.
 
 Takes the flags of `moco_tf.train`. Checks every image, prints counts, classes, formats, sizes and bad files, and
 writes a picture of views. Trains nothing and writes nothing else.
@@ -13,7 +13,7 @@ from moco_tf import config as config_lib
 from moco_tf.command import ConfigError
 from moco_tf.startup import load_tensorflow
 
-SHOWN = 10  # classes, bad files and pairs of views; of the rest there is a count
+SHOWN = 10  # classes, bad files and pairs of views
 
 
 def main(arguments):

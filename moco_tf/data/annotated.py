@@ -1,6 +1,6 @@
-"""Images with annotations, boxes or masks: the files that an annotation names, checked before training.
+"""Checks the image files that annotations (boxes or masks) name, before training.
 
-`coco.py` and `voc.py` read what people have; `boxes.py` and `masks.py` make sources of it.
+`coco.py` and `voc.py` read people's annotation files. `boxes.py` and `masks.py` make sources of them.
 """
 
 import dataclasses
@@ -23,17 +23,17 @@ class Checked(NamedTuple):
     """The annotated images that can be decoded."""
 
     good: np.ndarray  # their numbers, int64 (N,)
-    sizes: np.ndarray  # of these: height, width, int64 (N, 2)
+    sizes: np.ndarray  # their height and width, int64 (N, 2)
 
 
 def check(root, paths, remembered, max_bad_fraction):
-    """Reads all image files once, or what a manifest does not know of them; says how many are left out.
+    """Reads all image files once, or only those that the manifest does not know; says how many are left out.
 
     Args:
-      root: the folder in which all lie.
-      paths: relative to it.
+      root: the folder that holds all images.
+      paths: the images' paths, relative to `root`.
       remembered: the manifest's path (`manifest.check_files`).
-      max_bad_fraction: of all, how many may be undecodable.
+      max_bad_fraction: the fraction of the images that may be undecodable.
 
     Returns:
       `Checked`.
@@ -69,10 +69,10 @@ def parts(split):
 
 
 def with_more_classes(source, names):
-    """The source, its classes those of `names`, which begin with its own: the numbers stay.
+    """Returns the source with the classes `names`, which begin with its own, so that class numbers stay.
 
     Raises:
-      ValueError: they do not.
+      ValueError: `names` does not begin with the source's classes.
     """
     if tuple(names[: len(source.class_names)]) != tuple(source.class_names):
         raise ValueError(f"{source.name} has the classes {', '.join(source.class_names)}, not {', '.join(names)}")

@@ -1,8 +1,8 @@
-"""An image file in any format that Pillow, tifffile or pillow-heif reads -> an upright picture of 8 bits, grey or RGB.
+"""Reads an image file in any format of Pillow, tifffile or pillow-heif as an upright 8-bit picture, grey or RGB.
 
-Or an array with all channels of a TIFF or of a .npy file.
+`read_channels` gives an array with all channels of a TIFF or of a .npy file.
 
-`convert.py` calls it in its processes, which do not load TensorFlow. docs/data.md states each policy.
+`convert.py` calls this module in its processes, which do not load TensorFlow. docs/data.md states each policy.
 """
 
 import contextlib
@@ -19,24 +19,24 @@ SUFFIXES = (
 ARRAY = ".npy"
 MAX_PIXELS = 89_478_485  # as for training: Pillow's limit for a decompression bomb
 BITS_PER_SAMPLE = 258  # a tag of TIFF
-TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what they begin with
+TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes of a TIFF
 EXTRA = "pip install 'moco_tf[convert]'"
 
 
 class Unreadable(Exception):
-    """An image that no picture can be made of; the message is the reason, in a few words."""
+    """Raised for an image that cannot become a picture; the message gives the reason in a few words."""
 
 
 def read(file, size=0, stretch=False):
     """The picture in a binary file that is open for reading.
 
     Args:
-      size: pixels that its shorter side will have; a larger JPEG may be decoded at a part of its resolution, never
-        below twice that. 0: decodes all.
-      stretch: brings the values of more than 8 bits, smallest to largest, to 0 to 255; `eight_bits` has the rule.
+      size: pixels that the shorter side will have. A larger JPEG may be decoded at a lower resolution, but never below
+        twice `size`. 0: decodes all.
+      stretch: whether to bring values of more than 8 bits, smallest to largest, to 0 to 255, as `eight_bits` does.
 
     Returns:
-      (a PIL.Image in the mode L or RGB, whether the JPEG in the file is that very picture).
+      (a PIL.Image in the mode L or RGB, whether the file is a JPEG of exactly this picture).
 
     Raises:
       Unreadable: with the reason.
@@ -48,10 +48,11 @@ def read(file, size=0, stretch=False):
 def read_channels(file, size=0, stretch=False):
     """All channels of the image in a binary file that is open for reading: uint8 (H, W, C).
 
-    Of a .npy file (H, W) or (H, W, C); of a TIFF its samples, or its pages, if they are of one size; else grey or RGB.
+    A .npy file has the shape (H, W) or (H, W, C). The channels of a TIFF are its samples, or its pages if they have
+    one size. Other images are grey or RGB.
 
     Args:
-      size: pixels that the shorter side has at most, each channel shrunk as `shrink` does it; 0: as it is.
+      size: the most pixels that the shorter side has; `shrink` shrinks each channel. 0: the size stays.
       stretch: as in `read`, channel by channel.
 
     Raises:
@@ -61,7 +62,7 @@ def read_channels(file, size=0, stretch=False):
         head = file.read(6)
         file.seek(0)
         if head == b"\x93NUMPY":
-            values = np.load(file, allow_pickle=False)  # which would run what the file says
+            values = np.load(file, allow_pickle=False)  # a pickle would run code from the file
             values, bits = (values[..., np.newaxis] if values.ndim == 2 else values), 8 * values.itemsize
         elif head[:4] in TIFFS:
             values, bits = _channels_of_tiff(file)
@@ -81,7 +82,7 @@ def read_channels(file, size=0, stretch=False):
 
 
 def shrink(image, size):
-    """An image whose shorter side has at most `size` pixels, antialiased; 0, or no smaller than that: as it is."""
+    """Shrinks an image, antialiased, until its shorter side has at most `size` pixels; 0: keeps it as it is."""
     shorter = min(image.size)
     if not size or shorter <= size:
         return image
@@ -91,10 +92,10 @@ def shrink(image, size):
 def eight_bits(values, largest, stretch):
     """Values of more than 8 bits -> uint8 of the same shape.
 
-    Without `stretch`: 255/largest of each, rounded. With it: 0 for the smallest of the image, 255 for its largest;
-    what is not finite becomes 0, and so does an image of one value.
+    Without `stretch`, each value is multiplied by 255/largest and rounded. With it, the smallest value of the image
+    becomes 0 and the largest 255. Values that are not finite become 0, and so does an image of one value.
 
-    largest: what the file's bits can say at most; None where they say no such thing (signed or floating point).
+    largest: the largest value that the file's bits can hold; None if there is none (signed or floating point).
 
     Raises:
       Unreadable: there is neither `largest` nor `stretch`.
@@ -112,7 +113,7 @@ def eight_bits(values, largest, stretch):
 
 @contextlib.contextmanager
 def _refusing():
-    """Makes `Unreadable` of whatever decoders raise; keeps their warnings."""
+    """Turns whatever decoders raise into `Unreadable`; hides their warnings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on damaged metadata, and on sizes, which come here
@@ -136,14 +137,14 @@ def _read(file, size, stretch):
         file.seek(0)
         return _deep_tiff(file, stretch), False
     whole = image.size
-    if image.format in ("JPEG", "MPO") and size:  # the second is what some telephones write
+    if image.format in ("JPEG", "MPO") and size:  # MPO is what some telephones write
         factor = 2 * size / min(image.size)
         image.draft(None, [int(np.ceil(side * factor)) for side in image.size])
     image.load()  # a TIFF is turned here
     turned = ImageOps.exif_transpose(image)
     as_stored = image.format == "JPEG" and turned.size == whole and image.getexif().get(0x0112, 1) == 1
     picture = _grey_or_rgb(turned, image.format, stretch)
-    picture.info = {}  # neither profile nor place of the photograph goes along
+    picture.info = {}  # drops the colour profile and the place of the photograph
     return picture, as_stored and picture.mode == image.mode
 
 
@@ -160,7 +161,7 @@ def _grey_or_rgb(image, format, stretch):
 
 
 def _unknown(file, stretch):
-    """The picture in a file that Pillow does not know: a TIFF of tifffile's, or none."""
+    """The picture in a file that Pillow does not know: tifffile reads a TIFF, other files are refused."""
     head = file.read(12)
     file.seek(0)
     if head[:4] in TIFFS:
@@ -183,7 +184,7 @@ def _deep_tiff(file, stretch):
         values = page.asarray()
         bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
         orientation = int(page.tags.valueof(274, 1))
-    if channels > 1 and values.shape[0] == channels and values.shape[-1] != channels:  # channels apart
+    if channels > 1 and values.shape[0] == channels and values.shape[-1] != channels:  # the channels come first
         values = np.moveaxis(values, 0, -1)
     values = values.reshape(page.imagelength, page.imagewidth, channels)[..., : 1 if is_grey else 3]
     largest = 2**bits - 1 if values.dtype.kind in "ub" else None
@@ -231,7 +232,7 @@ def _require_pixels(width, height):
 
 @contextlib.contextmanager
 def _heif():
-    """Has Pillow know HEIC where pillow-heif is installed, and take any size, which `_require_pixels` refuses."""
+    """Lets Pillow read HEIC if pillow-heif is installed, and open any size; `_require_pixels` refuses large ones."""
     with contextlib.suppress(ImportError):
         import pillow_heif
 

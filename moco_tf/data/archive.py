@@ -1,8 +1,8 @@
 """Zip and tar archives of images, read in place: a path may lead into one, as in photos.zip/cat/1.jpg.
 
-`entries`, `stat`, `is_dir` and `read` take any path and do what the system does where it leads into no archive, so
-that `folder.py` reads an archive by the same rules as a folder. Nothing is ever extracted. An archive's directory (of
-a tar: all headers) is read once, and again if the file changes. docs/data.md states the policies.
+`entries`, `stat`, `is_dir` and `read` take any path. Outside archives they do what the system does. So `folder.py`
+reads an archive by the same rules as a folder. Nothing is ever extracted. The directory of an archive (in a tar, all
+headers) is read once, and again if the file changes. docs/data.md states the policies.
 """
 
 import array
@@ -25,13 +25,13 @@ import numpy as np
 from moco_tf.files import printable
 
 ZIP, TAR = ".zip", ".tar"
-# Not read: an image in them cannot be had without all that is before it, or no module of Python knows them.
+# Not read: an image in them needs all data before it, or Python has no module for them.
 AS_A_WHOLE = (".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 FOREIGN = (".7z", ".rar")
 INSIDE = r"(?i)\C*\.(zip|tar)/\C*"  # a path that may lead into an archive, for TensorFlow; \C is any byte
-MAX_BYTES = 6 * 89_478_485  # of a member: an image of as many pixels as are read, uncompressed, of 16 bits, in colour
+MAX_BYTES = 6 * 89_478_485  # of a member: the largest image that is read, uncompressed, of 16 bits, in colour
 MAX_DEPTH = 100  # folders above a member
-LATEST = 2**62  # nanoseconds that a time has at most
+LATEST = 2**62  # the latest time, in nanoseconds
 HEADER = struct.Struct("<4s22xHH")  # of a zip's member, before its data: signature, lengths of the name and of extras
 SIGNATURE = b"PK\3\4"
 ENCRYPTED, UTF8, UNIX = 0x1, 0x800, 3  # flags of a zip's member, and the system that made it
@@ -43,17 +43,17 @@ _opening = threading.Lock()
 
 
 class Status(NamedTuple):
-    """What `os.stat` says, of a member or a folder in an archive."""
+    """What `os.stat` would say of a member or a folder in an archive."""
 
     st_mode: int
     st_size: int
     st_mtime_ns: int
     st_dev: int
-    st_ino: tuple  # no number, but as good to tell one from another
+    st_ino: tuple  # not a number, but it tells files apart as well as one
 
 
 class Entry(NamedTuple):
-    """What `os.scandir` gives, of a member or a folder in an archive."""
+    """What `os.scandir` would give for a member or a folder in an archive."""
 
     name: str | bytes
     status: Status
@@ -69,10 +69,10 @@ class Entry(NamedTuple):
 
 
 def entries(path):
-    """A list of what `os.scandir` gives of a folder, on the disk or in an archive.
+    """Returns a list of a folder's entries, as `os.scandir` gives them, on the disk or in an archive.
 
     Raises:
-      OSError: as the system has it. ValueError: an archive that cannot be read.
+      OSError: as the system raises it. ValueError: the archive cannot be read.
     """
     try:
         with os.scandir(path) as there:
@@ -89,7 +89,7 @@ def entries(path):
 
 
 def stat(path):
-    """`os.stat`, also of what lies in an archive."""
+    """Does what `os.stat` does, also for paths in an archive."""
     try:
         return os.stat(path)
     except NotADirectoryError:
@@ -109,7 +109,7 @@ def is_dir(path):
 
 
 def is_file(path):
-    """Whether a path is a file, but no archive, or a member of an archive."""
+    """Whether a path is a file that is not an archive, or a member of an archive."""
     found = _within(path)
     return _is(modes.S_ISREG, path) if found else os.path.isfile(path)
 
@@ -120,7 +120,7 @@ def exists(path):
 
 
 def may_hold(path):
-    """Whether a path may lead into an archive, as its name tells."""
+    """Whether a path may lead into an archive, judging by its name."""
     return bool(_ENDING.search(os.fsencode(path)))
 
 
@@ -128,7 +128,7 @@ def read(path):
     """The bytes of a file, or of a member of an archive.
 
     Raises:
-      ValueError: a member that is not there, or cannot be read. OSError: a file that cannot.
+      ValueError: the member is missing or cannot be read. OSError: the file cannot be read.
     """
     if found := _within(path):
         archive, inside = found
@@ -141,12 +141,12 @@ def read(path):
 
 
 def read_all(paths):
-    """`read` of each of an array of paths: an array of bytes."""
+    """Reads each of an array of paths; returns an array of bytes."""
     return np.array([read(path) for path in paths], object)
 
 
 def remarks(path):
-    """Sentences on what of an archive is not as in a folder."""
+    """Returns sentences on how an archive differs from a folder."""
     found = _within(path)
     if found and (count := found[0].replaced):
         return [f"Members that a later one of the same name takes the place of: {count}"]
@@ -174,13 +174,13 @@ def _is(kind, path):
 
 
 def _within(path):
-    """(the `Archive` that a path leads to or into, the names from there on, bytes), or None."""
+    """Returns (the `Archive` that a path leads to or into, the names below it as bytes), or None."""
     path = os.fsencode(path)
     for match in _ENDING.finditer(path):
         file = path[: match.end()]
         try:
             status = os.stat(file)
-        except (OSError, ValueError):  # the second of a path with a zero byte
+        except (OSError, ValueError):  # ValueError: the path has a zero byte
             return None
         if modes.S_ISREG(status.st_mode):
             names = path[match.end() :].split(b"/")
@@ -192,7 +192,7 @@ def _open(file, status):
     identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
     if (archive := _opened.get(file)) and archive.identity == identity:
         return archive
-    with _opening:  # once, and not by each of tf.data's threads
+    with _opening:  # once, not in each of tf.data's threads
         archive = _opened.get(file)
         if archive is None or archive.identity != identity:
             archive = _opened[file] = Archive(file, identity)
@@ -200,20 +200,20 @@ def _open(file, status):
 
 
 class Archive:
-    """The members of a zip or a tar: a tree of their names, and by number where the bytes of each are.
+    """The members of a zip or a tar: a tree of their names, and the place of each member's bytes by its number.
 
     Raises:
-      ValueError: it is neither, or damaged, or cannot be opened.
+      ValueError: the file is neither, is damaged, or cannot be opened.
     """
 
     def __init__(self, path, identity):
         self.path, self.identity = os.fsdecode(path), identity
-        self.tree = {}  # names, bytes, to the number of a member or to the dict of a folder
-        # By number: where its header begins, in a tar its data; its bytes in the archive, and as a file.
+        self.tree = {}  # maps names (bytes) to the number of a member or the dict of a folder
+        # By the member's number: where its header (in a tar, its data) begins; its size in the archive and as a file.
         self.starts, self.stored, self.sizes, self.times = (array.array("q") for _ in range(4))
-        self.checksums = array.array("I")  # of a zip
-        self.deflated, self.problems = set(), {}  # the latter: why a member cannot be read
-        self.replaced = 0  # members that a later one of the same name takes the place of
+        self.checksums = array.array("I")  # of a zip's members
+        self.deflated, self.problems = set(), {}  # `problems`: why a member cannot be read
+        self.replaced = 0  # members that a later one of the same name replaces
         self.is_zip = self.path.lower().endswith(ZIP)
         try:
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -252,7 +252,7 @@ class Archive:
         """The bytes of a member, never more than the archive's directory says.
 
         Raises:
-          ValueError: it cannot be read.
+          ValueError: the member cannot be read.
         """
         if problem := self.problems.get(number):
             raise ValueError(problem)
@@ -264,7 +264,7 @@ class Archive:
             raise ValueError("the archive is damaged: there is no member where its directory says")
         content = self._bytes(start + HEADER.size + sum(lengths), self.stored[number])
         if number in self.deflated:
-            try:  # a limit of 0 would be none
+            try:  # a limit of 0 would mean no limit
                 content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, size + 1)
             except zlib.error:
                 raise ValueError("the archive is damaged: the member cannot be inflated") from None
@@ -299,7 +299,7 @@ class Archive:
                     problem = f"compressed by {method}; what is stored or deflated is read"
                 elif info.compress_size != info.file_size:
                     problem = "stored, in another number of bytes than it has"
-                # A zip has no fractions of a second. The checksum stands for them, so that other content shows.
+                # A zip has no fractions of a second. The checksum stands for them, so that changed content shows.
                 time = _nanoseconds(info) + info.CRC % 10**9
                 number = self._member(info.header_offset, info.compress_size, info.file_size, time, problem)
                 self.checksums.append(info.CRC)
@@ -323,7 +323,7 @@ class Archive:
                     time = min(max(int(info.mtime * 1e9), 0), LATEST)
                     problem = LINK if info.issym() else None if is_whole else "a sparse file of a tar"
                     self._place(names, self._member(info.offset_data, info.size, info.size, time, problem))
-        # The module ends at a damaged header as at the end.
+        # The module stops at a damaged header as it does at the end.
         if os.pread(self._file, tarfile.BLOCKSIZE, directory.offset) != bytes(tarfile.BLOCKSIZE):
             raise ValueError(f"neither a member nor an end at byte {directory.offset}")
 
@@ -342,7 +342,7 @@ class Archive:
         return number
 
     def _folder(self, names):
-        """The dict of a folder, which is made if it is not there."""
+        """Returns the dict of a folder; makes it if it is missing."""
         if len(names) > MAX_DEPTH:
             raise ValueError(f"a member lies in more than {MAX_DEPTH} folders")
         folder = self.tree
@@ -371,7 +371,7 @@ class Archive:
 
 
 def _names(path):
-    """The names in a member's path, which leads nowhere but into the archive: .. goes back at most to its top."""
+    """Returns the names in a member's path, which never leaves the archive: .. goes up to its top at most."""
     names = []
     for name in path.split(b"/"):
         if name == b"..":
@@ -382,7 +382,7 @@ def _names(path):
 
 
 def _zip_name(info):
-    """A member's name, bytes: UTF-8 where it is marked as that or is that, else of the old code page 437."""
+    """A member's name as bytes: UTF-8 if it is marked as that or is valid UTF-8, else of the old code page 437."""
     if info.flag_bits & UTF8:
         return os.fsencode(info.filename)
     try:
@@ -394,8 +394,8 @@ def _zip_name(info):
 
 
 def _nanoseconds(info):
-    """A zip's date of a member, which has no time zone, as if it were UTC."""
+    """The date of a zip's member in nanoseconds; it has no time zone and is taken as UTC."""
     try:
         return max(calendar.timegm((*info.date_time, 0, 0, 0)), 0) * 10**9
-    except ValueError:  # a month 0, say
+    except ValueError:  # such as a month 0
         return 0

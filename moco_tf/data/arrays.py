@@ -1,15 +1,15 @@
-"""Images that come as arrays, as `views` and `predict` take them: which shapes, types and values they may have."""
+"""Says which shapes, dtypes and values image arrays may have, as `views` and `predict` take them."""
 
 import numpy as np
 import tensorflow as tf
 
 from moco_tf.data.pipeline import fixed
 
-LOOKED_AT = 64  # images, whose range is taken for that of all
+LOOKED_AT = 64  # images whose range stands for the range of all
 
 
 def image_of(*element):
-    """The image of a dataset's element: of a record, of (image, label, ...) or of an image alone; batches alike."""
+    """Returns the image of a dataset's element: a record, (image, label, ...) or an image; batches work alike."""
     image = element[0]
     if isinstance(image, dict):
         if "image" not in image:
@@ -19,7 +19,7 @@ def image_of(*element):
 
 
 def as_array(images):
-    """A list or tuple of images of one size as one array; anything else as it is."""
+    """Stacks a list or tuple of images of one size into one array; returns anything else as it is."""
     if not isinstance(images, (list, tuple)):
         return images
     sizes = sorted({np.shape(image) for image in images})
@@ -32,27 +32,27 @@ def as_array(images):
 
 
 def rgb(images):
-    """(..., H, W, 3) of a tensor (..., H, W, 3), or of a grey one (..., H, W, 1)."""
+    """Returns (..., H, W, 3) for a tensor (..., H, W, 3) or a grey one (..., H, W, 1)."""
     channels = images.shape[-1]
     if channels == 3:
         return images
     if channels not in (1, None):
         raise ValueError(f"Images have 3 channels, or 1 if they are grey: (N, H, W, 3), not {tuple(images.shape)}.")
-    if channels is None:  # one graph for both
+    if channels is None:  # one graph for colour and grey
         images = tf.repeat(images, tf.where(tf.shape(images)[-1] == 1, 3, 1), axis=-1)
         return tf.ensure_shape(images, (*images.shape[:-1], 3))
     return tf.repeat(images, 3, axis=-1)
 
 
 def shown(images):
-    """Images (..., C) as people see them, (..., 3): three channels as they are, others as their mean, in grey."""
+    """Returns images (..., C) as people see them, (..., 3): three channels stay, others become their grey mean."""
     if images.shape[-1] == 3:
         return images
     return tf.repeat(tf.reduce_mean(tf.cast(images, tf.float32), axis=-1, keepdims=True), 3, axis=-1)
 
 
 def of_eight_bits(images):
-    """The tensor; an error at values that integers of another type may have, and 8 bits may not."""
+    """Returns the tensor; fails if integers of another dtype than uint8 have values that 8 bits cannot hold."""
     if images.dtype == tf.uint8 or not images.dtype.is_integer:
         return images
     low, high = tf.reduce_min(images), tf.reduce_max(images)
@@ -70,7 +70,7 @@ def check_array(images):
 
 
 def check_dataset(dataset):
-    """`check_array` of the first images of a dataset of images, or of batches of them, as `image_of` finds them."""
+    """Checks, like `check_array`, the first images of a dataset of images or batches, as `image_of` finds them."""
     if not _has_range(dataset.element_spec.dtype):
         return
     images = dataset.unbatch() if dataset.element_spec.shape.rank == 4 else dataset
@@ -83,7 +83,7 @@ def check_dataset(dataset):
 
 
 def check_range(low, high, count):
-    """Refuses the range of `count` images, NumPy scalars, that is plainly another than 0..255.
+    """Refuses a range of `count` images, given as NumPy scalars, that is plainly not 0..255.
 
     Images of one value tell nothing. Filters may leave something below 0 or above 255.
     """
@@ -103,5 +103,5 @@ def check_range(low, high, count):
 
 
 def _has_range(dtype):
-    """Whether values of this type can be of another range than 0..255."""
+    """Whether values of this dtype can have another range than 0..255."""
     return dtype != tf.uint8 and (dtype.is_integer or dtype.is_floating or dtype.is_bool)

@@ -38,10 +38,10 @@ class View:
     size: int | None = None  # S, its side in pixels; None: the encoder's
 
     def distort(self, image, draws):
-        """Everything after the crop: float32 (S, S, C), values 0..255, to the same. draws: `Draws` of this view.
+        """Applies all steps after the crop: float32 (S, S, C), values 0..255 -> the same. draws: `Draws` of this view.
 
-        Or a batch, (N, S, S, C) and draws of (N, ...), which computes every step for every image: for XLA. What needs
-        colours, saturation, hue and greyscale, is left out where C is not 3.
+        Also takes a batch, (N, S, S, C), with draws of (N, ...). It then computes every step for every image, for XLA.
+        Saturation, hue and greyscale need colours and are left out where C is not 3.
         """
         in_color = image.shape[-1] == 3
         for step in self.steps:
@@ -83,7 +83,7 @@ class Labelled:
     """The views on which classifiers are trained: a function `(record, seed) -> view`, normalised (S, S, 3)."""
 
     preprocessing: Preprocessing
-    crop_min: float = 0.08  # of all papers
+    crop_min: float = 0.08  # as in all papers
 
     def __call__(self, record, seed):
         view = View(crop_scale=_crop_scale(self.crop_min, 0.08), steps=("flip",))
@@ -91,7 +91,7 @@ class Labelled:
 
 
 class Unfinished(typing.NamedTuple):
-    """A view on its way, or a batch of such: the picture that it is cut out of, or the crop, not yet distorted."""
+    """A view, or a batch of views, in the making: the picture that it is cut out of, or the crop before distortion."""
 
     image: tf.Tensor  # (..., H, W, C), values 0..255, float32 or uint8
     uniforms: tf.Tensor  # (..., UNIFORMS), of which `Draws` are parts
@@ -99,17 +99,17 @@ class Unfinished(typing.NamedTuple):
 
 @tf.autograph.experimental.do_not_convert  # tracing takes half as long
 def random_views(record, seed, views, preprocessing):
-    """A list of a normalised view, float32 (S, S, 3), for each `View`; seed: int64 (2,)."""
+    """Returns a list with a normalised view, float32 (S, S, 3), for each `View`; seed: int64 (2,)."""
     return distorted(random_crops(record, seed, views, preprocessing.image_size), views, preprocessing)
 
 
 @tf.autograph.experimental.do_not_convert
 def random_crops(record, seed, views, size):
-    """The crop, float32 (S, S, 3), for each `View`: a list of `Unfinished`; seed: int64 (2,)."""
+    """Returns the crop, float32 (S, S, 3), for each `View` as a list of `Unfinished`; seed: int64 (2,)."""
     uniforms = draw(seed, len(views))
     scales = np.array([view.crop_scale for view in views], np.float32).T[..., np.newaxis]  # 2 x views x 1
 
-    def boxes(height, width):  # of all views at once: with small images, the number of operations is what takes time
+    def boxes(height, width):  # of all views at once: with small images, the number of operations takes the time
         found = random_resized_crop_box(height, width, scales, draws_of(uniforms).crop)
         return [tf.unstack(box) for box in tf.unstack(found)]
 
@@ -119,20 +119,20 @@ def random_crops(record, seed, views, size):
 
 
 def of_eight_bits(crops):
-    """The crops' images rounded to uint8: a quarter of the bytes to carry to a device."""
+    """Rounds the crops' images to uint8, which leaves a quarter of the bytes to carry to a device."""
     return [crop._replace(image=tf.cast(tf.round(crop.image), tf.uint8)) for crop in crops]
 
 
 @tf.autograph.experimental.do_not_convert
 def pictures(record, seed, views):
-    """As `random_crops`, but nothing is cut yet: the picture, uint8 (H, W, C), for each of so many views."""
+    """Like `random_crops`, but cuts nothing yet: returns the picture, uint8 (H, W, C), for each of `views` views."""
     picture = pixels(record["image"])
     return [Unfinished(picture, own) for own in tf.unstack(draw(seed, views))]
 
 
 @tf.autograph.experimental.do_not_convert
 def pictures_at_once(images, numbers, seeds, views):
-    """As `pictures`, of the records with these numbers (N,) of all `images`, uint8 (R, H, W, C); seeds: (N, 2)."""
+    """Like `pictures`, for the records with these numbers (N,) of all `images`, uint8 (R, H, W, C); seeds: (N, 2)."""
     uniforms = tf.map_fn(lambda seed: draw(seed, views), seeds, fn_output_signature=tf.float32)
     images = tf.gather(images, numbers)
     return [Unfinished(images, own) for own in tf.unstack(uniforms, num=views, axis=1)]
@@ -140,7 +140,7 @@ def pictures_at_once(images, numbers, seeds, views):
 
 @tf.autograph.experimental.do_not_convert
 def crops_of(pictures, views, size):
-    """The crops, float32 (N, S, S, 3), of batches of `pictures` of one size; a list of `Unfinished`."""
+    """Cuts crops, float32 (N, S, S, 3), out of batches of `pictures` of one size; returns a list of `Unfinished`."""
     crops = []
     for (images, uniforms), view in zip(pictures, views, strict=True):
         height, width = tf.unstack(tf.shape(images)[1:3])
@@ -151,7 +151,7 @@ def crops_of(pictures, views, size):
 
 @tf.autograph.experimental.do_not_convert
 def distorted(crops, views, preprocessing):
-    """The normalised views, float32 (..., S, S, 3), that crops become: a list."""
+    """Distorts and normalises crops; returns the list of views, float32 (..., S, S, 3)."""
     return [
         preprocessing.normalize(view.distort(tf.cast(crop.image, tf.float32), draws_of(crop.uniforms)))
         for crop, view in zip(crops, views, strict=True)
@@ -217,12 +217,12 @@ UNIFORMS = sum(_LENGTHS)  # numbers behind a view
 
 
 def draw(seed, views):
-    """(views, UNIFORMS): all that is random in the views of a record, from one int64 (2,) seed."""
+    """Returns (views, UNIFORMS): all random numbers for the views of a record, from one int64 (2,) seed."""
     return tf.random.stateless_uniform((views, UNIFORMS), seed, alg="philox")
 
 
 def draws_of(uniforms):
-    """The `Draws` that uniform numbers (..., UNIFORMS) are."""
+    """Splits uniform numbers (..., UNIFORMS) into `Draws`."""
     parts = tf.split(uniforms, _LENGTHS, axis=-1)
     return Draws(*parts[:3], *(part[..., 0] for part in parts[3:]))
 
@@ -230,8 +230,9 @@ def draws_of(uniforms):
 def random_resized_crop_box(height, width, scale, uniforms):
     """torchvision's RandomResizedCrop: where to cut. Returns int32 (..., 4): top, left, height, width.
 
-    Up to ten tries of a uniform area and a log-uniform aspect, the first that fits; else the largest centred box of
-    an allowed aspect. uniforms: (..., 2 * CROP_TRIES + 2) in [0, 1); all tries are drawn at once.
+    Up to ten tries draw a uniform area and a log-uniform aspect; the first that fits is taken. If none fits, the box
+    is the largest centred one of an allowed aspect. uniforms: (..., 2 * CROP_TRIES + 2) in [0, 1); all tries are drawn
+    at once.
     """
     areas, aspects, top, left = tf.split(uniforms, [CROP_TRIES, CROP_TRIES, 1, 1], axis=-1)
     image_height, image_width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
@@ -240,7 +241,7 @@ def random_resized_crop_box(height, width, scale, uniforms):
     aspects = tf.exp(low + (high - low) * aspects)
     widths, heights = tf.round(tf.sqrt(areas * aspects)), tf.round(tf.sqrt(areas / aspects))
 
-    # The fallback is an eleventh try that always fits, as the first place of the largest `fits` is taken.
+    # The fallback is an eleventh try that always fits; argmax takes the first try that fits.
     narrowest, widest = CROP_ASPECT
     widths = _append(widths, tf.minimum(image_width, tf.round(image_height * widest)))
     heights = _append(heights, tf.minimum(image_height, tf.round(image_width / narrowest)))
@@ -257,12 +258,12 @@ def random_resized_crop_box(height, width, scale, uniforms):
 
 
 def color_jitter(image, strengths, factors, order):
-    """Brightness, contrast, saturation and hue, each by a random amount, in a random order.
+    """Changes brightness, contrast, saturation and hue, each by a random amount, in a random order.
 
-    Of images that are not in colour brightness and contrast alone, by the same amounts and in the same order.
+    Images that are not in colour change in brightness and contrast alone, by the same amounts and in the same order.
 
-    image: (H, W, C), or (N, H, W, C); factors, order: (4,) or (N, 4) in [0, 1). The order is that of the sorted
-    `order`.
+    image: (H, W, C), or (N, H, W, C); factors, order: (4,) or (N, 4) in [0, 1). Sorting `order` gives the order of the
+    operations.
     """
     operations = OPERATIONS if image.shape[-1] == 3 else OPERATIONS[:WITHOUT_COLOR]
     low = np.array([*(max(0.0, 1 - strength) for strength in strengths[:3]), -strengths[3]], np.float32)
@@ -282,7 +283,7 @@ def color_jitter(image, strengths, factors, order):
         branches = [lambda op=op, factor=factors[i]: op(image, factor) for i, op in enumerate(operations)]
         return place + 1, tf.switch_case(order[place], branches)
 
-    # A loop of TensorFlow, since tracing all operations at each place takes a second more at the start.
+    # A loop of TensorFlow, since tracing all operations at each place would take a second more at the start.
     return tf.while_loop(lambda place, _: place < len(operations), operate, (0, image), parallel_iterations=1)[1]
 
 

@@ -1,8 +1,9 @@
 """Images with boxes: COCO's files, Pascal VOC's folders, or a data set of TFDS.
 
-A record is that of `sources.py` with "boxes", float32 (n, 4): left, top, right, bottom in pixels of the image as it is
-stored (of a stream "relative_boxes", parts of height and width); "classes", int64 (n,); and "crowds", bool (n,): what
-is neither learnt nor counted, COCO's crowds and VOC's difficult objects.
+A record is that of `sources.py` with three more fields. "boxes", float32 (n, 4), has left, top, right, bottom in
+pixels of the image as it is stored; a stream has "relative_boxes", fractions of height and width, instead. "classes"
+is int64 (n,). "crowds", bool (n,), marks what is neither learnt nor counted: COCO's crowds and VOC's difficult
+objects.
 """
 
 import collections
@@ -20,7 +21,7 @@ from moco_tf.data.sources import Source
 from moco_tf.files import printable
 
 log = logging.getLogger("moco_tf")
-LEAST_SIDE = 1e-3  # pixels: what is thinner is empty
+LEAST_SIDE = 1e-3  # pixels: a thinner box is empty
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,7 +39,7 @@ class Boxed(Source):
         return dataclasses.replace(super().only(numbers), **ragged)
 
     def with_classes(self, names):
-        """The same images, their classes numbered as in `names`, which has all of them."""
+        """Returns the same images with their classes numbered as in `names`, which has all of the classes."""
         numbers = tf.constant([names.index(name) for name in self.class_names], tf.int64)
         classes = self.classes.with_flat_values(tf.gather(numbers, self.classes.flat_values))
         return dataclasses.replace(self, class_names=tuple(names), classes=classes)
@@ -56,7 +57,7 @@ class Boxed(Source):
 
 
 def find(dataset, data_dir, split, max_bad_fraction, remembered=None):
-    """The source of images with boxes that --dataset and a split name; says what it holds.
+    """Finds the source of images with boxes that --dataset and a split name; says what it holds.
 
     Args:
       dataset: a folder with COCO's annotation files or Pascal VOC's folders, or a set of TFDS with boxes. In VOC,
@@ -65,7 +66,7 @@ def find(dataset, data_dir, split, max_bad_fraction, remembered=None):
       remembered: a file that remembers which images can be decoded.
 
     Raises:
-      ConfigError: there is no such thing, or its annotations are not to be used as they are.
+      ConfigError: there is no such data set, or its annotations cannot be used as they are.
     """
     root = Path(data_dir, dataset).expanduser()
     try:
@@ -117,9 +118,9 @@ def _of_folder(root, split, max_bad_fraction, remembered):
 
 
 def in_pixels(record, size):
-    """The boxes of a record whose image has this height and width, float32 (n, 4), and bool (n,): which have an area.
+    """Returns a record's boxes in pixels, float32 (n, 4), and which of them have an area, bool (n,).
 
-    Returns those that have one.
+    size: height and width of the image. Only the boxes that have an area are returned.
     """
     boxes = record.get("boxes")
     if boxes is None:
@@ -129,14 +130,14 @@ def in_pixels(record, size):
 
 
 def repaired(boxes, sizes, names):
-    """Boxes within their images, and which of them are left: (list of (m, 4), list of bool (n,)); says how many.
+    """Cuts boxes to their images; returns (list of (m, 4), list of bool (n,): which boxes are left); says how many.
 
-    What stands over an edge is cut off; what then has no area is left out.
+    The part of a box over the image's edge is cut off. A box that then has no area is left out.
 
     Args:
       boxes: a list of float64 (n, 4), left, top, right, bottom.
       sizes: heights and widths of the images, (N, 2).
-      names: of the images, for messages.
+      names: the images' names, for messages.
 
     Raises:
       ValueError: a coordinate is not finite.
@@ -160,7 +161,7 @@ def repaired(boxes, sizes, names):
 
 
 def _check_sizes(said, found, names):
-    """Refuses images of other sizes, (N, 2), than annotations say (0: they do not): boxes would lie elsewhere."""
+    """Refuses images whose sizes, (N, 2), differ from the annotations' (0: not given): boxes would lie elsewhere."""
     wrong = np.flatnonzero((said != found).any(axis=1) & (said > 0).all(axis=1))
     if len(wrong):
         first = wrong[0]
@@ -195,7 +196,7 @@ def _ragged(values, dtype, inner=()):
 
 
 def _of_objects(tfds, features, name):
-    """What `tfds.find` takes of a set with boxes: (features to read, the classes, example -> fields)."""
+    """Returns what `tfds.find` takes for a set with boxes: (features to read, the classes, example -> fields)."""
     for objects, feature in features.items():
         inner = getattr(feature, "feature", None)
         if not isinstance(feature, tfds.features.Sequence) or not hasattr(inner, "items"):

@@ -1,4 +1,4 @@
-"""Which images can be decoded: all of a folder's before training, those of a stream on their way."""
+"""Finds which images can be decoded: a folder's before training, a stream's while it is read."""
 
 import functools
 import os
@@ -13,14 +13,14 @@ from moco_tf.data.pipeline import fixed, parallel_map
 from moco_tf.startup import stderr_to
 
 WINDOW = 64  # consecutive records of a stream that stand in for one another
-DARK = 2**14  # a PNG of 16 bits without a value from here on has 63 of 255 at most when it is read
+DARK = 2**14  # a PNG of 16 bits whose values are all below this has 63 of 255 at most when it is read
 
 
 class Verdict(NamedTuple):
-    """What is known of an image: why it cannot be decoded, or, where `problem` is empty, its format and size.
+    """What is known of an image: why it cannot be decoded, or its format and size if `problem` is empty.
 
-    peak: the largest value of a PNG of 16 bits. orientation: 2 to 8 of a JPEG that EXIF says to turn or mirror. None
-    where there is no such thing, or a run folder of an earlier version does not tell.
+    peak: the largest value of a PNG of 16 bits. orientation: 2 to 8 for a JPEG that EXIF says to turn or mirror.
+    Either is None where it does not apply, or where the run folder of an earlier version does not have it.
     """
 
     problem: str
@@ -33,19 +33,19 @@ class Verdict(NamedTuple):
 
 @functools.cache
 def _verify(channels):
-    """`encoded.verify`, traced once a process, not once a split: it takes longer than checking a thousand images."""
+    """`encoded.verify`, traced once a process, not once a split: tracing takes longer than a thousand checks."""
     verify = functools.partial(encoded.verify, channels=channels)
     return tf.function(verify, input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
 
 
 def verdicts(items, read, total, channels=3):
-    """A list of a `Verdict` for each of `total` items, with a progress bar; all processors take part.
+    """Returns a list with a `Verdict` for each of `total` items; shows a progress bar and uses all processors.
 
     items: a dataset that is cheap to iterate over; read: an item -> its encoded bytes, in the graph.
-    channels: which the images are to be read as.
+    channels: how many channels the images are read with.
     """
     known = [None] * total
-    # An item that fails leaves no trace behind `ignore_errors`: the bad ones are those that are missing.
+    # An item that fails leaves no trace after `ignore_errors`: the missing items are the bad ones.
     items = fixed(items)
 
     @tf.autograph.experimental.do_not_convert  # tracing takes half as long
@@ -72,7 +72,7 @@ def verdicts(items, read, total, channels=3):
 
 
 def remarks(verdicts, exif=False):
-    """Sentences on images that are read otherwise than people may think; exif: whether they are turned as it says."""
+    """Returns sentences on images that are read differently than people may think; exif: whether EXIF turns them."""
     peaks = [verdict.peak for verdict in verdicts if verdict.peak is not None]
     dark = sum(peak < DARK for peak in peaks)
     turned = sum(verdict.orientation is not None for verdict in verdicts)
@@ -89,11 +89,11 @@ def remarks(verdicts, exif=False):
 
 
 def replace_bad(records, note):
-    """(place, record) pairs -> the same, the image of each bad record replaced by the next good one's.
+    """(place, record) pairs -> the same, with each bad record replaced by the next good one.
 
-    "Next" goes round within a window of `WINDOW` records, so that what stands in depends on the window alone: let
-    `records` begin at a multiple of `WINDOW` and a stream entered there is the stream entered earlier.
-    note: called in Python with the ids of the bad records of a window; what it raises ends the stream.
+    "Next" wraps around within a window of `WINDOW` records, so the replacement depends on the window alone. If
+    `records` begin at a multiple of `WINDOW`, a stream entered there equals the stream entered earlier.
+    note: a function that Python calls with the ids of a window's bad records; an exception from it ends the stream.
     """
 
     @tf.autograph.experimental.do_not_convert
@@ -121,7 +121,7 @@ def replace_bad(records, note):
 
 
 def good_only(records):
-    """Records without those whose image cannot be decoded."""
+    """Drops the records whose image cannot be decoded."""
 
     @tf.autograph.experimental.do_not_convert
     def mark(window):
@@ -147,12 +147,12 @@ def _good(head, kind, height, width, peak):
 @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)  # once a process, as `_verify`
 def _decodable(images):
     """(N,) strings -> (N,) booleans."""
-    # An operation that fails takes its whole function along; only a dataset can leave it at that.
+    # An operation that fails makes its whole function fail; only a dataset can skip the failure.
     count = tf.size(images, tf.int64)
     numbered = tf.data.Dataset.from_tensor_slices(images).enumerate()
     passing = numbered.map(lambda i, image: (i, encoded.verify(image))).ignore_errors().map(lambda i, facts: i)
-    # As one element, with one more that there always is: `reduce` would optimise its graph anew each time, at thirty
-    # times the cost.
+    # All numbers as one element, with `count`, so that there is always one: `reduce` would optimise its graph anew
+    # each time, at thirty times the cost.
     passed = passing.concatenate(tf.data.Dataset.from_tensors(count)).batch(count + 1).get_single_element()
     return tf.reduce_any(passed[:, tf.newaxis] == tf.range(count), axis=0)
 
@@ -162,9 +162,9 @@ def _problem(verify, item):
         verify(item)
     except ERRORS as error:
         return reason(error)
-    return "could not be read at first"  # a hiccup of the file system, say: the next check decides
+    return "could not be read at first"  # such as a hiccup of the file system: the next check decides
 
 
 def _silent_decoders():
-    """libjpeg writes its remarks about damaged files straight to stderr."""
+    """Hides libjpeg's remarks about damaged files, which go straight to stderr."""
     return stderr_to(open(os.devnull, "w"))

@@ -10,7 +10,7 @@ from moco_tf.files import printable
 
 # Where people keep the file of a split, relative to the data set's folder.
 FILES = ("annotations/instances_{}.json", "annotations/{}.json", "{}.json", "{}/_annotations.coco.json")
-IMAGES = ("{}", "images/{}", "images", "")  # and its images
+IMAGES = ("{}", "images/{}", "images", "")  # and its images' folder
 
 
 def file_of(root, split):
@@ -19,19 +19,19 @@ def file_of(root, split):
 
 
 def read(file, root, split):
-    """What an annotation file says of boxes.
+    """Reads the boxes of an annotation file.
 
     Returns:
-      (paths of the images relative to `root`; of each its height and width as the file says, zeros where it does not;
-      of each its boxes, left, top, right, bottom in pixels, float64 (n, 4), their classes, int64 (n,), and whether
-      each is a region of a crowd, bool (n,); the classes' names).
+      (paths of the images relative to `root`; each image's height and width from the file, zeros where it has none;
+      each image's boxes: left, top, right, bottom in pixels, float64 (n, 4); the classes of each image's boxes, int64
+      (n,); which of each image's boxes are regions of a crowd, bool (n,); the classes' names).
 
     Raises:
-      ValueError: it is no such file, or names an unknown image or category.
+      ValueError: it is not a COCO file, or names an unknown image or category.
     """
     name = printable(str(file))
     try:
-        # Outlines are most of such a file: they go while it is read.
+        # Outlines are most of the file: they are dropped while it is read.
         content = json.loads(Path(file).read_text(encoding="utf-8"), object_hook=_without_outline)
         images, categories = content["images"], sorted(content["categories"], key=lambda category: category["id"])
         numbers = {category["id"]: number for number, category in enumerate(categories)}
@@ -86,7 +86,7 @@ def _without_outline(value):
 
 
 def _folder_of(files, root, split):
-    """The first folder that has any of the files; the first of all where none has."""
+    """Returns the first folder that has any of the files, or the first of all folders if none has."""
     folders = [name.format(split) for name in IMAGES]
     sample = files[:: max(1, len(files) // 20)]
     return next(

@@ -1,7 +1,8 @@
-"""`python -m moco_tf.data.convert --images=photos --output=small --size=256`: images of any format, for training.
+"""`python -m moco_tf.data.convert --images=photos --output=small --size=256`: converts images for training.
 
-Writes JPEG or PNG files in the same sub-folders, or shards of array_record that `--dataset` reads. Run again, it goes
-on: what is written and unchanged is left alone. Which formats, and what becomes of them: docs/data.md.
+Reads images of any format. Writes JPEG or PNG files in the same sub-folders, .npy arrays of all channels, or shards of
+array_record that `--dataset` reads. A second run goes on: files that are written and unchanged are left alone.
+docs/data.md says which formats there are, and what becomes of them.
 """
 
 import collections
@@ -28,9 +29,9 @@ from moco_tf.files import printable
 ENDINGS = {"jpeg": ".jpg", "png": ".png", "array_record": ".jpg", "npy": ".npy"}
 RECORD, UNREADABLE = "converted.csv", "unreadable.csv"
 COLUMNS = ("path", "size", "mtime_ns", "written", "bytes")
-PARTS = ".files"  # the folder of the JPEGs that shards are made of, hidden
-SHOWN = 10  # unreadable files on the screen; their CSV has all
-AT_ONCE = 8  # files that each process has in hand or before it
+PARTS = ".files"  # the hidden folder of the JPEGs that shards are made of
+SHOWN = 10  # unreadable files shown on the screen; the CSV has all
+AT_ONCE = 8  # files that each process works on or has waiting
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -62,7 +63,7 @@ class Settings:
 
     @property
     def rules(self):
-        """What the output depends on besides the images, in words that the record keeps."""
+        """The settings that the output depends on, in the words that the record keeps."""
         return f"size {self.size}, {self.format}, quality {self.quality}, stretch {self.stretch}"
 
 
@@ -77,11 +78,11 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of it: the bytes written, or a problem."""
+    """What became of an image: the bytes written, or a problem."""
 
     bytes: int = 0
     problem: str = ""
-    error: int | None = None  # the system's number, where writing failed
+    error: int | None = None  # the system's error number, if writing failed
 
 
 def main(arguments):
@@ -100,7 +101,7 @@ def _run(settings):
         shards.refuse(output)
         output /= PARTS
     known = _known(settings, output)
-    known = {path: known[path] for path, _, _ in images if path in known}  # the names of what is gone are free
+    known = {path: known[path] for path, _, _ in images if path in known}  # the names of removed images are free
     try:
         files.make_folder(output)
         files.write_csv(output / RECORD, [*COLUMNS, settings.rules], ((path, *row) for path, row in known.items()))
@@ -185,10 +186,10 @@ def _known(settings, output):
 def targets(paths, ending, known=()):
     """{image: the file to write}, both relative paths: the image's path with another ending.
 
-    Images whose files would be one (`a.png`, `a.tif`), or have the name of a folder of others, keep their ending:
-    `a.png.jpg`. What was written before keeps its name.
+    Images whose files would be the same (`a.png`, `a.tif`), or would have the name of a folder of other images, keep
+    their ending: `a.png.jpg`. Files that were written before keep their names.
 
-    known: {image: its file} of what was written before.
+    known: {image: its file} for the files that were written before.
     """
     known, keeping = dict(known), set()
     while True:
@@ -206,10 +207,10 @@ def targets(paths, ending, known=()):
 
 
 def _convert_all(settings, images, output, known):
-    """Converts what is not there yet.
+    """Converts the images that are not converted yet.
 
     Returns:
-      {path: bytes} of what is written, paths of what is there, [(path, problem)], whether the disk is full.
+      {path: bytes} of what is written now, paths of what was there, [(path, problem)], whether the disk is full.
     """
     paths = [path for path, _, _ in images]
     named = targets(paths, ENDINGS[settings.format], {path: row[2] for path, row in known.items()})
@@ -248,7 +249,7 @@ def _convert_all(settings, images, output, known):
 
 
 def _outcomes(settings, jobs, output):
-    """(job, `Outcome`) pairs as they come; a file that ends the process that decodes it is unreadable, too."""
+    """Yields (job, `Outcome`) pairs as they come; a file that ends the process that decodes it is unreadable, too."""
     processes = min(settings.processes or os.cpu_count(), len(jobs))
     waiting = collections.deque(jobs)
     while waiting:
@@ -265,7 +266,7 @@ def _outcomes(settings, jobs, output):
                             yield running.pop(future), outcome
                 finally:
                     pool.shutdown(cancel_futures=True)
-        except BrokenProcessPool:  # it does not say by which file
+        except BrokenProcessPool:  # it does not say which file caused it
             for job in running.values():
                 with _pool(1) as pool:
                     try:
@@ -276,7 +277,7 @@ def _outcomes(settings, jobs, output):
 
 
 def _pool(processes):
-    # Forked from a process that runs threads, as a notebook's does, they could wait for ever.
+    # Processes forked from one that runs threads, such as a notebook's, could wait for ever.
     context = multiprocessing.get_context("spawn")
     return concurrent.futures.ProcessPoolExecutor(processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
 
@@ -295,7 +296,7 @@ def _convert(job, settings, output):
             else:
                 picture, is_the_file = any_image.read(file, settings.size, settings.stretch)
                 small = any_image.shrink(picture, settings.size)
-                # A second compression would only lose.
+                # A second compression would only lose quality.
                 if is_the_file and small is picture and settings.format != "png":
                     file.seek(0)
                     copied = file.read()

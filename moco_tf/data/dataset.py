@@ -1,4 +1,4 @@
-"""What --dataset and a split name: found first, which takes no time, then opened, which checks a folder's files."""
+"""The data that --dataset and a split name: `find` lists the files, `Split.open` checks them."""
 
 import dataclasses
 import logging
@@ -28,9 +28,9 @@ class Split:
         return (self.listing or self.source).size
 
     def open(self, manifest=None, begun=False, writes=True):
-        """The source; a folder's files are checked, with what the manifest knows. Says what is found.
+        """Returns the source; checks the files of a folder that the manifest does not know, and says what it finds.
 
-        begun: for a run under way, whose images are those that the manifest names.
+        begun: whether a run is under way; its images are those that the manifest names.
         writes: whether to write the manifest.
 
         Raises:
@@ -41,7 +41,7 @@ class Split:
         if not begun:
             _say(self.listing)
         checked = check_files(self.listing, manifest, begun, writes)
-        if begun:  # with the images that it began with, which the manifest tells
+        if begun:  # the run keeps its images, which the manifest names
             _say(checked.listing)
         try:
             source = checked.source(self.exif)
@@ -56,12 +56,12 @@ class Split:
 def find(dataset, data_dir, split, max_bad_fraction, begun=False, exif=False, channels=3):
     """Finds the data for --dataset, --data_dir and a split; returns a `Split`.
 
-    begun: for a run under way (see `folder.scan`).
+    begun: whether a run is under way (see `folder.scan`).
     exif: whether images are turned as EXIF says.
-    channels: which the images are to be read as; it decides which files are images (`folder.suffixes`).
+    channels: how many channels the images are read with; it decides which files are images (`folder.suffixes`).
 
     Raises:
-      ConfigError: there is no such thing.
+      ConfigError: there is no such data set or split.
     """
     try:
         if listing := _listing(dataset, data_dir, split, begun, channels):
@@ -80,7 +80,7 @@ def find(dataset, data_dir, split, max_bad_fraction, begun=False, exif=False, ch
 
 
 def _listing(dataset, data_dir, split, begun, channels):
-    """The `folder.Listing` of image files that a data set is, or None."""
+    """Returns the `folder.Listing` of a data set of image files, or None for any other."""
     path = Path(data_dir, dataset).expanduser()
     if dataset == "embedded":
         return None
@@ -95,7 +95,7 @@ def _listing(dataset, data_dir, split, begun, channels):
 
 
 def _source(dataset, data_dir, split, max_bad_fraction):
-    """The source that a data set is, which is no folder of images."""
+    """Returns the source of a data set that is not a folder of images."""
     path = Path(data_dir, dataset).expanduser()
     if dataset == "embedded":
         return sources.embedded(split)

@@ -1,7 +1,8 @@
-"""Encoded images: what they are, whether they can be decoded, and their pixels. docs/data.md states each policy.
+"""Encoded images: their format, whether they can be decoded, and their pixels. docs/data.md states each policy.
 
-What a file is, its first bytes say, never its name. But for `orientation` and `decode_file`, everything here is graph
-operations on one scalar string. Images of another number of channels than 1 or 3 are arrays in .npy files.
+The first bytes of a file tell its format, never its name. Everything here except `orientation` and `decode_file` is
+graph operations, most of them on one scalar string. Images of another number of channels than 1 or 3 are arrays in
+.npy files.
 """
 
 import numpy as np
@@ -12,21 +13,21 @@ from moco_tf.data.folder import OF_IMAGES
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WebP", "npy")
 JPEG, PNG, BMP, GIF, WEBP, NPY = range(len(FORMATS))
 MAX_PIXELS = 89_478_485  # beyond it Pillow warns of a decompression bomb: a quarter of a gigabyte of RGB
-MAX_SCANS = 64  # of a JPEG of MAX_PIXELS, and of smaller ones in proportion: each scan goes through all pixels
-MAX_CHUNKS = 16  # of a PNG, compressed and not its pixels: libpng unpacks and keeps up to 8 MB of each
+MAX_SCANS = 64  # of a JPEG of MAX_PIXELS; smaller ones may have more in proportion: each scan goes through all pixels
+MAX_CHUNKS = 16  # compressed ones of a PNG besides its pixels: libpng unpacks and keeps up to 8 MB of each
 MAX_EXTENSIONS = 64  # of a GIF, before its first frame
-HEAD = 4096  # bytes of a JPEG among which its orientation is sought
+HEAD = 4096  # bytes of a JPEG that are searched for its orientation
 APP1, START_OF_SCAN = 0xE1, 0xDA  # markers of a JPEG
-EXTENSION, FRAME = b"!,"  # what a GIF's parts begin with
-ORIENTATION, LONG = 0x0112, 4  # a tag and a type of TIFF, which EXIF is written in
-MAGIC = b"\x93NUMPY"  # what a .npy file begins with
+EXTENSION, FRAME = b"!,"  # the first bytes of a GIF's parts
+ORIENTATION, LONG = 0x0112, 4  # a tag and a type of TIFF, the format of EXIF
+MAGIC = b"\x93NUMPY"  # the first bytes of a .npy file
 LONGEST = 4096  # bytes of its header that are read
 LUMA = (19595, 38470, 7471)  # of 65536: Pillow's weights for its mode L, those of ITU-R 601-2
 TRAILER = b";"  # of a GIF
 WINDOW = 2**14  # bytes of a GIF that are looked through at once
 _TOO_LARGE = f"more than {MAX_PIXELS} pixels"
 _TOO_MANY_SCANS = f"a JPEG of more scans than {MAX_SCANS} of {MAX_PIXELS} pixels"
-# What is refused by its first bytes, in the order in which it is looked for.
+# Problems that the first bytes show, in the order in which they are looked for.
 _PROBLEMS = (
     "empty",
     f"none of {', '.join(FORMATS[:NPY])}",
@@ -42,7 +43,7 @@ _PROBLEMS = (
 def decode(encoded, channels=3):
     """An image's bytes -> uint8 (H, W, channels): colours for 3, luma for 1, else the array of a .npy file.
 
-    Of an image, alpha is dropped, the first frame taken, EXIF left alone.
+    Alpha of an image is dropped, the first frame is taken, and EXIF is left alone.
     """
     if channels not in OF_IMAGES:
         return decode_array(encoded, channels)
@@ -51,15 +52,15 @@ def decode(encoded, channels=3):
 
 
 def decode_safely(encoded, channels=3):
-    """`decode` of what anyone may have sent: an error before memory or time is taken that no picture needs."""
-    if channels not in OF_IMAGES:  # whose bytes are the pixels
+    """`decode` for untrusted bytes: an error before they take more memory or time than a picture needs."""
+    if channels not in OF_IMAGES:  # the file's bytes are the pixels
         return decode_array(encoded, channels)
     image = tf.cond(tf.io.is_jpeg(encoded), lambda: decode_jpeg_safely(encoded), lambda: decode_other(encoded))
     return image if channels == 3 else luma(image)
 
 
 def decode_file(content):
-    """`decode_safely` of a file's bytes as Python has them: (H, W, 3) of an image, (H, W, C) of a .npy file."""
+    """`decode_safely` of a file's bytes in Python: (H, W, 3) for an image, (H, W, C) for a .npy file."""
     return (decode_array if content.startswith(MAGIC) else decode_safely)(tf.constant(content))
 
 
@@ -69,20 +70,20 @@ def decode_jpeg_safely(encoded):
 
 
 def pixels(image):
-    """The image of a record as pixels: uint8 (H, W, C) as it is, bytes decoded in colour."""
+    """Returns the image of a record as pixels: uint8 (H, W, C) stays, bytes are decoded in colour."""
     return decode(image) if image.dtype == tf.string else image
 
 
 def luma(image):
-    """uint8 (..., 3) -> (..., 1), to the bit as Pillow converts RGB to its mode L; grey stays what it is."""
+    """uint8 (..., 3) -> (..., 1), bit for bit as Pillow converts RGB to its mode L; grey stays as it is."""
     weighted = tf.reduce_sum(tf.cast(image, tf.int32) * LUMA, axis=-1, keepdims=True)
     return tf.cast((weighted + 2**15) // 2**16, tf.uint8)
 
 
 def decode_array(encoded, channels=None):
-    """Bytes of a .npy file -> uint8 (H, W, channels), what NumPy saved; an error at another type or shape.
+    """Bytes of a .npy file -> uint8 (H, W, channels), as NumPy saved it; an error for another dtype or shape.
 
-    No code that a file may hold is run: of its header, type and shape alone are read. channels: None: any number.
+    Code in the file is never run: only dtype and shape are read from its header. channels: None allows any number.
     """
     shape, start = _array_header(encoded, channels)
     values = tf.io.decode_raw(tf.strings.substr(encoded, start, tf.reduce_prod(shape)), tf.uint8)
@@ -92,34 +93,34 @@ def decode_array(encoded, channels=None):
 def decode_depth(encoded, largest=0.0):
     """A depth map, a PNG of 8 or 16 bits -> uint8 (H, W, 1): 255 for `largest` and beyond, in the file's own units.
 
-    largest: 0: the largest value that the file's bits can say.
+    largest: 0 means the largest value that the file's bits can hold.
     """
     is_deep = _bytes_of(encoded, 24, 1)[0] == 16
     values = tf.cast(tf.io.decode_png(encoded, channels=0, dtype=tf.uint16)[..., :1], tf.float32)
-    values = tf.where(is_deep, values, values / 257)  # TensorFlow makes 16 bits of 8
+    values = tf.where(is_deep, values, values / 257)  # TensorFlow widens 8 bits to 16
     far = float(largest) or tf.where(is_deep, 65535.0, 255.0)
     return tf.cast(tf.round(255 * tf.minimum(values / far, 1.0)), tf.uint8)
 
 
-# Functions of their own since most of a decoding's operations are there: traced once a process, not once a pipeline.
+# Separate functions, as they hold most operations of decoding: traced once a process, not once a pipeline.
 _once = tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
 
 
 @_once
 def decode_other(encoded):
-    """`decode` of what is not a JPEG; an error where `examine` finds a problem."""
+    """`decode` of an image that is not a JPEG; an error where `examine` finds a problem."""
     with tf.control_dependencies([_other_header(encoded)]):  # nothing that it refuses reaches TensorFlow's decoders
         encoded = ready(encoded)
     return three_channels(encoded, decode_as_stored(encoded))
 
 
 def decode_as_stored(encoded):
-    """uint8 (H, W, any number of channels), with BMPs' numbers of colours, of what `examine` has passed."""
+    """Decodes what `examine` has passed to uint8 (H, W, any number of channels); BMPs keep their colours' numbers."""
     return tf.io.decode_image(encoded, channels=0, expand_animations=False)
 
 
 def three_channels(encoded, image):
-    """uint8 (H, W, 3) of what `decode_as_stored` gave."""
+    """Turns the result of `decode_as_stored` into uint8 (H, W, 3)."""
     channels = tf.shape(image)[-1]
     has_palette = (channels < 3) & tf.reduce_all(_bytes_of(encoded, 0, 2) == tuple(b"BM"))
     image = tf.cond(
@@ -132,10 +133,10 @@ def three_channels(encoded, image):
 
 @_once
 def examine(encoded):
-    """What the first bytes say of what is not a JPEG, int64 (4,): format, height, width, problem. Never an error.
+    """Returns what a non-JPEG's first bytes say, int64 (4,): format, height, width, problem; never an error.
 
-    problem: 0 where there is none, or the place in a list, from 1 on, of what makes it unfit to be decoded. Of a GIF
-    the size is that of its first frame, or of the canvas where that is larger.
+    problem: 0 if there is none, else the place, from 1 on, in the list of problems that make a file unfit to be
+    decoded. The size of a GIF is the larger of its first frame's and the canvas', side by side.
     """
     head = _bytes_of(encoded, 0, 34)
 
@@ -180,7 +181,7 @@ def examine(encoded):
 
 
 def ready(encoded):
-    """What `examine` has passed, as `decode_as_stored` takes it: a GIF ends with its first frame.
+    """Prepares what `examine` has passed for `decode_as_stored`: a GIF is cut after its first frame.
 
     TensorFlow would unpack all frames to give the first.
     """
@@ -189,33 +190,33 @@ def ready(encoded):
 
 
 def jpeg_pixels(encoded):
-    """Pixels of a JPEG, int64; an error where libjpeg finds no size."""
+    """The number of pixels of a JPEG, int64; an error where libjpeg finds no size."""
     return tf.reduce_prod(_jpeg_size(encoded))
 
 
 def jpeg_fits(pixels, scans):
-    """Whether a JPEG is decoded, by its pixels and its scans, int64 of any shape."""
+    """Whether a JPEG with so many pixels and scans, int64 of any shape, is decoded."""
     return (pixels <= MAX_PIXELS) & (pixels * scans <= MAX_PIXELS * MAX_SCANS)
 
 
 def scans(encoded):
-    """Scans of JPEGs, int64 of the shape of the strings; more where the marker lies in what is not decoded.
+    """Counts the scans of JPEGs, int64 of the strings' shape; too many where data that is not decoded has the marker.
 
-    In a scan's data the marker of a scan does not occur. In a thumbnail, or a video behind the image, it does, about
-    once in 65,536 bytes.
+    The marker of a scan does not occur in a scan's data. It does occur in a thumbnail, or in a video behind the image,
+    about once in 65,536 bytes.
     """
     return _occurrences(encoded, bytes([0xFF, START_OF_SCAN]))
 
 
 def verify(encoded, channels=3):
-    """(format, height, width, peak), int64 (4,), of an image that decodes; an error where it gives no view.
+    """Returns (format, height, width, peak), int64 (4,), of an image that decodes; an error where it gives no view.
 
-    channels: what it is to be read as (`decode`).
-    peak: the largest value of a PNG of 16 bits, alpha apart; -1 of all else.
+    channels: how many channels the image is read with (`decode`).
+    peak: the largest value of a PNG of 16 bits, without its alpha; -1 for everything else.
 
-    The whole image is decoded, since a file that was cut short still has a good beginning; but after its size is
-    known to be within `MAX_PIXELS`. Of a JPEG all data is read, but only an eighth of the
-    resolution computed; the test of spoilt folders holds this verdict and that of full decoding equal.
+    The whole image is decoded, since a file that was cut short still has a good beginning. Before that, its size must
+    be known to be within `MAX_PIXELS`. All data of a JPEG is read, but only an eighth of the resolution is computed.
+    The test of spoilt folders requires this verdict to equal that of full decoding.
     """
 
     if channels not in OF_IMAGES:
@@ -225,7 +226,7 @@ def verify(encoded, channels=3):
     def jpeg():
         size = _jpeg_size(encoded)
         pixels = tf.io.decode_jpeg(_fitting_jpeg(encoded, size), channels=3, ratio=8)
-        # Something has to be asked of the pixels, or TensorFlow spares itself the decoding.
+        # The pixels have to be used, or TensorFlow skips the decoding.
         return tf.concat([[JPEG], _require(tf.shape(pixels)[0] > 0, "no pixels", size), [-1]], axis=0)
 
     def other():
@@ -239,9 +240,9 @@ def verify(encoded, channels=3):
 
 
 def orientation(head):
-    """How EXIF says that a JPEG is to be turned or mirrored to show it, 1 (not at all) to 8; 1 if it does not say.
+    """Returns how EXIF says to turn or mirror a JPEG to show it: 1 (not at all) to 8; 1 if EXIF does not say.
 
-    head: the first bytes of the file, as Python has them; `HEAD` of them are enough for what cameras write.
+    head: the first bytes of the file, as Python bytes; `HEAD` of them are enough for the files of cameras.
     """
     if b"Exif\0\0" not in head:
         return 1
@@ -255,9 +256,9 @@ def orientation(head):
 
 
 def upright(encoded, orientation):
-    """A JPEG, turned and mirrored as `orientation`, a scalar, says: itself for 1, else a PNG of the same pixels.
+    """Turns and mirrors a JPEG as `orientation`, a scalar, says: the JPEG itself for 1, else a PNG of the same pixels.
 
-    The whole image is decoded for that, where a crop may need a part; so it is done for those alone that need it.
+    Turning decodes the whole image, where a crop may need only a part. So only images that need it are turned.
     """
 
     def turned():
@@ -275,7 +276,7 @@ def upright(encoded, orientation):
 
 
 def header(encoded):
-    """(format, height, width), int64 scalars, from the first bytes; an error where they are none that is read."""
+    """Returns (format, height, width), int64 scalars, from the first bytes; an error for a format that is not read."""
     return tf.unstack(tf.cond(tf.io.is_jpeg(encoded), lambda: _jpeg_header(encoded), lambda: _other_header(encoded)))
 
 
@@ -311,13 +312,13 @@ def _fitting_jpeg(encoded, size):
 
 
 def _other_header(encoded):
-    """(format, height, width), int64 (3,), of what is not a JPEG; an error where `examine` finds a problem."""
+    """Returns (format, height, width), int64 (3,), of a non-JPEG; an error where `examine` finds a problem."""
     facts = examine(encoded)
     return _require(facts[3] == 0, tf.gather(["", *_PROBLEMS], facts[3]), facts[:3])
 
 
 def _with_first_frames_size(gif, canvas):
-    """(format, height, width): the canvas' or the first frame's, whichever is larger; 0 where there is no frame."""
+    """(format, height, width): of each side the larger of canvas and first frame; 0 where there is no frame."""
     at, _ = _first_frame(gif)
     width, height = _number(_bytes_of(gif, at + 5, 2)), _number(_bytes_of(gif, at + 7, 2))
     frame = tf.stack([height, width]) * tf.cast(at > 0, tf.int64)
@@ -332,9 +333,9 @@ def _first_frame_alone(gif):
 
 @_once
 def _first_frame(gif):
-    """Where the first frame of a GIF begins and ends, int64; (0, 0): there is none.
+    """Where the first frame of a GIF begins and ends, int64; (0, 0) if there is none.
 
-    It is found as giflib finds it, or not at all: of an extension without content, giflib reads on beyond the end.
+    The frame is found as giflib finds it, or not at all: giflib reads beyond the end of an extension without content.
     """
     data = tf.io.decode_raw(gif, tf.uint8)
     byte = lambda at: tf.cast(_bytes_of(gif, at, 1)[0], tf.int64)  # noqa: E731
@@ -350,11 +351,11 @@ def _first_frame(gif):
 
 
 def _end_of_blocks(data, at):
-    """Where the blocks of a GIF that begin at `at` end: the place of the empty one, or beyond the data, uint8 (n,).
+    """Where the blocks of a GIF from `at` on end: the place of the empty block, or beyond the data, uint8 (n,).
 
-    A block is its length, a byte, and so many bytes; there may be one for every two bytes of a file. So they are not
-    walked through one by one: where each byte of a window would lead as a block's length, all tell at once, then
-    where two such steps lead, four, and so on.
+    A block is a byte with its length, and so many bytes. A file may have a block for every two bytes, so the
+    blocks are not walked through one by one. For all bytes of a window at once, the code computes where each would
+    lead as the length of a block. Then it computes where two such steps lead, then four, and so on.
     """
 
     def on(at):
@@ -378,23 +379,23 @@ def decode_jpeg(encoded):
 
 
 def _look_up(bmp, image):
-    """A BMP's colours, of which TensorFlow gives the numbers."""
+    """Looks up a BMP's colours, since TensorFlow gives only their numbers."""
     start = 14 + _number(_bytes_of(bmp, 14, 4))
     colours = tf.reshape(_bytes_of(bmp, start, 4 * 256), (256, 4))[:, 2::-1]  # blue, green, red, nothing
     return tf.gather(colours, tf.cast(image[..., 0], tf.int32))
 
 
 def _occurrences(texts, part):
-    """How often a part is in each string, int64."""
+    """How often `part` occurs in each string, int64."""
     texts = tf.convert_to_tensor(texts)
     parts = tf.strings.split(texts, part)
     return (tf.size(parts, tf.int64) if texts.shape.rank == 0 else parts.row_lengths()) - 1
 
 
 def _array_header(encoded, channels=None):
-    """(shape int64 (3,), int64 scalar: where the values begin) of a .npy file whose values are all there."""
+    """Returns (shape, int64 (3,); where the values begin, int64 scalar) of a .npy file that has all its values."""
     encoded = _require(tf.strings.substr(encoded, 0, len(MAGIC)) == MAGIC, "no .npy file", encoded)
-    head = _bytes_of(encoded, len(MAGIC), 6)  # the version, and in 2 or 4 bytes the length of what follows
+    head = _bytes_of(encoded, len(MAGIC), 6)  # the version, then the length of the header in 2 or 4 bytes
     is_first = head[0] == 1
     start, length = tf.where(is_first, 10, 12), tf.where(is_first, _number(head[2:4]), _number(head[2:6]))
     there = tf.strings.length(encoded)
@@ -444,6 +445,6 @@ def _signed(little_endian):
 
 
 def _require(holds, text, value):
-    """`value`, but only once `holds` has proved true: what is computed from it waits."""
+    """Returns `value`, but only once `holds` has proved true: computations that use it wait."""
     with tf.control_dependencies([tf.debugging.Assert(holds, [text])]):
         return tf.identity(value)

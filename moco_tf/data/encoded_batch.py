@@ -1,33 +1,34 @@
-"""Encoded images as a request brings them: counted by their headers, decoded a few at a time, each kept as a view.
+"""Turns the encoded images of a request into views: counts their pixels by headers, then decodes a few at a time.
 
-What serving's signatures of files do. Only graph operations: a server has no Python. Axes: N images, H W their sides.
+Serving's signatures for files use this module. It has only graph operations, as a server has no Python. Axes: N
+images, H W their sides.
 
-An operation that fails, fails the whole graph; only a dataset can pass over its error. TensorFlow prepares what a
-dataset maps anew at each request, though, and takes a quarter of a second where that is all that looks at headers. So
-a dataset does what may fail and nothing else: libjpeg's headers, and the decoding.
+An operation that fails makes the whole graph fail; only a dataset can skip its error. But TensorFlow prepares a
+dataset's function anew at each request. That takes a quarter of a second if the function does all the work on headers.
+So a dataset does only the work that may fail: reading headers by libjpeg, and decoding.
 """
 
 import tensorflow as tf
 
 from moco_tf.data import encoded
 
-REQUEST_MEGAPIXELS = 500  # that the images of a request may have together
-IN_FLIGHT = encoded.MAX_PIXELS  # pixels that are being decoded at a time, or one image
-MOST_IN_FLIGHT = 16  # images
+REQUEST_MEGAPIXELS = 500  # the most that the images of a request may have together
+IN_FLIGHT = encoded.MAX_PIXELS  # pixels that are decoded at a time, or one image
+MOST_IN_FLIGHT = 16  # images that are decoded at a time
 
 
 @tf.autograph.experimental.do_not_convert
 def views(images, view, spec, request_megapixels=REQUEST_MEGAPIXELS):
-    """A view of each image that can be decoded; one bad image spoils no other.
+    """Makes a view of each image that can be decoded; one bad image spoils no other.
 
     Args:
       images: string (N,), of any format and size.
-      view: uint8 (H, W, 3) -> a tensor, or a tuple of some.
-      spec: the `TensorSpec`s of what it returns, their shapes known.
-      request_megapixels: an error, before anything is decoded, where the images have more together.
+      view: uint8 (H, W, 3) -> a tensor, or a tuple of tensors.
+      spec: the `TensorSpec`s of what `view` returns, with known shapes.
+      request_megapixels: the most that the images may have together; more is an error, before anything is decoded.
 
     Returns:
-      What `view` returns, with N rows, zeros where an image cannot be decoded; bool (N,), whether it can.
+      What `view` returns, with N rows, zeros where an image cannot be decoded; bool (N,): which images can be.
     """
     pixels, files = _pixels(images)
     total, most = tf.reduce_sum(pixels), round(request_megapixels * 1e6)
@@ -44,7 +45,7 @@ def views(images, view, spec, request_megapixels=REQUEST_MEGAPIXELS):
 
 
 def all_valid(valid):
-    """An operation that fails where an image is not valid, (N,), and names all that are not by their indices."""
+    """Returns an operation that fails if images are not `valid`, (N,); its error names them by their indices."""
     bad = tf.where(~valid)[:, 0]
     text = tf.strings.format(
         "images that cannot be decoded, by their index in the batch of {}: {}", (tf.size(valid), bad), summarize=-1
@@ -53,7 +54,7 @@ def all_valid(valid):
 
 
 def _pixels(images):
-    """int64 (N,), how many pixels each image has, 0 where it is not to be decoded; the images as they are decoded."""
+    """Returns each image's number of pixels, int64 (N,), 0 if it must not be decoded; and the images for decoding."""
     is_jpeg = tf.io.is_jpeg(images)
     others, jpegs = tf.where(~is_jpeg)[:, 0], tf.where(is_jpeg)[:, 0]
 
@@ -68,7 +69,7 @@ def _pixels(images):
     files = tf.tensor_scatter_nd_update(images, others[:, tf.newaxis], files)
 
     number = tf.size(images, tf.int64)
-    end = tf.data.Dataset.from_tensors((number, tf.constant(0, tf.int64)))  # without which there might be no batch
+    end = tf.data.Dataset.from_tensors((number, tf.constant(0, tf.int64)))  # else there might be no batch
     sizes = _passing(jpegs, tf.gather(images, jpegs), encoded.jpeg_pixels, 1).concatenate(end).batch(number + 1)
     known, of_jpegs = sizes.with_options(_plain()).get_single_element()
     known, of_jpegs = known[:-1], of_jpegs[:-1]
@@ -77,7 +78,7 @@ def _pixels(images):
 
 
 def _passing(places, files, function, parallel):
-    """A dataset of (place, `function` of the file) of the files for which that does not fail, in their order."""
+    """Returns a dataset of (place, `function` of the file), in order, for files on which it does not fail."""
     return (
         tf.data.Dataset.from_tensor_slices((places, files))
         .map(lambda place, file: (place, function(file)), num_parallel_calls=parallel)
@@ -87,7 +88,7 @@ def _passing(places, files, function, parallel):
 
 
 def _plain():
-    """Options of a dataset that is made for each request: to study it would take longer than to run it."""
+    """Options of a dataset that is made for each request: optimising it would take longer than running it."""
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False
     options.autotune.enabled = False
@@ -95,12 +96,12 @@ def _plain():
 
 
 def _as_stored(file):
-    """uint8 (H, W, 3 of a JPEG, any number of others)."""
+    """Decodes a file: uint8 (H, W, 3 for a JPEG, any number for others)."""
     return tf.cond(tf.io.is_jpeg(file), lambda: encoded.decode_jpeg(file), lambda: encoded.decode_as_stored(file))
 
 
 def _rows(decoded, view, spec, files):
-    """As `views`, of a dataset of (place, pixels) of some of the files (N,), which are taken one after another."""
+    """Like `views`, for a dataset of (place, pixels) of some of the files (N,); takes them one after another."""
     decoded, number = iter(decoded), tf.size(files)
 
     def step(_, valid, *arrays):

@@ -6,16 +6,16 @@ import re
 
 import tensorflow as tf
 
-# What a step or a pipeline can end in; the second where a message names a path that is not text.
+# The errors that can end a step or a pipeline; the second one if a message names a path that is not text.
 ERRORS = tf.errors.OpError, UnicodeDecodeError
 
-STORAGE = {os.strerror(number) for number in errno.errorcode}  # what ends the line of a call to the system that failed
+STORAGE = {os.strerror(number) for number in errno.errorcode}  # how the line of a failed system call ends
 
 
 def reason(error):
     """The cause in the message of TensorFlow's error, one of `ERRORS`, in a few words."""
     message = error.object.decode(errors="backslashreplace") if isinstance(error, UnicodeError) else error.message
-    raised = re.search(r"ValueError: (.*)", message)  # in Python, by `note`
+    raised = re.search(r"ValueError: (.*)", message)  # raised in Python by `note`
     if raised:
         return raised[1]
     assertion = re.search(r"assertion failed: \[(.*?)\]", message)

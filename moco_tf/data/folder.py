@@ -1,7 +1,7 @@
-"""A folder of images as people have them: which folders are splits and which classes, which files are images.
+"""Lists a folder of images: tells which folders are splits and which classes, and which files are images.
 
-`scan` lists it, `remarks` say how it was read; `manifest.check_files` opens the files. An archive is read by the same
-rules (`archive.py`). docs/data.md states the policies.
+`scan` lists the folder, `remarks` says how it was read, and `manifest.check_files` opens the files. An archive is read
+by the same rules (`archive.py`). docs/data.md states the policies.
 """
 
 import collections
@@ -20,11 +20,11 @@ from moco_tf.data.splits import HELD_OUT, TRAIN, meant_by, split_of
 from moco_tf.files import printable
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
-UNREADABLE = -1  # the size of what cannot even be looked at
-OF_IMAGES, ARRAYS = (1, 3), (".npy",)  # numbers of channels that these are read as; files of any other number
+UNREADABLE = -1  # the size of a file that cannot even be looked at
+OF_IMAGES, ARRAYS = (1, 3), (".npy",)  # numbers of channels of image files; endings of files of any other number
 APPLES = b"__MACOSX"  # a folder of hidden files that macOS puts into its zips
 _ENDING = re.compile(rb"(?<=.)\.[A-Za-z0-9]{1,8}$", re.DOTALL)  # of any file's name
-SHOWN = 10  # names in a line; of the rest there is a count
+SHOWN = 10  # names in a line; the rest are counted
 SHOWN_ENDINGS = 5
 
 
@@ -33,17 +33,17 @@ class Listing:
     """The image files below a folder, by path; none of them has been opened."""
 
     path: pathlib.Path
-    classes: tuple  # the folders' names as the system has them, which need be no text
+    classes: tuple  # the folders' names as the system has them, which need not be text
     files: list  # paths relative to `path`, with forward slashes, sorted
     sizes: np.ndarray  # (size,) bytes, or UNREADABLE
     times: np.ndarray  # (size,) modification times in nanoseconds
-    besides: "Besides"  # what else is there
-    root: pathlib.Path  # the folder that `path` is a split of, or is
+    besides: "Besides"  # other files and folders that are there
+    root: pathlib.Path  # the folder that `path` is a split of, or `path` itself
     notes: tuple = ()  # sentences: which folders are splits, which are in none
-    doubts: tuple = ()  # sentences: what may be meant otherwise
-    label_of: dict | None = None  # {file: the name of its class, or ""}, where that is not its first folder
-    called: str | os.PathLike = ""  # what the user calls it, where that is not `path`
-    channels: int = 3  # that the images are to be read as
+    doubts: tuple = ()  # sentences: what may have another meaning
+    label_of: dict | None = None  # {file: the name of its class, or ""}, if that is not the file's first folder
+    called: str | os.PathLike = ""  # the user's name for it, if that is not `path`
+    channels: int = 3  # how many channels the images are read with
 
     @property
     def size(self):
@@ -75,39 +75,39 @@ class Listing:
 
 @dataclasses.dataclass(eq=False)
 class Besides:
-    """What a search for files met and did not take."""
+    """The files and folders that a search for files met and did not take."""
 
     unread: list = dataclasses.field(default_factory=list)  # folders that cannot be opened
     endings: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # of other files' names
-    hidden: int = 0  # files whose names have the endings, but hidden
+    hidden: int = 0  # hidden files whose names have the endings
     folders: list = dataclasses.field(default_factory=list)  # all that were entered
 
 
 @dataclasses.dataclass(frozen=True)
 class Division:
-    """Which of the folders in a folder are splits; where none is, all are classes."""
+    """Which folders in a folder are splits; if none is, all are classes."""
 
     splits: tuple = ()
     rest_trains: bool = False  # the splits are held out, and the folders beside them are the classes to train on
-    doubtful: tuple = ()  # folders that are called like splits, and are classes
+    doubtful: tuple = ()  # folders that are called like splits but are classes
 
 
 def suffixes(channels):
-    """How the names of files end that are images of so many channels: a tuple of small letters."""
+    """Returns the endings, in small letters, of the names of files with images of so many channels."""
     return SUFFIXES if channels in OF_IMAGES else ARRAYS
 
 
 def scan(path, split=None, begun=False, channels=3):
     """A `Listing` of the images at any depth of a folder; the first level of sub-folders are the classes.
 
-    `_divide` tells which folders are splits; `split`, "train" if it is not given, names one of them, as
-    `splits.meant_by` has it, or any other folder.
+    `_divide` tells which folders are splits. `split`, "train" if it is not given, names one of them, by the rules of
+    `splits.meant_by`, or any other folder.
 
-    begun: for a run under way, whose images `check_files` will find, whatever the split means by now.
-    channels: which the images are to be read as.
+    begun: whether a run is under way; `check_files` will find its images, whatever the split means by now.
+    channels: how many channels the images are read with.
 
     Raises:
-      ValueError: no such folder, split or images, or several folders that the split can mean.
+      ValueError: there is no such folder, split or image, or the split can mean several folders.
     """
     root = pathlib.Path(path).expanduser()
     if not archive.exists(root):
@@ -124,7 +124,7 @@ def scan(path, split=None, begun=False, channels=3):
         left_out = division.splits if chosen == root and division.rest_trains and split_of(wanted) else ()
         folders = _class_folders(root, division, chosen, left_out)
         listing = list_images(chosen, folders, root, left_out, channels)
-        if split_of(wanted) in HELD_OUT:  # how the folders are read is said to those who train
+        if split_of(wanted) in HELD_OUT:  # only those who train are told how the folders are read
             return listing
         notes, doubts = _notes(division, listing, wanted), _doubts(division, listing, wanted)
         return dataclasses.replace(listing, notes=(*archive.remarks(root), *notes), doubts=tuple(doubts))
@@ -139,7 +139,7 @@ def split_names(root):
 
 
 def remarks(listing):
-    """Sentences on how a folder was read: classes, splits, and what was left out."""
+    """Returns sentences on how a folder was read: classes, splits, and what was left out."""
     sentences = [*class_counts(listing.class_names, listing.labels), *listing.notes, *listing.doubts]
     if others := not_read(listing.besides):
         sentences.append(f"Not read: {others}")
@@ -149,7 +149,7 @@ def remarks(listing):
 
 
 def class_counts(names, labels):
-    """Sentences on how many images of a source each class has, and how many none."""
+    """Returns sentences on how many images each class of a source has, and how many images have no label."""
     counts = collections.Counter(labels)
     without = counts.pop(-1, 0)
     shown = _counted([(name, counts[number]) for number, name in enumerate(names)])
@@ -162,13 +162,13 @@ def some(names):
 
 
 def _counted(counts):
-    """(name, count) pairs as in: cat 8, dog 4."""
+    """Writes (name, count) pairs as in: cat 8, dog 4."""
     shown = ", ".join(f"{printable(name)} {count}" for name, count in counts[:SHOWN])
     return shown + (f", and {len(counts) - SHOWN} more" if len(counts) > SHOWN else "")
 
 
 def not_read(besides):
-    """What files are there beside those searched for, as in: .tif 40, .txt 3, hidden 1."""
+    """Says which other files are there, as in: .tif 40, .txt 3, hidden 1."""
     others = sorted(besides.endings.items(), key=lambda pair: (-pair[1], pair[0]))
     parts = [f"{ending or 'without an ending'} {count}" for ending, count in others[:SHOWN_ENDINGS]]
     if rest := sum(count for _, count in others[SHOWN_ENDINGS:]):
@@ -181,8 +181,8 @@ def not_read(besides):
 def _divide(root, channels=3):
     """The `Division` of a folder.
 
-    Folders that are called as training and as held-out splits are splits where there are both. With one kind alone
-    it is the names of the folders inside that tell a split from a class that is called like one.
+    If some folders are called like training splits and some like held-out splits, they are splits. If there is only
+    one kind, the names of the folders inside tell a split from a class that is called like one.
     """
     names = subfolders(root)
     looking = [name for name in names if split_of(name)]
@@ -217,7 +217,7 @@ def _divide(root, channels=3):
 
 
 def _choose(root, division, wanted, begun):
-    """The folder that a split lies in; `root` for all of it, or for what is not held out."""
+    """Returns the folder of a split; it is `root` for all of it, or for the folders that are not held out."""
     splits, names = division.splits, subfolders(root)
     kind = split_of(wanted)
     if kind is None and archive.is_dir(root / wanted):
@@ -243,7 +243,7 @@ def _choose(root, division, wanted, begun):
 
 
 def _class_folders(root, division, chosen, left_out):
-    # Numbers of classes must agree between splits, even if one lacks a class.
+    # Class numbers must agree between splits, even if one split lacks a class.
     if chosen not in [root / name for name in division.splits] and not left_out:
         return tuple(subfolders(chosen))
     names = {name for split in division.splits for name in subfolders(root / split)}
@@ -253,7 +253,7 @@ def _class_folders(root, division, chosen, left_out):
 
 
 def _notes(division, listing, wanted):
-    """Sentences: which folders are splits, which are in none."""
+    """Yields sentences: which folders are splits, and which are in none."""
     root, splits = listing.root, division.splits
     if listing.path == root:
         if split_of(wanted) and division.rest_trains:
@@ -270,7 +270,7 @@ def _notes(division, listing, wanted):
 
 
 def _doubts(division, listing, wanted):
-    """Sentences: what is called like a split, and is read as a class or as a part of one."""
+    """Yields sentences: which folders are called like a split, but read as a class or as a part of one."""
     root = listing.root
     if listing.path == root and not split_of(wanted):
         if looking := [name for name in listing.class_names if split_of(name)]:
@@ -286,7 +286,7 @@ def _doubts(division, listing, wanted):
                     f"folders beside it into {printable(root / TRAIN)}"
                 )
     folders = listing.besides.folders
-    # Of the folders of a split, one called test is a class like others, but not beside one called train.
+    # In a split, a folder called test is a class like others, unless one called train is beside it.
     deep = listing.path == root or not any(split_of(name) == TRAIN for name in folders)
     inside = [name for name in folders if split_of(name.rsplit("/", 1)[-1]) in HELD_OUT and ("/" in name or not deep)]
     if inside:
@@ -317,16 +317,16 @@ def list_images(path, folders, root, left_out=(), channels=3):
 
 
 def size_and_time(path):
-    """(bytes, modification time in ns) of a file; `UNREADABLE` and 0 of what is none, such as a pipe."""
+    """Returns (bytes, modification time in ns) of a file; `UNREADABLE` and 0 for anything else, such as a pipe."""
     try:
         status = archive.stat(path)
-    except (OSError, ValueError):  # the second of a path with a zero byte, or into an archive that is damaged
+    except (OSError, ValueError):  # ValueError: a path with a zero byte, or into a damaged archive
         return UNREADABLE, 0
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (UNREADABLE, 0)
 
 
 def divided(listing, numbers, size):
-    """Listings of the files with these numbers, at most `size` each."""
+    """Yields listings of the files with these numbers, at most `size` files each."""
     for first in range(0, len(numbers), size):
         some = list(numbers[first : first + size])
         files, sizes, times = [listing.files[n] for n in some], listing.sizes[some], listing.times[some]
@@ -334,10 +334,10 @@ def divided(listing, numbers, size):
 
 
 def require_places(name, source, output):
-    """Refuses the flags --`name` and --output of a command that reads one folder and writes another.
+    """Checks the flags --`name` and --output of a command that reads one folder and writes another.
 
     Raises:
-      ConfigError: one is missing or no folder, or one lies in the other.
+      ConfigError: one of them is missing or not a folder, or one lies in the other.
     """
     if not source or not output:
         raise ConfigError(f"give --{name}=DIR and --output=DIR: see --help")
@@ -390,13 +390,13 @@ def _image_files(path, channels, besides=None, left_out=()):
 
 
 def files_called(endings, root, besides, left_out=()):
-    """(path, size, time) of each file below `root` whose name has one of `endings`; these and `root` are bytes: names
-    need not be text.
+    """Yields (path, size, time) of each file below `root` whose name has one of `endings`.
 
-    Hidden files and folders are left out. Links are followed; a folder that can be reached in several ways is read
-    once, at the shallowest of its paths, so that a link to a folder above ends there.
+    `endings` and `root` are bytes, since names need not be text. Hidden files and folders are left out. Links are
+    followed. A folder that can be reached in several ways is read once, at the shallowest of its paths, so that the
+    search ends at a link to a folder above.
 
-    besides: takes note of all else. left_out: names of folders in `root` itself.
+    besides: takes note of everything else. left_out: names of folders in `root` itself.
     """
     status = archive.stat(root)
     seen = {(status.st_dev, status.st_ino)}

@@ -1,7 +1,7 @@
-"""`python -m moco_tf.data.frames --videos=clips --output=frames --fps=2`: a folder of frames for each video.
+"""`python -m moco_tf.data.frames --videos=clips --output=frames --fps=2`: writes a folder of frames for each video.
 
-The output is a data set of things with several pictures. Run again, it goes on: folders that are there are left alone.
-What is written, and what happens to broken videos: docs/data.md.
+The output is a data set of things with several pictures. A second run goes on: folders that are there are left
+alone. docs/data.md says what is written, and what happens to broken videos.
 """
 
 import collections
@@ -41,7 +41,7 @@ class Settings:
 
 
 class _Failed(Exception):
-    """Frames that cannot be written; `error` is the system's."""
+    """Raised for frames that cannot be written; `error` is the system's error."""
 
     def __init__(self, error):
         super().__init__(error.strerror)
@@ -92,7 +92,8 @@ def _find(settings, besides):
 def video_folders(videos):
     """{video: its folder below the output}, both relative paths: the video's path without its suffix.
 
-    Videos whose folders would be one, or lie in one another (`a.mp4`, `a.mov`; `a.mp4`, `a/b.mp4`), keep the suffix.
+    Videos whose folders would be the same (`a.mp4`, `a.mov`), or would lie in one another (`a.mp4`, `a/b.mp4`), keep
+    the suffix.
     """
     keeping = set()
     while True:
@@ -106,7 +107,7 @@ def video_folders(videos):
 
 
 def _left_behind(output, folders):
-    """Sentences on folders of videos that stood alone with their names in an earlier run, and do no more."""
+    """Yields sentences on folders of an earlier run in which no other video had the name, but now one has."""
     for name, path in folders.items():
         alone = os.path.splitext(name)[0]
         if path == name and alone not in folders.values() and any(Path(output, alone).glob("*.jpg")):
@@ -117,7 +118,7 @@ def _left_behind(output, folders):
 
 
 def _write_all(settings, folders):
-    """Writes what is not there yet, says what happens; returns the process's exit status."""
+    """Writes the folders that are not there yet, and says what happens; returns the process's exit status."""
     frames, counts, last_line = 0, collections.Counter(), time.monotonic()
 
     def progress(taken):
@@ -168,14 +169,14 @@ def _write(settings, source, target, faults, progress):
     """Writes a video's folder in one step; returns how many frames it has."""
     from moco_tf.data import any_image
 
-    fps = Fraction(str(settings.fps))  # 0.1 is a tenth, which no float is
+    fps = Fraction(str(settings.fps))  # 0.1 is exactly a tenth, which no float is
     chosen = None
-    if settings.max_frames:  # decodes twice: keeping the frames until their number is known could fill a memory
+    if settings.max_frames:  # decodes twice: keeping the frames until their number is known could fill the memory
         size = sum(1 for _ in video.sampled(source, fps, []))
         if size > settings.max_frames:  # the middles of equal parts
             chosen = {(2 * i + 1) * size // (2 * settings.max_frames) for i in range(settings.max_frames)}
     sampled = video.sampled(source, fps, faults)
-    sampled = itertools.chain([next(sampled)], sampled)  # raises before anything is made where there is none
+    sampled = itertools.chain([next(sampled)], sampled)  # if there is no frame, raises before anything is made
     wanted = (frame for position, frame in enumerate(sampled) if chosen is None or position in chosen)
     number = 0
     try:

@@ -1,8 +1,9 @@
-"""Deterministic operations on images, each Pillow's within the distance that `tests/goldens` states.
+"""Deterministic operations on images; each matches Pillow's within the distance that `tests/goldens` states.
 
-An image is float32 (H, W, C) with values 0..255 unless said otherwise; C is 3 for saturation, hue and greyscale, for
-the others any number. Parameters may be tensors. Where an operation takes a batch, (N, H, W, C), its parameters are
-(N,), one an image. `augment.py` draws the parameters. Pillow rounds to 8 bits after each operation, these do not.
+An image is float32 (H, W, C) with values 0..255 unless said otherwise. C is 3 for saturation, hue and greyscale, and
+any number for the others. Parameters may be tensors. Where an operation takes a batch, (N, H, W, C), its parameters
+are (N,), one per image. `augment.py` draws the parameters. Pillow rounds to 8 bits after each operation; this module
+does not.
 """
 
 import math
@@ -18,7 +19,9 @@ BLOCK = 32  # rows that are blurred at once
 
 
 def crops(image, choose_boxes):
-    """Parts of one image, as a list. If one part is cut out of a JPEG, only that part is decoded.
+    """Cuts parts out of one image; returns them as a list.
+
+    If only one part is cut out of a JPEG, only that part is decoded.
 
     image: encoded bytes (string, scalar) or pixels (H, W, C). choose_boxes: (height, width) -> a list of boxes
     (top, left, height, width).
@@ -33,7 +36,7 @@ def crops(image, choose_boxes):
     def cut_jpeg():
         height, width, _ = tf.unstack(tf.image.extract_jpeg_shape(image))
         boxes = choose_boxes(height, width)
-        if len(boxes) > 1:  # its bits would be read anew for each part, which is most of the work
+        if len(boxes) > 1:  # the bits would be read anew for each part, which is most of the work
             return cut(decode_jpeg(image), boxes)
         ((top, left, rows, columns),) = boxes
         # The colour of a pixel is interpolated from its neighbours: without one column more on either side, the
@@ -49,9 +52,10 @@ def crops(image, choose_boxes):
 
 
 def resized(image, size):
-    """Antialiased bilinear -> float32 (size, size, C): `resize.resize` within 2e-3, in a third of its time on a CPU.
+    """Resizes, antialiased bilinear, to float32 (size, size, C).
 
-    `preprocessing` keeps that one, which also converters understand.
+    The result is that of `resize.resize` within 2e-3, in a third of its time on a CPU. `preprocessing` keeps
+    `resize.resize`, which converters understand as well.
     """
     # Where nothing shrinks, antialiasing changes nothing, and the kernel without it takes a sixth of the time.
     return tf.cond(
@@ -62,7 +66,7 @@ def resized(image, size):
 
 
 def resized_crops(images, boxes, size):
-    """As `resized` of a part of each image: float32 (N, size, size, C), of (N, H, W, C), any type, all at once.
+    """Like `resized`, for a part of each image, all at once: (N, H, W, C), any dtype -> float32 (N, size, size, C).
 
     A GPU that multiplies matrices in TF32 rounds their factors to 10 bits, here and in the blur.
     boxes: int32 (N, 4): top, left, height, width.
@@ -77,22 +81,25 @@ def resized_crops(images, boxes, size):
 
 
 def brightness(image, factor):
-    """0 is black, 1 the image."""
+    """Changes brightness: factor 0 is black, 1 is the image."""
     return _clip(image * factor)
 
 
 def contrast(image, factor):
-    """0 is the mean grey of the image, a whole number, 1 the image. Grey is the mean of channels that are not RGB."""
+    """Changes contrast: factor 0 is the mean grey of the image, a whole number, 1 is the image.
+
+    Grey is the mean of the channels if they are not RGB.
+    """
     return _clip(image * factor + (1.0 - factor) * _mean_grey(image))
 
 
 def saturation(image, factor):
-    """0 is the grey image, 1 the image."""
+    """Changes saturation: factor 0 is the grey image, 1 is the image."""
     return _clip(_mix_channels(image, factor * np.eye(3, dtype=np.float32) + (1.0 - factor) * _TO_GREY))
 
 
 def hue(image, delta):
-    """Turns the colour wheel by `delta` of a turn, -0.5..0.5; also of batches."""
+    """Turns the colour wheel by `delta` of a turn, -0.5..0.5; also takes batches."""
     if image.shape.rank == 3:
         return tf.image.adjust_hue(image, delta)
     hue, saturation, value = tf.split(tf.image.rgb_to_hsv(image), 3, axis=-1)
@@ -100,7 +107,7 @@ def hue(image, delta):
 
 
 def brightness_contrast_or_saturation(images, which, factors):
-    """Of each image of a batch that one of the three whose place in this name `which` (N,) has; (N, H, W, C)."""
+    """Applies one of the three to each image, (N, H, W, C); `which` (N,) is its place in this function's name."""
     which, factors = _each(which), _each(factors)
     # What remains at factor 0: black, the mean grey, the grey image.
     without = tf.where(which == 0, 0.0, tf.where(which == 1, _mean_grey(images), _grey(images)))
@@ -108,16 +115,16 @@ def brightness_contrast_or_saturation(images, which, factors):
 
 
 def grayscale(image):
-    """Three equal channels; also of batches."""
+    """Makes three equal channels; also takes batches."""
     if image.shape.rank == 3:
         return _mix_channels(image, _TO_GREY)
     return tf.repeat(_grey(image), 3, axis=-1)
 
 
 def gaussian_blur(image, sigma, largest=None):
-    """Three extended box blurs along each axis, edges repeated: what Pillow calls a Gaussian blur; also of batches.
+    """Applies three extended box blurs along each axis, edges repeated: Pillow's Gaussian blur; also takes batches.
 
-    largest: a Python number that sigma is never above, if known: far pixels are then left out of the sums.
+    largest: a Python number that sigma never exceeds, if known; far pixels are then left out of the sums.
     """
     turned = (1, 0, 2) if image.shape.rank == 3 else (0, 2, 1, 3)
     image = tf.transpose(_blur_columns(image, sigma, largest), turned)
@@ -125,12 +132,12 @@ def gaussian_blur(image, sigma, largest=None):
 
 
 def solarize(image, threshold=128):
-    """Inverts what is not below the threshold; also of batches."""
+    """Inverts values that are not below the threshold; also takes batches."""
     return tf.where(image < threshold, image, 255.0 - image)
 
 
 def flip(image):
-    """Left becomes right; also of batches."""
+    """Swaps left and right; also takes batches."""
     return tf.reverse(image, axis=[-2])
 
 
@@ -141,18 +148,18 @@ def _mean_grey(image):
 
 
 def _grey(images):
-    """(N, H, W, 1) of a batch. A sum: on GPUs a product of matrices would round its factors to 10 bits."""
+    """Returns a batch's grey images (N, H, W, 1), by a sum: a matrix product on GPUs rounds its factors to 10 bits."""
     return tf.reduce_sum(images * _shares(images), axis=-1, keepdims=True)
 
 
 def _shares(images):
-    """(C,): what part of grey each channel is."""
+    """Returns the weight of each channel in grey, (C,)."""
     channels = images.shape[-1]
     return LUMA if channels in (3, None) else np.full(channels, 1 / channels, np.float32)
 
 
 def _each(parameter):
-    """A number an image, (N,), beside the images (N, H, W, 3); a scalar beside (H, W, 3)."""
+    """Shapes numbers, (N,), one per image, to fit images (N, H, W, 3); or a scalar to fit an image (H, W, 3)."""
     return parameter[..., tf.newaxis, tf.newaxis, tf.newaxis]
 
 
@@ -170,11 +177,11 @@ def _clip(image):
 def _blur_columns(image, sigma, largest):
     *batch, height, width, channels = sizes(image)
     lines = tf.reshape(image, (*batch, height, -1))
-    # Three boxes see this far; only where no edge is in sight is one row's rule the next one's.
+    # Three boxes reach this far. A row has the same rule as the next one only if no edge is within reach.
     reach = 3 * (int((math.sqrt(4 * largest**2 + 1) - 1) / 2) + 1) if largest else height
     if not batch and isinstance(height, int) and height % BLOCK == 0 and 2 * reach <= BLOCK < height:
-        # Rows in blocks, each from its surroundings alone: the first, the last, and all between with one matrix,
-        # which are parts of the matrix of two blocks.
+        # Computes rows in blocks, each from its surroundings alone. The first block has a matrix, the last
+        # another, and all between share a third. Each is a part of the matrix of two blocks.
         weights = _blur_weights(2 * BLOCK, sigma)
         half, wide, blocks = BLOCK // 2, BLOCK + 2 * reach, height // BLOCK
         between = weights[half : half + BLOCK, half - reach : half + BLOCK + reach]
@@ -187,9 +194,9 @@ def _blur_columns(image, sigma, largest):
 
 
 def _blur_weights(length, sigma):
-    """(..., length, length), sigma being (...): what each pixel of a line gathers in three box blurs."""
+    """Returns (..., length, length) for sigma (...): what each pixel of a line gathers in three box blurs."""
     # The box of the wanted variance (Gwosdek et al. 2011, as Pillow): 2 * whole + 1 pixels of weight 1, then on
-    # either side one of weight `part`.
+    # either side one of weight radius - whole.
     variance = tf.square(tf.cast(sigma, tf.float32))[..., tf.newaxis, tf.newaxis] / 3.0
     whole = tf.floor((tf.sqrt(12.0 * variance + 1.0) - 1.0) / 2.0)
     part = (2.0 * whole + 1.0) * (whole * (whole + 1.0) - 3.0 * variance)
@@ -197,8 +204,8 @@ def _blur_weights(length, sigma):
     place = tf.cast(tf.range(length), tf.float32)
     distance = tf.abs(place[:, tf.newaxis] - place)
     box = tf.clip_by_value(radius + 1.0 - distance, 0.0, 1.0) / (2.0 * radius + 1.0)
-    # What falls over an edge is taken from the pixel at the edge. A line is longer than a box, so that no pixel
-    # has both edges in its box.
+    # Weight that falls over an edge goes to the pixel at the edge. A line is longer than a box, so no pixel has both
+    # edges in its box.
     missing = 1.0 - tf.reduce_sum(box, axis=-1, keepdims=True)
     nearest_edge = tf.where(2.0 * place < tf.cast(length, tf.float32), 0, length - 1)
     box += missing * tf.one_hot(nearest_edge, length)

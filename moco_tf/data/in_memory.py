@@ -1,4 +1,4 @@
-"""All images of a source, decoded, in memory: of many small ones, reading them anew is most of a pipeline's work."""
+"""Keeps all images of a source decoded in memory: reading many small ones anew is most of a pipeline's work."""
 
 import numpy as np
 import tensorflow as tf
@@ -12,10 +12,10 @@ ADVICE = "--views_on=device keeps all images in memory, decoded; --views_on=both
 
 
 def decoded(source):
-    """uint8 (R, H, W, C) of a `Source`, by number; a number that cannot be decoded has its stand-in's image.
+    """Returns a `Source`'s images, uint8 (R, H, W, C), by number; one that cannot be decoded has its stand-in's image.
 
     Raises:
-      ValueError: they are not of one size, or would take more than a third of this machine's memory.
+      ValueError: the images are not of one size, or would take more than a third of this machine's memory.
     """
     records = source.unchecked()
     shape = pixels(next(iter(records))["image"]).shape

@@ -1,7 +1,7 @@
-"""Which images of a folder can be decoded: `check_files` makes a `Checked`, which gives a `Source`.
+"""Finds which images of a folder can be decoded: `check_files` makes a `Checked`, which gives a `Source`.
 
-The manifest remembers the verdicts, so that a second start reads only what has changed, and the order of the files,
-so that a run goes on with the images that it began with.
+The manifest remembers the verdicts, so that a second start reads only files that have changed. It also remembers the
+order of the files, so that a run goes on with the images that it began with.
 """
 
 import csv
@@ -22,13 +22,13 @@ from moco_tf.files import printable, write_csv
 
 GONE = "no such file"
 COLUMNS = ("path", "size", "mtime_ns", "problem", "format", "height", "width", "peak", "orientation")
-RULES = "rules 2"  # of what is found out: a manifest made by others is not believed
-EARLIER = (*COLUMNS[:7], "rules 1")  # but by a run that began with it, as far as it goes
+RULES = "rules 2"  # of the checks: a manifest made by other rules is not believed
+EARLIER = (*COLUMNS[:7], "rules 1")  # except by a run that began with it, as far as it goes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Checked:
-    """A listing with a `Verdict` for each file, and the files that came after the run began, which are left out."""
+    """A listing with a `Verdict` for each file, and the number of files left out, as they came after the run began."""
 
     listing: Listing
     verdicts: list
@@ -41,7 +41,7 @@ class Checked:
         return [(file, verdict.problem) for file, verdict in pairs if verdict.problem]
 
     def source(self, exif=False):
-        """The `Source`; the next good file by path stands in for a bad one, after the last the first.
+        """Returns the `Source`; the next good file by path stands in for a bad one, and the first after the last.
 
         exif: whether images are turned as EXIF says.
 
@@ -73,12 +73,12 @@ class Checked:
 
 
 def check_files(listing, manifest=None, begun=False, writes=True):
-    """A `Checked` listing; what the manifest knows is not read again.
+    """Returns a `Checked` listing; files that the manifest knows are not read again.
 
     manifest: a file to believe where path, size and time are the same, and to write; None: check all.
-    writes: whether to write it; of several machines that train together, one does.
-    begun: the manifest is that of a run under way, whose images and their order are kept: what is gone is bad, and
-    what has come since is left out.
+    writes: whether to write the manifest; if several machines train together, one does.
+    begun: whether the manifest is that of a run under way. Its images and their order are kept: images that are gone
+    are bad, and images that have come since are left out.
     """
     known = _read(manifest, begun, _rules(listing)) if manifest else {}
     added = 0
@@ -110,7 +110,7 @@ def check_files(listing, manifest=None, begun=False, writes=True):
 
 
 def too_many_bad(bad, total, most):
-    """The refusal of a set of which more than the share `most` is bad, or None."""
+    """Returns the refusal of a set if more than the fraction `most` of it is bad, else None."""
     if len(bad) <= most * total:
         return None
     return (
@@ -120,7 +120,7 @@ def too_many_bad(bad, total, most):
 
 
 def _reader(listing):
-    # The other way takes members of archives as well, through Python.
+    # `read_file` takes members of archives as well, through Python.
     return read_file if listing.archived else tf.io.read_file
 
 
@@ -147,9 +147,9 @@ def _as_begun(listing, files):
 
 
 def _where_begun(listing, files):
-    """The folder of a run's files: that of the listing, unless another has more of them.
+    """Returns the folder of a run's files: that of the listing, unless another folder has more of them.
 
-    An earlier version, or folders that came since, may have had the split mean another one.
+    In an earlier version, or before new folders came, the split may have meant another folder.
     """
     if listing.label_of is not None:  # a list of files, or several folders
         return listing.path
@@ -160,12 +160,12 @@ def _where_begun(listing, files):
 
 
 def _rules(listing):
-    """What is found out of a listing's files: of an array also whether it has so many channels."""
+    """Names the checks of a listing's files; arrays are also checked for their number of channels."""
     return RULES if listing.channels in OF_IMAGES else f"{RULES}, {listing.channels} channels"
 
 
 def _read(manifest, begun, rules):
-    """{path: (size, time, Verdict)} in the order of the file; nothing if it is missing or not to be believed."""
+    """{path: (size, time, Verdict)} in the order of the manifest; empty if it is missing or not to be believed."""
     try:
         with open(manifest, newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = csv.reader(file)

@@ -1,7 +1,7 @@
 """Images with masks: Pascal VOC's folders, folders `images` and `masks`, or a data set of TFDS.
 
-A record is that of `sources.py` with "mask", an encoded PNG of the image's size whose values are numbers of classes;
-`IGNORED` (VOC's borders) is neither learnt nor counted.
+A record is that of `sources.py` with "mask", an encoded PNG of the image's size whose values are numbers of classes.
+The value `IGNORED` (VOC's borders) is neither learnt nor counted.
 """
 
 import concurrent.futures
@@ -22,7 +22,7 @@ from moco_tf.files import printable
 
 log = logging.getLogger("moco_tf")
 IGNORED = 255
-DEPTH = 24  # the place of a PNG's byte that says its bits
+DEPTH = 24  # the place of the byte that has a PNG's bit depth
 IMAGES, MASKS, NAMES = "images", "masks", "classes.txt"
 HELD_OUT = 5  # of folders without splits, every fifth image is for evaluation
 VOC_CLASSES = (
@@ -51,17 +51,18 @@ class Masked(Source):
 
 
 def find(dataset, data_dir, split, max_bad_fraction, remembered=None):
-    """The source of images with masks that --dataset and a split name; says what it holds.
+    """Finds the source of images with masks that --dataset and a split name; says what it holds.
 
     Args:
       dataset: a folder of Pascal VOC; a folder with images/<split>/NAME.jpg and masks/<split>/NAME.png, or
-        <split>/images and <split>/masks, or images and masks alone, of which each fifth is then held out; or a set of
-        TFDS with masks. classes.txt beside the folders names the classes, a line each, the first is number 0.
+        with <split>/images and <split>/masks, or with images and masks alone; or a set of TFDS with masks. With images
+        and masks alone, every fifth image is held out. classes.txt beside the folders names the classes, one per line;
+        the first is number 0.
       data_dir: as `dataset.find` has it.
       remembered: a file that remembers which images can be decoded.
 
     Raises:
-      ConfigError: there is no such thing, or its masks are not to be used as they are.
+      ConfigError: there is no such data set, or its masks cannot be used as they are.
     """
     root = Path(data_dir, dataset).expanduser()
     try:
@@ -82,7 +83,7 @@ def require_pillow():
 
 def decode(encoded):
     """A mask's PNG -> uint8 (H, W, 1), in the graph: a palette's numbers, not its colours."""
-    # Bytes in a graph, an array around them outside.
+    # `one` is bytes in a graph, and an array around them outside.
     mask = tf.numpy_function(lambda one: values(np.asarray(one).item()), [encoded], tf.uint8, stateful=False)
     return tf.ensure_shape(mask, (None, None))[..., tf.newaxis]
 
@@ -91,7 +92,7 @@ def values(encoded):
     """A mask's PNG -> uint8 (H, W): the numbers in the file; TensorFlow's decoder would make a palette's colours.
 
     Raises:
-      ValueError: it is no image of one channel with values of 0 to 255.
+      ValueError: it is not an image of one channel with values of 0 to 255.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -143,7 +144,7 @@ def _of_folder(root, split, max_bad_fraction, remembered):
 
 
 def _names(root):
-    """What classes.txt says, a tuple; empty without it."""
+    """Returns the names in classes.txt as a tuple; empty without the file."""
     try:
         lines = Path(root, NAMES).read_text(encoding="utf-8", errors="backslashreplace").splitlines()
     except OSError:
@@ -184,7 +185,7 @@ def _matched(root, images, masks):
 
 
 def _check(root, paths, sizes):
-    """Pixels of each value, int64 (256,), in all masks; refuses what has another size than its image.
+    """Counts the pixels of each value, int64 (256,), in all masks; refuses a mask of another size than its image.
 
     Raises:
       ValueError: a mask is missing, cannot be decoded, or does not fit its image.
@@ -208,7 +209,7 @@ def _check(root, paths, sizes):
 
 
 def _of_masks(tfds, features, name):
-    """What `tfds.find` takes of a set with masks: (features to read, the classes, example -> fields)."""
+    """Returns what `tfds.find` takes for a set with masks: (features to read, the classes, example -> fields)."""
     images = [key for key, one in features.items() if isinstance(one, tfds.features.Image) and key != "image"]
     masks = [key for key in images if features[key].shape[-1] == 1 and features[key].np_dtype == np.uint8]
     masks = masks if len(masks) == 1 else [key for key in masks if "mask" in key or "segmentation" in key]
@@ -220,7 +221,7 @@ def _of_masks(tfds, features, name):
 
 
 def _of_prepared(source):
-    """The stream, with as many classes as its masks' values tell, which are read for it."""
+    """Returns the stream with as many classes as its masks' values show; reads all masks to find out."""
     most = 0
     for record in source.unchecked().as_numpy_iterator():
         found = values(record["mask"])

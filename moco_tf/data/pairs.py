@@ -15,7 +15,7 @@ from moco_tf.files import printable
 log = logging.getLogger("moco_tf")
 ENDING = b".depth.png"
 LOOKED_AT = 64  # pairs whose sizes are compared before a run begins
-TOLD_APART = 32  # of 255: a smaller span of depths is warned of
+TOLD_APART = 32  # of 255: a smaller span of depths gives a warning
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,7 +49,7 @@ def of_images(source, depth_max):
     """The `Pairs` of a folder's images; says how many there are, and which images have no depth map.
 
     Raises:
-      ValueError: the images are not files, none has a depth map, or one's depth map has another size than it.
+      ValueError: the images are not files, none has a depth map, or a depth map has another size than its image.
     """
     if source.orientations is not None:
         raise ValueError("--exif does not turn images with depth maps; moco_tf.data.convert writes images upright")
@@ -94,7 +94,7 @@ def of_images(source, depth_max):
 
 
 def _check(image, depth, file):
-    """Refuses a depth map, the `file`, that is no PNG, or of another size than its image; both as encoded bytes."""
+    """Refuses a depth map, `file`, that is not a PNG or has another size than its image; both are encoded bytes."""
     (_, *of_image), (kind, *of_depth) = (map(int, header(encoded)) for encoded in (image, depth))
     if kind != PNG or of_image != of_depth:
         name = printable(os.fsdecode(file.numpy()))

@@ -14,14 +14,14 @@ from moco_tf.data.splits import meant_by
 from moco_tf.files import printable
 
 TEXT, TABLES = ".txt", (".csv", ".parquet")
-PATH, LABEL, SPLIT = ("path", "file", "filename", "image"), ("label", "class"), ("split",)  # the first that there is
-LOOKED_AT = 2**16  # bytes in which a text's first line ends, if it is one of a path
+PATH, LABEL, SPLIT = ("path", "file", "filename", "image"), ("label", "class"), ("split",)  # the first that is there
+LOOKED_AT = 2**16  # bytes within which a text's first line ends, if it is a path
 
 
 def is_at(path, channels=3):
-    """Whether a file lists images: it ends in .csv or .parquet; or in .txt, and its first line as an image's name.
+    """Whether a file lists images: it is .csv or .parquet, or .txt with a first line that ends like an image's name.
 
-    Any other .txt has sentences (`texts.are_at`); so has one whose first line has a tab.
+    Any other .txt has sentences (`texts.are_at`), and so has one whose first line has a tab.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,13 +39,13 @@ def is_at(path, channels=3):
 def read(path, split, begun=False, channels=3):
     """The `Listing` of a split of the images that a file lists, sorted by path.
 
-    A relative path starts from the folder of the file. A table with a column `split` has the splits that it names, as
-    `splits.meant_by` has it; any other file is the same for every split.
+    A relative path starts from the folder of the file. A table with a column `split` has the splits that the column
+    names, by the rules of `splits.meant_by`. Any other file is the same for every split.
 
-    begun: for a run under way, whose images `check_files` will find, whatever the split means by now.
+    begun: whether a run is under way; `check_files` will find its images, whatever the split means by now.
 
     Raises:
-      ValueError: it cannot be read, has no column of paths, lists no image, or one under two labels.
+      ValueError: the file cannot be read, has no column of paths, lists no image, or lists one under two labels.
     """
     path = Path(path)
     try:
@@ -82,14 +82,14 @@ def read(path, split, begun=False, channels=3):
 
 
 def _of_text(path):
-    """(paths, labels, no splits), the labels empty."""
+    """Returns (paths, labels, no splits); the labels are empty."""
     lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     paths = [os.fsdecode(line.removesuffix(b"\r")).removeprefix("./") for line in lines if line.strip()]
     return paths, [""] * len(paths), None
 
 
 def _of_table(path):
-    """(paths, labels, splits or None), of each row; what a row does not tell is empty."""
+    """Returns (paths, labels, splits or None) of the rows; a value that a row does not have is empty."""
     columns = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
     named = {name.strip().lower(): values for name, values in columns.items()}
     column = lambda wanted: next((named[name] for name in wanted if name in named), None)  # noqa: E731

@@ -1,8 +1,9 @@
-"""Antialiased bilinear resizing as two matrix products: one function for `predict`, for the served graph
-and for what converters make of it (`tf.image.resize(antialias=True)` becomes an op that ONNX
-and OpenVINO do not know).
+"""Antialiased bilinear resizing as two matrix products.
 
-Axes: N images, H rows, W columns, C channels; S of a size is what comes out.
+`predict`, the served graph and what converters make of that graph use this one function
+(`tf.image.resize(antialias=True)` becomes an op that ONNX and OpenVINO do not know).
+
+Axes: N images, H rows, W columns, C channels; S is an output size.
 """
 
 import tensorflow as tf
@@ -12,7 +13,7 @@ def resize(images, resized, size=None, offset=(0, 0)):
     """Resizes to `resized` = (height, width) as Pillow's BILINEAR does, and cuts `size` out of that at `offset`.
 
     images: (..., H, W, C) of any numeric type, H and W may be unknown; `resized` and `offset` may be tensors.
-    Returns float32 (..., *size, C); `size` is `resized` if it is not given. What is cut away is never computed.
+    Returns float32 (..., *size, C); `size` is `resized` if it is not given. Pixels cut away are never computed.
     """
     size = resized if size is None else size
     images = tf.cast(images, tf.float32)
@@ -30,10 +31,10 @@ def resize(images, resized, size=None, offset=(0, 0)):
 
 
 def triangle_weights(length, resized, size, offset=0):
-    """How `length` pixels become `size` of `resized` pixels, from `offset` on: (size, length), rows sum to 1.
+    """Returns weights from `length` to `size` of `resized` pixels, from `offset` on: (size, length), rows sum to 1.
 
-    A pixel of the result is the average under a triangle as wide as two pixels, of the input or of the result,
-    whichever are larger.
+    A pixel of the result is the average under a triangle. The triangle is as wide as two pixels of the input or of the
+    result, whichever are larger.
     """
     scale = tf.cast(length, tf.float32) / tf.cast(resized, tf.float32)
     centre = (tf.cast(offset + tf.range(size), tf.float32) + 0.5) * scale  # (S,)
@@ -44,9 +45,9 @@ def triangle_weights(length, resized, size, offset=0):
 
 
 def crop_weights(length, size, start, extent):
-    """How `extent` of `length` pixels, from `start` on, become `size` pixels: (N, size, length), rows sum to 1.
+    """Returns weights from `extent` of `length` pixels, from `start` on, to `size`: (N, size, length), rows sum to 1.
 
-    start, extent: int32 (N,). As `triangle_weights` of each part alone.
+    start, extent: int32 (N,). The weights are `triangle_weights` of each part alone.
     """
     start, extent = (tf.cast(each, tf.float32)[:, tf.newaxis] for each in (start, extent))
     scale = extent / size  # N x 1

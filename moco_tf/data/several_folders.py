@@ -1,4 +1,4 @@
-"""Several folders of images as one: `--dataset=a,b,c`. Classes of one name are one class."""
+"""Reads several folders of images as one: `--dataset=a,b,c`. Classes of the same name are one class."""
 
 import os
 from pathlib import Path
@@ -10,14 +10,15 @@ from moco_tf.files import printable
 
 
 def are_meant(dataset, data_dir):
-    """Whether --dataset names several folders: it has a comma, and is no path that exists."""
+    """Whether --dataset names several folders: it has a comma, and is not a path that exists."""
     return "," in dataset and not os.path.lexists(Path(data_dir, dataset).expanduser())
 
 
 def scan(dataset, data_dir, split, begun=False, channels=3):
     """The `Listing` of all images of a split of several folders, each read as `folder.scan` reads it.
 
-    The classes are those of all folders together; the files are sorted by path below the folder that holds all.
+    The classes are those of all folders together. The files are sorted by path below the folder that holds all
+    folders.
 
     Raises:
       ValueError: as `folder.scan`, or a folder is named twice or lies in another.

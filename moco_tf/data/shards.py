@@ -1,6 +1,6 @@
-"""A folder of JPEGs -> a data set of TFDS in shards of array_record, which `tfds.py` reads; for `convert.py`.
+"""Writes a folder of JPEGs as a TFDS data set in array_record shards, which `tfds.py` reads; for `convert.py`.
 
-Splits and classes are those that `folder.py` finds in it.
+Splits and classes are those that `folder.py` finds in the folder.
 """
 
 import re
@@ -13,7 +13,7 @@ from moco_tf.files import printable
 
 VERSION = "1.0.0"
 SHARD_BYTES = 256 * 2**20
-NAME = re.compile("[a-z][a-z0-9_]*")  # of a set, as TFDS has it
+NAME = re.compile("[a-z][a-z0-9_]*")  # of a set, by the rule of TFDS
 
 
 def refuse(output):
@@ -30,7 +30,7 @@ def refuse(output):
 
 
 def write(parts, output):
-    """Writes the images of the folder `parts` to `output`/1.0.0, in one step; returns a sentence that says what."""
+    """Writes the images of the folder `parts` to `output`/1.0.0, in one step; returns a sentence on what it wrote."""
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -61,7 +61,7 @@ def write(parts, output):
             numbered = iter(zip(listing.files, listing.labels, strict=True))
             for shard, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
                 path = of_split.sharded_filepath(shard_index=shard, num_shards=count)
-                writer = ArrayRecordWriter(str(path), "group_size:1")  # as TFDS: any record can be sought
+                writer = ArrayRecordWriter(str(path), "group_size:1")  # as TFDS does: any record can be sought
                 for _ in range(start, end):
                     file, label = next(numbered)
                     record = {"image": (listing.path / file).read_bytes()} | ({"label": label} if class_names else {})
@@ -90,5 +90,5 @@ def write(parts, output):
 
 
 def _split_name(split):
-    """A split's name that files of TFDS can have."""
+    """Returns a split's name in the form that files of TFDS can have."""
     return re.sub(r"\W", "_", split, flags=re.ASCII)

@@ -1,9 +1,9 @@
-"""What a source of records is, and the packaged images; `folder.py` and `tfds.py` make the others.
+"""Defines a source of records, and the packaged images; `folder.py` and `tfds.py` make the other sources.
 
-A record is {"image": encoded bytes, "id": int64, "label": int64, -1 if unknown}; of a source that is `read_as` another
+A record is {"image": encoded bytes, "id": int64, "label": int64, -1 if unknown}. If the source is `read_as` another
 number of channels than 3, the image is uint8 (H, W, channels). A source has a `name`, a `size`, `class_names`,
 `labelled`, `paths`, `only(numbers)`, `shared_with(other)`, `in_order(limit, wanted)`, `unchecked()`,
-`read_as(channels)`, `cost_of_entering(place)` and `shuffled(seed, start, per_epoch, share)`: the order of training is
+`read_as(channels)`, `cost_of_entering(place)` and `shuffled(seed, start, per_epoch, share)`. The order of training is
 a function of (seed, position), so that an interrupted run goes on by computing where it was.
 """
 
@@ -23,16 +23,16 @@ CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 EMBEDDED = pathlib.Path(__file__).parent / "embedded"
-AT_ONCE = 32  # images of an archive in a call of Python, which costs several times what it does for one
-WHOLE = (0, 1, 1)  # the share of one that takes every position
+AT_ONCE = 32  # images of an archive in a call of Python; the call costs several times the work on one image
+WHOLE = (0, 1, 1)  # the share that takes every position
 EMBEDDED_SPLITS = ("train", "test")
 
 
 class Permutation:
     """The order of training: position p is place p % per_epoch of epoch p // per_epoch.
 
-    The order of an epoch is a permutation of `size` numbers that (seed, epoch) alone determines. `per_epoch` below
-    the size leaves out other numbers in every epoch.
+    The order of an epoch is a permutation of `size` numbers that (seed, epoch) alone determines. If `per_epoch`
+    is below the size, every epoch leaves out other numbers.
     """
 
     def __init__(self, size, seed, per_epoch=None, name="the source"):
@@ -51,13 +51,13 @@ class Permutation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """Images by number. `contents` holds a string an image, `read` makes its encoded bytes of it, in the graph.
+    """Images by number. `contents` holds a string per image; `read` turns it into encoded bytes, in the graph.
 
-    A number whose image cannot be decoded has another stand in for it: `stand_ins[i]` is the number of the image
-    that is taken for number i, i itself where it is good. Numbers, and so positions, do not shift.
+    If an image cannot be decoded, another stands in for it: `stand_ins[i]` is the number of the image that is taken
+    for number i, and i itself if its image is good. Numbers, and so positions, do not shift.
     """
 
-    unit = "images"  # what there are `size` of
+    unit = "images"  # what `size` counts
 
     name: str
     contents: tf.Tensor  # (size,) string
@@ -78,11 +78,11 @@ class Source:
         return bool(tf.reduce_any(self.labels >= 0))
 
     def cost_of_entering(self, place):
-        """What beginning at a place of an epoch costs, as a sentence: nothing here, any record can be had."""
+        """Says in a sentence what beginning at a place of an epoch costs: nothing here, as any record can be had."""
 
     @tf.autograph.experimental.do_not_convert  # tracing takes half as long
     def record(self, index, image=None):
-        """The record of this number, as graph operations. image: its encoded bytes, where they are read already."""
+        """The record of this number, as graph operations. image: its encoded bytes, if they are read already."""
         index = self._standing_in(tf.cast(index, tf.int64))
         if image is None:
             image = self.read(self.contents[index])
@@ -96,7 +96,7 @@ class Source:
         return numbers if self.stand_ins is None else tf.gather(tf.constant(self.stand_ins), numbers)
 
     def _records(self, numbers):
-        """A dataset of numbers -> the dataset of their records, in this order."""
+        """A dataset of numbers -> the dataset of their records, in the same order."""
         if self.read is not read_file:
             return parallel_map(numbers, self.record)
         several = parallel_map(numbers.batch(AT_ONCE), lambda numbers: (numbers, self._members(numbers)))
@@ -134,26 +134,27 @@ class Source:
         return dataclasses.replace(self, contents=contents, labels=labels, stand_ins=None, orientations=turns)
 
     def shared_with(self, other):
-        """How many images of another source are images of this one, too, as names and paths tell."""
+        """Counts the images of another source that this one has, too, as names and paths tell."""
         if self.paths is None or other.paths is None:
             return other.size if self.name == other.name else 0
         known = set(_real_paths(self))
         return sum(path in known for path in _real_paths(other))
 
     def in_order(self, limit=None, wanted=None):
-        """All good records once, by number; or `limit`, evenly spread; of these those `wanted`, bool (size,)."""
+        """Returns all good records once, by number, or `limit`, evenly spread; keeps those `wanted`, bool (size,)."""
         numbers = self.good[evenly_spread(len(self.good), limit)]
         numbers = numbers if wanted is None else numbers[wanted[numbers]]
         return fixed(self._records(tf.data.Dataset.from_tensor_slices(numbers)))
 
     def unchecked(self):
-        """All records once, by number; those of bad images are their stand-ins'."""
+        """Returns all records once, by number; a bad image has the record of its stand-in."""
         return fixed(self._records(tf.data.Dataset.range(self.size)))
 
     def shuffled(self, seed, start=0, per_epoch=None, share=WHOLE):
         """Endless (epoch, record) pairs from position `start` on, in the order of a `Permutation`.
 
-        share: (first, count, of): takes `count` positions from the `first` on of each `of`; `start` is a multiple.
+        share: (first, count, of): takes `count` of each `of` positions, from the `first` on; `start` is a multiple
+        of `of`.
         """
         order = Permutation(self.size, seed, per_epoch, self.name)
 
@@ -171,7 +172,7 @@ class Source:
         return fixed(parallel_map(taken, at))
 
     def shuffled_numbers(self, length, seed, start=0, per_epoch=None, share=WHOLE):
-        """As `shuffled`, but (epoch, numbers int64 (length,)): of so many records at once, all of one epoch."""
+        """Like `shuffled`, but gives (epoch, numbers int64 (length,)): `length` records at once, all of one epoch."""
         order = Permutation(self.size, seed, per_epoch, self.name)
         first, count, of = share
 
@@ -184,7 +185,7 @@ class Source:
 
 
 def read_file(path):
-    """The bytes of a file, a scalar string, as `tf.io.read_file`, also of one in an archive (`archive.py`)."""
+    """Reads the bytes of a file, a scalar string, as `tf.io.read_file` does, also in an archive (`archive.py`)."""
     may_be_member = tf.strings.regex_full_match(path, archive.INSIDE)
     content = tf.cond(may_be_member, lambda: _read_members(path[tf.newaxis])[0], lambda: tf.io.read_file(path))
     return tf.ensure_shape(content, ())
@@ -192,12 +193,12 @@ def read_file(path):
 
 def _read_members(paths):
     """The bytes of files, (N,) strings, which may be members of archives."""
-    # Without state, as with other reading: what nobody takes is not read.
+    # Stateless, like other reading: files that nobody takes are not read.
     return tf.ensure_shape(tf.numpy_function(archive.read_all, [paths], tf.string, stateful=False), (None,))
 
 
 def _real_paths(source):
-    """The paths of a source's files, those in its folder without links that lead to it."""
+    """Returns the paths of a source's files; links that lead to the source's folder are resolved."""
     paths, folder = source.paths.numpy(), os.fsencode(source.name)
     real = os.path.realpath(folder)
     if real == folder:

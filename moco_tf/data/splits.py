@@ -3,8 +3,8 @@
 import re
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-HELD_OUT = (VALIDATION, TEST)  # what is not trained on
-# What people call them, in lower case and without what stands between words.
+HELD_OUT = (VALIDATION, TEST)  # splits that are not trained on
+# What people call the splits, in lower case and without separators between words.
 _NAMES = {
     **dict.fromkeys(("train", "training", "trn", "trainval"), TRAIN),
     **dict.fromkeys(("val", "valid", "validation", "dev", "devel", "development", "eval", "evaluation"), VALIDATION),
@@ -18,13 +18,13 @@ _SPLIT = re.compile(  # test, test_images, testset, test2017, images_test, ILSVR
 
 
 def split_of(name):
-    """What a name looks like the split for: TRAIN, VALIDATION, TEST; None where it is a name like any other."""
+    """Returns the split that a name looks like: TRAIN, VALIDATION or TEST; None if it is a name like any other."""
     match = _SPLIT.fullmatch(name.lower())
     return match and _NAMES.get(re.sub("[ _.-]", "", match["name"]))
 
 
 def meant_by(wanted, names):
-    """Those of `names` that the split `wanted` can mean: itself; else those of its kind; else any that is held out."""
+    """Returns the `names` that the split `wanted` can mean: itself, else those of its kind, else any held-out ones."""
     if wanted in names:
         return [wanted]
     kind = split_of(wanted)

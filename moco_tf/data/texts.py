@@ -1,6 +1,6 @@
-"""Sentences as records, {"text": string, "id", "label"}: a file with one a line, or a folder with such a file a split.
+"""Sentences as records, {"text": string, "id", "label"}: a file with one per line, or a folder with a file per split.
 
-A line is a sentence, or, in a file whose first line has a tab, `label<TAB>sentence`.
+A line is a sentence, or `label<TAB>sentence` in a file whose first line has a tab.
 """
 
 import logging
@@ -29,9 +29,9 @@ class Texts(Source):
 
 
 def are_at(path):
-    """Whether there are sentences at a path: a file that ends in .txt, or a folder of such, without folders or images.
+    """Whether a path has sentences: a file that ends in .txt, or a folder of such files without folders or images.
 
-    What is hidden does not count. `path_list.is_at`, which is asked first, tells lists of images from sentences.
+    Hidden entries do not count. `path_list.is_at`, which is asked first, tells lists of images from sentences.
     """
     path = Path(path)
     if not path.is_dir():
@@ -42,10 +42,10 @@ def are_at(path):
 
 
 def read(path, split):
-    """The `Texts` of a split of a folder, or of a file, whose splits are all the same.
+    """Returns the `Texts` of a split of a folder, or of a file; all splits of a file are the same.
 
     Raises:
-      ValueError: there is no such split, or the file holds no sentence, or not what it should.
+      ValueError: there is no such split, the file holds no sentence, or its content is not as it should be.
     """
     path = Path(path)
     file = path / f"{split}{ENDING}" if path.is_dir() else path

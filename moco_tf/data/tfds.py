@@ -1,7 +1,7 @@
 """Data sets that TensorFlow Datasets (TFDS) has prepared, as streams of encoded images; nothing is ever fetched.
 
-Only what lies on disk is read, by the description beside it: neither the code that made a set nor the network is
-asked. A record's id is its place in the split: the start of its shard plus its offset there.
+Only files on disk are read, by the description beside them. Neither the code that made a set nor the network is
+used. A record's id is its place in the split: the start of its shard plus its offset there.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ from moco_tf.data.sources import WHOLE, Permutation, Source, evenly_spread
 from moco_tf.data.splits import meant_by
 
 NAME = re.compile(r"(?P<set>[a-z][a-z0-9_]*)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
-SHARDS_AT_ONCE = 16  # TFRecord shards read beside one another
-SHUFFLE_BYTES = 64 * 2**20  # records held while their order is mixed
+SHARDS_AT_ONCE = 16  # TFRecord shards that are read at the same time
+SHUFFLE_BYTES = 64 * 2**20  # of records that are held while their order is mixed
 CHUNK = 64  # array_record records fetched in one call
 
 log = logging.getLogger("moco_tf")
@@ -32,14 +32,15 @@ log = logging.getLogger("moco_tf")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
-    """A split of a prepared data set: a source that is a stream, in memory never more than a few records.
+    """A split of a prepared data set: a stream that holds a few records in memory, or a block of a TFRecord file.
 
-    In array_record files any record can be sought, so the order of an epoch is a permutation of all. TFRecord files
-    can only be read through: the order of the shards and, block by block, of the records is permuted, and entering
-    an epoch in the middle reads what comes before, without decoding it.
+    In array_record files any record can be sought, so the order of an epoch is a permutation of all records. TFRecord
+    files can only be read through. There the order of the shards is permuted, and that of the records block by block.
+    Entering an epoch in the middle reads the records before, without decoding them.
 
-    A record whose image cannot be decoded is replaced on the way (`check.replace_bad`), at the same cost in every
-    run: all data of each image is read once more. More than `max_bad_fraction` of the split end the stream.
+    A record whose image cannot be decoded is replaced on the way (`check.replace_bad`). That has the same cost in
+    every run: all data of each image is read once more. If more than `max_bad_fraction` of the split is bad, the
+    stream ends.
     """
 
     unit = "images"
@@ -86,7 +87,7 @@ class Prepared:
             return Source(self.name, tf.constant(contents), labels, self.class_names, channels=self.channels)
 
     def shared_with(self, other):
-        """How many records of another split of a set are records of this one, too."""
+        """Counts the records of another split of the set that this one has, too."""
         return sum(
             max(0, min(ours.skip + ours.take, theirs.skip + theirs.take) - max(ours.skip, theirs.skip))
             for ours, theirs in itertools.product(self.instructions, other.instructions)
@@ -94,11 +95,11 @@ class Prepared:
         )
 
     def in_order(self, limit=None, wanted=None):
-        """All good records once, by id; or about `limit`, spread over shards; of these the `wanted`, bool (size,)."""
+        """Returns all good records once, by id, or about `limit` over all shards; keeps the `wanted`, bool (size,)."""
         return self._as_read(check.good_only(self.unchecked(limit, wanted)))
 
     def unchecked(self, limit=None, wanted=None):
-        """`in_order`, undecodable records among them."""
+        """Like `in_order`, but with the undecodable records."""
         numbers = evenly_spread(self.size, limit)
         if wanted is None:
             return self._parsed(self._numbered(numbers))
@@ -109,7 +110,7 @@ class Prepared:
     def shuffled(self, seed, start=0, per_epoch=None, share=WHOLE):
         """Endless (epoch, record) pairs from position `start` on; (seed, epoch) determine the order of an epoch.
 
-        share: as `Source.shuffled` has it; the records of all shares are read, since any may stand in for another.
+        share: as in `Source.shuffled`; the records of all shares are read, since any may stand in for another.
         """
         order = Permutation(self.size, seed, per_epoch, self.name)
         first = start // check.WINDOW * check.WINDOW  # so that the same records stand in as without an interruption
@@ -127,7 +128,7 @@ class Prepared:
         )
 
     def cost_of_entering(self, place):
-        """What beginning at a place of an epoch costs, as a sentence; None if nothing worth saying."""
+        """Says in a sentence what beginning at a place of an epoch costs; None if nothing is worth saying."""
         if self.seekable or not place:
             return None
         gigabytes = self.bytes * place / self.size / 1e9
@@ -174,7 +175,7 @@ class Prepared:
         return fixed(parallel_map(numbered, parse))
 
     def _numbered(self, numbers):
-        """(id, serialized record) pairs of ascending ids; TFRecord: as many of each shard, its first ones."""
+        """Returns (id, serialized record) pairs of ascending ids; TFRecord: as many of each shard, the first ones."""
         if self.seekable:
             return self._fetched(tf.data.Dataset.from_tensor_slices(numbers))
         takes = np.bincount(np.searchsorted(self._starts, numbers, "right") - 1, minlength=len(self.instructions))
@@ -206,7 +207,7 @@ class Prepared:
 
         def mixed(epoch, place, *block):
             last = tf.size(block[0], tf.int64) - 1
-            # Another key than the shards'. Of each of its two numbers `index_shuffle` reads 32 bits.
+            # A key other than the shards'. `index_shuffle` reads 32 bits of each of the key's two numbers.
             key = tf.random.experimental.stateless_fold_in(tf.stack([tf.constant(order.seed, tf.int64), epoch]), place)
             places = tf.random.experimental.index_shuffle(tf.range(last + 1), key, last)
             return tuple(tf.gather(values, places) for values in block)
@@ -235,10 +236,10 @@ def find(name, data_dir="", split="train", max_bad_fraction=0.05, annotations=No
     """The `Prepared` split of a data set on disk.
 
     name: "set", "set/config" or "set:version". data_dir: the folder of TFDS' sets; '': TFDS' own default.
-    split: in TFDS' language, such as "train[:90%]"; val, validation and test stand for one another where only one is
-    there.
-    annotations: what else of a record is wanted, a function (TFDS, features, name) -> (features to read as
-    `PartialDecoding` has them, the classes' names, a function of an example that gives fields); None: the label.
+    split: in TFDS' language, such as "train[:90%]"; val, validation and test stand for one another if only one
+    is there.
+    annotations: a function that says what else of a record is wanted: (TFDS, features, name) -> (features to read, in
+    the form of `PartialDecoding`; the classes' names; a function from an example to fields). None: the label.
 
     Raises:
       ValueError: the set is not prepared here (the message says how), or has no such split, image or annotations.
@@ -334,7 +335,7 @@ def _split(splits, name, split):
 
 
 def _image_and_label(tfds, features, name):
-    """Names of the features that hold them; the label None if there is none."""
+    """Returns the names of the features that hold the image and the label; None if there is no label."""
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
     image = "image" if "image" in images else images[0] if len(images) == 1 else None
@@ -345,7 +346,7 @@ def _image_and_label(tfds, features, name):
 
 
 def _parser(tfds, features, image, label, more=None, fields=None):
-    """A function: a serialized record -> {"image": encoded, "label"} and what `fields` makes of the features `more`.
+    """Returns a function: serialized record -> {"image": encoded, "label"} and what `fields` makes of `more` features.
 
     Other features are not looked at.
     """

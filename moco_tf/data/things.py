@@ -1,4 +1,4 @@
-"""A source of things, of each of which there are several pictures: frames of a clip, shots of an object."""
+"""A source of things with several pictures each: frames of a clip, shots of an object."""
 
 import dataclasses
 import os
@@ -47,8 +47,8 @@ class Things(Source):
 def of_images(source):
     """The `Things` of a folder's images: each sub-folder that holds images is one, its good images are its pictures.
 
-    They are in the order of their names, numbers in them counted: frame 9 comes before frame 10. A thing has the label
-    of its pictures.
+    Pictures are in the order of their names, with numbers by value: frame 9 comes before frame 10. A thing has the
+    label of its pictures.
 
     Raises:
       ValueError: the images are not files, or none lies in a sub-folder.

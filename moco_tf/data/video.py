@@ -1,6 +1,6 @@
-"""Frames of a video file at even times, decoded by PyAV one after the other: two are held at a time, never a video.
+"""Takes frames of a video file at even times; PyAV decodes them one by one, and two are held at a time, never a video.
 
-PyAV comes with the extra `video`. The command `moco_tf.data.frames` uses this.
+PyAV comes with the extra `video`. The command `moco_tf.data.frames` uses this module.
 """
 
 import math
@@ -10,23 +10,23 @@ SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv"),
     *(".ts", ".mts", ".m2ts"),
 )
-SHORT = 1  # seconds that a video's pictures may end before its header says, as where the sound is longer
+SHORT = 1  # seconds by which pictures may end before the header says, such as where the sound is longer
 
 
 class Unusable(Exception):
-    """A file that gives no frames; the message is the reason."""
+    """Raised for a file that gives no frames; the message is the reason."""
 
 
 def sampled(path, fps, faults):
     """Yields the frame nearest to each multiple of 1/fps by presentation time, each once; `image` converts a frame.
 
-    Time is counted from the first frame. Between two frames at the same distance the earlier one is taken. The last
-    frame stands for as long after its time as half of its distance from the one before.
+    Time is counted from the first frame. If two frames are at the same distance, the earlier one is taken. The
+    last frame stands for the time after it, up to half of its distance from the frame before.
 
     Args:
-      path: an absolute path, in which FFmpeg sees no protocol, as it would in `a:b.mp4`.
+      path: an absolute path, so that FFmpeg sees no protocol in it, as it would in `a:b.mp4`.
       fps: a Fraction.
-      faults: a list, which gets sentences on what of the file could not be read.
+      faults: a list that gets sentences on the parts of the file that could not be read.
 
     Raises:
       Unusable: no frame can be decoded.
@@ -53,7 +53,7 @@ def sampled(path, fps, faults):
 
 
 def image(frame):
-    """A frame as a Pillow image in RGB, turned as the video says that it is to be shown."""
+    """Converts a frame to a Pillow image in RGB, turned as the video says to show it."""
     turns = round(frame.rotation / 90)  # counterclockwise, for PyAV and Pillow
     return frame.to_image().rotate(90 * turns, expand=True)
 
@@ -71,7 +71,7 @@ def _pictures(container):
 
 
 def _announced(container, stream):
-    """(begin, end) of the pictures in seconds, as the file's header has it; zeros where it does not tell."""
+    """(begin, end) of the pictures in seconds, as the file's header has it; zeros where the header does not tell."""
     begin = Fraction(stream.start_time or 0) * stream.time_base
     if stream.duration:
         return begin, stream.duration * stream.time_base
@@ -127,7 +127,7 @@ def _timed(frames, stream):
 
 def _nearest(timed, fps):
     """Yields (time, whether it is the nearest frame to a multiple of 1/fps, frame)."""
-    # A frame is the nearest to all moments from the middle between it and the one before to that with the one after.
+    # A frame is the nearest from the middle between it and the frame before to the middle between it and the next.
     after = -1  # the first frame's time, 0, is a multiple
     gap = Fraction(0)
     held = None

@@ -1,7 +1,7 @@
 """From records to batches of views: `batches` for the trainer, `views` for a user's own tf.data.
 
-`labelled` is for classifiers, `central` for encoders at rest, `first` for a look. A task is a function of
-(record, seed) that gives views.
+`labelled` is for classifiers, `central` is for frozen encoders, and `first` is for a look. A task is a function
+of (record, seed) that gives views.
 """
 
 import tensorflow as tf
@@ -15,14 +15,14 @@ CENTRAL = 256  # records in a batch of central views
 def batches(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), most=None, at_once=None):
     """Endless batches from number `step` on: {"views": what the task gives, (N, ...), "id", "label": int64 (N,)}.
 
-    most: how many of the task's views are wanted; None: all. TensorFlow leaves out the work on what nobody takes.
-    at_once: what `task` does record by record, for all of a batch: (numbers int64 (n,), seeds int64 (n, 2)) -> views.
+    most: how many of the task's views are wanted; None: all. TensorFlow leaves out the work on other views.
+    at_once: does for a whole batch what `task` does per record: (numbers int64 (n,), seeds int64 (n, 2)) -> views.
 
-    With several `replicas`, the batches are N / replicas long: the shares, in turn, of the replicas of this `worker`
-    (its number, the number of workers). Together they are the batches that one replica would see.
+    With several `replicas`, the batches are N / replicas long. They are, in turn, the shares of the replicas of this
+    `worker` (its number, the number of workers). Together they make the batches that one replica would see.
 
     A view is a function of (seed, epoch, record): `batches(..., step=k)` is `batches(...).skip(k)` without the work.
-    An epoch is the whole batches of the source in a new order; its last partial batch is dropped.
+    An epoch has the whole batches of the source in a new order; its last partial batch is dropped.
     """
     if source.size < batch_size:
         raise ValueError(
@@ -51,9 +51,9 @@ def batches(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), m
 
 
 def first(source, task, number, seed, on_device=None):
-    """The views of the first batch of `batches(source, task, number, seed)`, one by one: a pipeline begins slowly.
+    """Makes the views of the first batch of `batches(source, task, number, seed)` one by one: pipelines begin slowly.
 
-    on_device: what the training step makes of them first, if anything.
+    on_device: the function that the training step calls on the views first, if any.
     """
     with tf.device("CPU:0"):  # as in a pipeline
         made = [
@@ -64,7 +64,7 @@ def first(source, task, number, seed, on_device=None):
 
 
 def central(records, preprocessing):
-    """Batches of (central view (N, S, S, 3) normalised, label (N,), id (N,)) of records, for encoders at rest."""
+    """Batches of (central view (N, S, S, 3) normalised, label (N,), id (N,)) of records, for frozen encoders."""
 
     def central_view(record):
         return preprocessing.of_record(record), record["label"], record["id"]
@@ -94,10 +94,10 @@ def views(dataset, task, batch_size, seed=0):
     (H, W, 1)), of encoded images (string), or of batches of them, with labels or without: labels are ignored. Or all
     images as one array, or as a list of arrays of one shape. The last partial batch is dropped. Two datasets made by
     equal calls give equal views.
-    task: its `preprocessing`, if it has one, says C; where C is not 3, images have as many channels.
+    task: its `preprocessing`, if it has one, says C. If C is not 3, the images have C channels.
 
     Raises:
-      ValueError: they are not images, or their values are plainly not 0..255; fewer than a batch.
+      ValueError: the elements are not images, their values are plainly not 0..255, or there are fewer than a batch.
     """
     if not isinstance(dataset, tf.data.Dataset):
         dataset = tf.data.Dataset.from_tensor_slices(arrays.as_array(dataset))
@@ -120,7 +120,7 @@ def views(dataset, task, batch_size, seed=0):
 
 
 def _seed(seed, epoch, record):
-    """Of a view: int64 (2,), a function of (seed, epoch, record)."""
+    """Returns the seed of a view: int64 (2,), a function of (seed, epoch, record)."""
     return tf.stack([seed * 2**32 + epoch, record["id"]])
 
 
@@ -131,12 +131,12 @@ def _batches(examples, batch_size, drop_remainder=True):
 def _in_order(batches):
     options = tf.data.Options()
     options.deterministic = True
-    options.threading.max_intra_op_parallelism = 1  # records run beside one another; threads within one only wait
+    options.threading.max_intra_op_parallelism = 1  # records run in parallel; threads within one only wait
     return fixed(batches.prefetch(PREFETCH).with_options(options))
 
 
 def _image_of(element, channels):
-    """`arrays.image_of`, but only what is an image or a batch of them, with so many channels; grey becomes RGB."""
+    """Like `arrays.image_of`, but takes only an image or a batch, with so many channels; grey becomes RGB."""
     image = arrays.image_of(*element)
     rank = image.shape.rank
     if image.dtype == tf.string:

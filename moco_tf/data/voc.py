@@ -18,9 +18,9 @@ def is_at(root, part=""):
 
 
 def boxes(root, parts):
-    """As `coco.read`, of the (sub-folder, split) pairs `parts`; difficult objects are regions of a crowd.
+    """Like `coco.read`, for the (sub-folder, split) pairs `parts`; difficult objects are regions of a crowd.
 
-    Coordinates in files count from 1 and include the last pixel: 1 is taken off left and top.
+    Coordinates in files count from 1 and include the last pixel, so 1 is subtracted from left and top.
     """
     paths, sizes, found = [], [], []
     for part, split in parts:
@@ -67,13 +67,13 @@ def _listed(root, part, kind, split):
 
 
 def _image(root, part, name):
-    """The path of an image, whose ending the list does not tell."""
+    """Returns the path of an image; the list does not tell its ending."""
     paths = [os.path.join(part, IMAGES, name + ending) for ending in ENDINGS]
     return next((path for path in paths if os.path.exists(os.path.join(root, path))), paths[0])
 
 
 def _annotation(file):
-    """((height, width), zeros where it does not say; [(class, (left, top, right, bottom), difficult)]) of a file."""
+    """Reads a file: ((height, width), zeros if it has none; [(class, (left, top, right, bottom), difficult)])."""
     try:
         root = xml.etree.ElementTree.parse(file).getroot()
         objects, size = [], tuple(int(root.findtext(f"size/{side}", "0")) for side in ("height", "width"))

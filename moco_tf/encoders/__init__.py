@@ -10,8 +10,9 @@ __all__ = ["BatchNorm", "heads", "of_config", "pyramid", "resnet", "vit"]
 def of_config(config, zero_init_residual=False, any_size=None, **more):
     """The backbone that a run's flags describe, a functional model with fresh weights.
 
-    any_size: whether a ResNet takes images of any size, not of the run's alone; None: where its views are of several.
-    more: of a ResNet, `resnet.resnet`'s keywords that differ from the run's.
+    any_size: whether a ResNet takes images of any size, not only of the run's size. None: it does if the run's views
+      have several sizes.
+    more: `resnet.resnet`'s keywords that differ from the run's, for a ResNet.
     """
     if config.is_vit:
         return getattr(vit, config.arch)(

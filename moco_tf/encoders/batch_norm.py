@@ -18,15 +18,14 @@ class BatchNorm(keras.layers.Layer):
     without it. `synchronized` does the reverse: all replicas of a `tf.distribute` strategy are normalised
     together, as one device with the whole batch would do it (MoCo v3).
 
-    `affine=False` leaves the gain gamma and the offset beta out. With `trainable = False` it infers, also in training,
-    as Keras' own does: that is how a frozen encoder stays as it is.
+    `affine=False` leaves out the gain gamma and the offset beta. With `trainable = False` the layer infers, even in
+    training, as Keras' own layer does. So a frozen encoder does not change.
 
-    Differs from `keras.layers.BatchNormalization` in what PyTorch does otherwise: epsilon 1e-5, running
-    statistics that move by 1 - `momentum` = 0.1 a step and hold the *unbiased* variance. They are the mean
-    over the groups. Statistics and parameters are float32 in mixed precision (float64 under a float64
-    policy).
+    Differs from `keras.layers.BatchNormalization` where PyTorch does. Epsilon is 1e-5. The running statistics
+    move by 1 - `momentum` = 0.1 a step, hold the *unbiased* variance, and are the mean over the groups.
+    Statistics and parameters are float32 in mixed precision (float64 under a float64 policy).
 
-    Replicas that are not `synchronized` move their running statistics apart; at the end of a training step these
+    Without `synchronized`, each replica moves its own running statistics. At the end of a training step the statistics
     become the mean over the replicas (`methods/pretrainer.py`, `train_step`).
     """
 
@@ -74,7 +73,7 @@ class BatchNorm(keras.layers.Layer):
             together = self.synchronized and replicas.count() > 1
             each = _normalize_at_once if self.groups > 1 and on_gpu() else _normalize_fused if fused else _normalize
             normalize = _normalize_together if together else each
-            # Tensors: each group would read the variables anew.
+            # Tensors, because each group would read the variables anew.
             running = [tf.convert_to_tensor(variable.value) for variable in (self.moving_mean, self.moving_variance)]
             outputs, mean, variance = normalize(
                 x, gamma, beta, self.epsilon, self.groups, running, 1.0 - self.momentum
@@ -83,7 +82,7 @@ class BatchNorm(keras.layers.Layer):
             self.moving_variance.assign(variance)
         return outputs if x is inputs else tf.reshape(outputs, tf.shape(inputs))
 
-    def compute_output_shape(self, input_shape):  # else Keras traces `call` to find it, at each symbolic call
+    def compute_output_shape(self, input_shape):  # otherwise Keras traces `call` at each symbolic call
         return input_shape
 
     def _gain_and_offset(self):
@@ -139,7 +138,10 @@ def _move(running, moments, rate):
 
 
 def _normalize_fused(x, gamma, beta, epsilon, groups, running, rate):
-    """As `_normalize`, by TensorFlow's kernel, which moves `running` as well; mean and variance have no gradient."""
+    """Does the same as `_normalize`, with TensorFlow's kernel, which moves `running` too.
+
+    Mean and variance have no gradient.
+    """
     settings = {"scale": gamma, "epsilon": epsilon, "is_training": True}
     mean, variance = running
 
@@ -148,22 +150,22 @@ def _normalize_fused(x, gamma, beta, epsilon, groups, running, rate):
             x=part, offset=beta, mean=mean, variance=variance, exponential_avg_factor=rate, **settings
         )
 
-    if groups == 1:  # only here does TensorFlow fuse the kernel with the ReLU behind it
+    if groups == 1:  # TensorFlow fuses the kernel with the ReLU behind it only here
         result = kernel(x, rate)
         return result.y, result.batch_mean, result.batch_variance
 
-    # What follows is one operation a group wherever it can be: more take no time in a step, but in its tracing.
+    # The code below has one operation per group where possible: more operations slow down tracing, but not a step.
     axis = tf.constant(0)
     parts = tf.split(x, groups, axis)
     normalized = []
     for number, part in enumerate(parts):
-        # Each group moves the running statistics on. At these rates all count alike in the end, rate / groups each.
+        # Each group moves the running statistics on. In the end all groups have equal weights, rate / groups each.
         share = rate / groups
         normalized.append(kernel(part, share / (1.0 - (groups - 1 - number) * share)))
         mean, variance = normalized[-1].batch_mean, normalized[-1].batch_variance
 
     @tf.custom_gradient
-    def joined(*_):  # of x, gamma and beta: their gradients are these, not the kernels' own
+    def joined(*_):  # of x, gamma and beta; the gradients below replace the kernels' own
         def gradient(of_outputs):
             gradients = [
                 tf.raw_ops.FusedBatchNormGradV3(
@@ -177,7 +179,7 @@ def _normalize_fused(x, gamma, beta, epsilon, groups, running, rate):
                 for of_output, part, each in zip(tf.split(of_outputs, groups, axis), parts, normalized, strict=True)
             ]
             of_parts, of_gamma, of_beta, *_ = zip(*gradients, strict=True)
-            # Not `tf.add_n`: TensorFlow spends seconds on how to order the inputs of each.
+            # Not `tf.add_n`: TensorFlow spends seconds on ordering the inputs of each.
             of_gamma, of_beta = (tf.reduce_sum(tf.stack(each), axis) for each in (of_gamma, of_beta))
             return tf.concat(of_parts, axis), of_gamma, of_beta
 
@@ -187,9 +189,9 @@ def _normalize_fused(x, gamma, beta, epsilon, groups, running, rate):
 
 
 def _normalize_at_once(inputs, gamma, beta, epsilon, groups, running, rate):
-    """As `_normalize`, with operations that take all groups at once: GPUs launch, and XLA compiles, few large kernels.
+    """Does the same as `_normalize`, with operations that take all groups at once.
 
-    Mean and variance have no gradient.
+    So GPUs launch, and XLA compiles, few large kernels. Mean and variance have no gradient.
     """
     dtype, shape = gamma.dtype, tf.shape(inputs)
     tf.debugging.assert_equal(shape[0] % groups, 0, "BatchNorm's groups are equal parts of the batch")
@@ -208,7 +210,7 @@ def _normalize_at_once(inputs, gamma, beta, epsilon, groups, running, rate):
 
         def gradient(of_outputs, *_):
             of_outputs = parts(of_outputs)
-            normal = (parts(inputs) - mean) * scale  # not x, whose memory would stay taken until here
+            normal = (parts(inputs) - mean) * scale  # not x: its memory would stay taken until here
             of_beta, of_gamma = (
                 tf.reduce_sum(each, axis=1, keepdims=True) for each in (of_outputs, of_outputs * normal)
             )  # G x 1 x C
@@ -226,10 +228,11 @@ def _normalize_at_once(inputs, gamma, beta, epsilon, groups, running, rate):
 
 
 def _normalize_together(inputs, gamma, beta, epsilon, _, running, rate):
-    """As `_normalize`, but one group of all replicas' inputs: one all-reduce forward and, as its gradient, one back.
+    """Does the same as `_normalize` for one group, the inputs of all replicas.
 
-    Moments about the running mean, the same on all replicas, and not about 0, lose no digits where a channel's mean is
-    large beside its spread.
+    It needs one all-reduce forward and one back, its gradient. The moments are about the running mean, which is the
+    same on all replicas, and not about 0: so they lose no digits where a channel's mean is large compared with its
+    standard deviation.
     """
     shift = running[0]
     x = tf.cast(inputs, gamma.dtype)

@@ -1,7 +1,8 @@
-"""Luminance apart from colour: spaces in which CMC has two modalities, and a layer that goes there.
+"""Colour spaces that separate luminance from colour, CMC's two modalities, and a layer that converts to them.
 
-Conversions are those of scikit-image, from sRGB in [0, 1]; each is then scaled by the mean and half-range of its
-channels: for Lab and YCbCr CMC's numbers (github.com/HobbitLong/CMC), for YDbDr the ranges themselves.
+The conversions are those of scikit-image, from sRGB in [0, 1]. The result is then scaled by the mean and half-range of
+each channel. For Lab and YCbCr these are CMC's numbers (github.com/HobbitLong/CMC); for YDbDr they follow from the
+ranges themselves.
 """
 
 import keras
@@ -15,7 +16,7 @@ TO_YDBDR = np.array([[0.299, 0.587, 0.114], [-0.45, -0.883, 1.333], [-1.333, 1.1
 
 
 def lab(rgb):
-    """CIE 1976 L*a*b* under D65 of sRGB (..., 3) in [0, 1]: L in [0, 100], a and b around 0."""
+    """Converts sRGB (..., 3) in [0, 1] to CIE 1976 L*a*b* under D65: L in [0, 100], a and b around 0."""
     linear = tf.where(rgb > 0.04045, ((tf.maximum(rgb, 0.04045) + 0.055) / 1.055) ** 2.4, rgb / 12.92)
     xyz = _times(linear, TO_XYZ / D65[:, np.newaxis])
     f = tf.where(xyz > 0.008856, tf.maximum(xyz, 0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116)
@@ -24,12 +25,12 @@ def lab(rgb):
 
 
 def ycbcr(rgb):
-    """Y in [16, 235], Cb and Cr in [16, 240] (ITU-R BT.601) of sRGB (..., 3) in [0, 1]."""
+    """Converts sRGB (..., 3) in [0, 1] to Y in [16, 235], Cb and Cr in [16, 240] (ITU-R BT.601)."""
     return _times(rgb, TO_YCBCR) + tf.constant([16.0, 128.0, 128.0], rgb.dtype)
 
 
 def ydbdr(rgb):
-    """Y in [0, 1], Db and Dr in [-1.333, 1.333] of sRGB (..., 3) in [0, 1]."""
+    """Converts sRGB (..., 3) in [0, 1] to Y in [0, 1], Db and Dr in [-1.333, 1.333]."""
     return _times(rgb, TO_YDBDR)
 
 
@@ -42,13 +43,13 @@ SPACES = {  # conversion, mean and half-range of each channel
 
 @keras.saving.register_keras_serializable("moco_tf")
 class ColorSpace(keras.layers.Layer):
-    """Takes normalised RGB images (N, H, W, 3) to a space of `SPACES`, scaled.
+    """Converts normalised RGB images (N, H, W, 3) to a space of `SPACES`, and scales them.
 
-    mean, std: those with which the images were normalised, of values in [0, 1].
+    mean, std: the mean and standard deviation that normalised the images, of values in [0, 1].
     """
 
     def __init__(self, space, mean, std, **kwargs):
-        super().__init__(autocast=False, **kwargs)  # Keras would round to the compute dtype before
+        super().__init__(autocast=False, **kwargs)  # otherwise Keras rounds to the compute dtype first
         self.space = space
         self.mean = tuple(mean)
         self.std = tuple(std)
@@ -64,7 +65,7 @@ class ColorSpace(keras.layers.Layer):
 
 
 def of_lab(lab):
-    """sRGB (..., 3) in [0, 1] of CIE L*a*b*, what is outside cut off: the way back from `lab`."""
+    """Converts CIE L*a*b* to sRGB (..., 3), clipped to [0, 1]: the inverse of `lab`."""
     luminance, a, b = tf.unstack(lab, axis=-1)
     y = (luminance + 16) / 116
     f = tf.stack([y + a / 500, y, y - b / 200], axis=-1)
@@ -74,7 +75,7 @@ def of_lab(lab):
 
 
 def luminance(inputs, preprocessing):
-    """The luminance (N, H, W, 1) of a functional model's input, RGB images (N, H, W, 3), normalised."""
+    """Returns the luminance (N, H, W, 1) of a functional model's input, normalised RGB images (N, H, W, 3)."""
     converted = ColorSpace("lab", preprocessing.mean, preprocessing.std, name="color_space")(inputs)
     return FirstChannel(name="luminance")(converted)
 

@@ -1,4 +1,4 @@
-"""Decoders: what an encoder gives -> pixels. They are for pre-training alone, and are thrown away after it.
+"""Decoders: an encoder's output -> pixels. They serve pre-training alone, and are thrown away after it.
 
 Axes: N batch, h side of a ResNet's maps, L patches of an image, M visible ones, D width of the encoder, W of the
 decoder, P side of a patch.
@@ -12,22 +12,22 @@ from moco_tf.encoders import vit
 from moco_tf.encoders.batch_norm import BatchNorm
 
 NARROWEST = 8  # channels of maps
-HEAD_WIDTH = 32  # of attention: 16 heads of 512 channels in MAE
+HEAD_WIDTH = 32  # of an attention head: MAE has 16 heads in 512 channels
 
 
 def of_maps(shape, size, channels):
     """A functional model of a ResNet's maps (N, h, h, D) -> pictures (N, size, size, channels).
 
-    At each doubling of the side the nearest value is repeated, and a 3x3 convolution with BN and ReLU halves the
-    channels; one more convolution ends it.
+    Each doubling of the side repeats the nearest value; a 3x3 convolution with BN and ReLU then halves the channels.
+    One more convolution ends the decoder.
 
     Args:
       shape: (h, h, D).
       size: h times a power of two.
-      channels: of the pictures.
+      channels: number of channels of the pictures.
 
     Raises:
-      ValueError: h cannot be doubled to `size`.
+      ValueError: repeated doubling of h does not give `size`.
     """
     side, _, width = shape
     doublings = (size // side).bit_length() - 1
@@ -43,19 +43,19 @@ def of_maps(shape, size, channels):
 
 
 def of_tokens(dim, patches, side, patch_size, depth, width, channels=3):
-    """MAE's light decoder, a ViT that takes mask tokens for what is hidden (arXiv:2111.06377, section 3).
+    """MAE's light decoder, a ViT with mask tokens in place of the hidden patches (arXiv:2111.06377, section 3).
 
-    A functional model of [tokens of the class and of some patches (N, 1 + M, D), after the encoder's last LayerNorm;
-    the numbers of those patches (N, M)] -> pixels of all patches (N, L, P P channels).
+    It is a functional model of [tokens of the class and of some patches (N, 1 + M, D), after the encoder's last
+    LayerNorm; the numbers of those patches (N, M)] -> pixels of all patches (N, L, P P channels).
 
     Args:
       dim: D.
       patches: M.
-      side: patches along each side of an image, whose square is L.
+      side: number of patches along each side of an image; its square is L.
       patch_size: P.
-      depth: blocks; 8 in the paper.
-      width: W, a multiple of 32, which each head of attention has; 512 in the paper.
-      channels: of the images.
+      depth: number of blocks; 8 in the paper.
+      width: W, a multiple of 32, the width of an attention head; 512 in the paper.
+      channels: number of channels of the images.
     """
     if width < 1 or width % HEAD_WIDTH:
         raise ValueError(f"a decoder's width is a multiple of {HEAD_WIDTH}, which each head has; got {width}")
@@ -69,9 +69,9 @@ def of_tokens(dim, patches, side, patch_size, depth, width, channels=3):
 
 
 def places(kept, patches):
-    """Where each patch stands among the kept ones, int32 (N, L), and whether it is hidden, bool (N, L).
+    """Returns each patch's place among the kept ones, int32 (N, L), and whether it is hidden, bool (N, L).
 
-    kept: (N, M), numbers of patches; a hidden patch has place 0.
+    A hidden patch has place 0. kept: the numbers of the kept patches, (N, M).
     """
     equal = tf.range(patches)[tf.newaxis, :, tf.newaxis] == tf.cast(kept, tf.int32)[:, tf.newaxis, :]  # N x L x M
     return tf.argmax(tf.cast(equal, tf.int32), axis=2, output_type=tf.int32), ~tf.reduce_any(equal, axis=2)
@@ -79,9 +79,9 @@ def places(kept, patches):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class MaskTokens(keras.layers.Layer):
-    """Brings tokens back to their patches, puts one learned token in each hidden place, and adds positions.
+    """Puts tokens back in their patches' places and a learned token in each hidden place, and adds positions.
 
-    [(N, 1 + M, W), kept (N, M)] -> (N, 1 + L, W). The positions are the encoder's, fixed, for this width.
+    [(N, 1 + M, W), kept (N, M)] -> (N, 1 + L, W). The positions are fixed, as the encoder's are, for this width.
     """
 
     def __init__(self, side, **kwargs):

@@ -1,4 +1,4 @@
-"""The first convolution of an encoder, where weights of other images than the encoder's come in.
+"""Converts the weights of an encoder's first convolution to images with another number of channels.
 
 `moco_tf.start_from` and `moco_tf.torch_weights` call it.
 """
@@ -9,19 +9,20 @@ LAYERS = ("conv1", "patch_embed.proj")  # its name in ResNets and in ViTs
 
 
 def of_channels(kernel, channels, axis):
-    """A kernel for images of another number of channels, in the type that it has.
+    """Converts a kernel to images with another number of channels, and keeps its dtype.
 
-    Each channel gets the sum over the channels that there are, divided by the new number. So an image whose channels
-    are all alike gives what it gave: the sum for one channel, and of red, green and blue 3/N of their mean for N.
+    Each new channel gets the sum over the old channels, divided by the new number of channels. So an image with equal
+    channels gives the same output as before. One channel gets the sum. From red, green and blue, each of N channels
+    gets 3/N of their mean.
 
-    axis: of the channels.
+    axis: axis of the channels.
     """
     total = np.sum(kernel, axis=axis, keepdims=True, dtype=np.result_type(kernel.dtype, np.float32))
     return np.repeat(total / channels, channels, axis=axis).astype(kernel.dtype)
 
 
 def said(layer, before, channels):
-    """What `of_channels` does to a layer of so many channels, a sentence's part."""
+    """Returns a part of a sentence: what `of_channels` does to a layer that had `before` channels."""
     if channels == 1:
         return f"{layer} is the sum over the {before} channels there"
     return f"{layer} is {before}/{channels} of the mean over the {before} channels there, for each of {channels}"

@@ -1,6 +1,7 @@
-"""The heads on a backbone, and the encoders that they make of it. Axes: N batch, C features.
+"""Heads, and encoders that consist of a backbone and a head. Axes: N batch, C features.
 
-MoCo v1 and v2 have a projection head; MoCo v3 a projector in both encoders, and a predictor after the query's.
+MoCo v1 and v2 have a projection head. MoCo v3 has a projector in both encoders, and a predictor after the query
+encoder's projector.
 """
 
 import keras
@@ -11,7 +12,8 @@ from moco_tf.encoders.batch_norm import BatchNorm
 # PyTorch's default for linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for kernel and bias alike.
 LINEAR = {"scale": 1 / 3, "mode": "fan_in", "distribution": "uniform"}
 
-# MoCo v3 (section 4.3 and the authors' names): projector's name, its linear layers, whether BN ends the predictor.
+# MoCo v3 (section 4.3 and the authors' names): projector's name, number of its linear layers, whether BN ends the
+# predictor.
 V3 = {"resnet": ("fc", 2, False), "vit": ("head", 3, True)}
 
 
@@ -21,9 +23,9 @@ def encoder(backbone, image_shape, head, dim, hidden_dim=None):
     Args:
       backbone: a Keras model of images -> (N, C) or (N, H, W, C); the latter is averaged over H and W.
       image_shape: (H, W, 3) of its input; None for a free side.
-      head: "linear" (MoCo v1) or "mlp" (v2: one hidden layer with ReLU, no BN), with biases; or MoCo v3's projector
-        for a "resnet" or a "vit", see `V3`: linear layers without biases, each followed by BN, the last one's without
-        gain and offset.
+      head: "linear" (MoCo v1) or "mlp" (v2: one hidden layer with ReLU, no BN), with biases; or "resnet" or "vit":
+        MoCo v3's projector for such a backbone, see `V3`. It has linear layers without biases, each followed by BN;
+        the last BN has no gain and offset.
       dim: length of the projection; 128 in v1 and v2, 256 in v3.
       hidden_dim: width of the hidden layers; None: the backbone's C, as in v2. 4096 in v3.
 
@@ -53,9 +55,9 @@ def encoder(backbone, image_shape, head, dim, hidden_dim=None):
 
 
 def classifier(width, classes, hidden_dim=None):
-    """A functional model of (N, width) -> logits (N, classes): linear, or with a hidden layer, BN and ReLU before.
+    """A functional model of (N, width) -> logits (N, classes): linear, or with a hidden layer, BN and ReLU first.
 
-    The last layer begins as N(0, 0.01), its biases at 0.
+    The last layer's weights start from N(0, 0.01), its biases from 0.
     """
     inputs = x = keras.Input((width,))
     if hidden_dim:
@@ -65,9 +67,9 @@ def classifier(width, classes, hidden_dim=None):
 
 
 def encoder_of_halves(backbone, image_shape, head, dim, hidden_dim=None):
-    """As `encoder`, for features of two modalities, half by half: each has a head, "linear" or "mlp", of its own.
+    """Does the same as `encoder` for features whose two halves are two modalities: each half has its own head.
 
-    The projections stand one after the other, (N, 2 dim).
+    A head is "linear" or "mlp". The projections stand one after the other, (N, 2 dim).
     """
     inputs = keras.Input(image_shape)
     features = backbone(inputs)
@@ -78,7 +80,7 @@ def encoder_of_halves(backbone, image_shape, head, dim, hidden_dim=None):
 
 
 def encoder_of_text(backbone, shape):
-    """SimCSE's: a head of as many units as there are features, with tanh, for training alone.
+    """Puts SimCSE's head on a backbone: as many units as features, with tanh, for training alone.
 
     Args:
       backbone: a Keras model of words, int32 `(N, *shape)` -> features (N, D).
@@ -93,7 +95,7 @@ def encoder_of_text(backbone, shape):
 
 
 def encoder_without_head(backbone, image_shape):
-    """A functional model of images -> {"features": (N, C), "projection": (N, C)}, which are the same."""
+    """A functional model of images -> {"features": (N, C), "projection": (N, C)}, two equal outputs."""
     inputs = keras.Input(image_shape)
     features = backbone(inputs)
     return keras.Model(inputs, {"features": features, "projection": layers.Identity(name="no_head")(features)})
@@ -101,7 +103,7 @@ def encoder_without_head(backbone, image_shape):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class Halves(keras.layers.Layer):
-    """Two parts of the last axis: (..., D) -> (..., `first`) and (..., D - `first`)."""
+    """Splits the last axis in two: (..., D) -> (..., `first`) and (..., D - `first`)."""
 
     def __init__(self, first, **kwargs):
         super().__init__(**kwargs)
@@ -129,7 +131,7 @@ def trunk(encoder):
 
 
 def projection(encoder):
-    """The head alone, of the encoder's own layers: a functional model of features (N, C) -> projection (N, dim)."""
+    """The head alone, with the encoder's own layers: a functional model of features (N, C) -> projection (N, dim)."""
     return keras.Model(encoder.output["features"], encoder.output["projection"])
 
 
@@ -147,9 +149,9 @@ def _head(features, head, dim, hidden_dim, name):
 
 
 def _norm_mlp(x, widths, last_norm, name):
-    """Linear layers without biases; BN and ReLU between them, and at the end BN alone, not affine, or nothing.
+    """Applies linear layers without biases, BN and ReLU between them, and BN that is not affine, or nothing, last.
 
-    Each layer, ReLU included, has its place in PyTorch's `nn.Sequential` as its number.
+    The number in a layer's name, a ReLU's too, is its place in PyTorch's `nn.Sequential`.
     """
     for place, width in enumerate(widths):
         x = _linear(x, width, f"{name}.{3 * place}", bias=False)

@@ -1,4 +1,4 @@
-"""An image as a grid of overlapping patches, each encoded by itself (CPC, arXiv:1807.03748), and what predicts them.
+"""An image as a grid of overlapping patches, each encoded by itself (CPC, arXiv:1807.03748), and their predictor.
 
 Axes: N batch, G patches along each side, P side of a patch, D features of a patch.
 """
@@ -12,10 +12,10 @@ CONTEXT_WIDTH = 256
 
 
 def sides(image_size, grid):
-    """(P, step) in pixels of a grid of patches that overlap by half: P = 2 S / (G + 1).
+    """Returns (P, step) in pixels for a grid of patches that overlap by half: P = 2 S / (G + 1).
 
     Raises:
-      ValueError: the image does not divide.
+      ValueError: G + 1 does not divide the image's side.
     """
     if image_size % (grid + 1):
         raise ValueError(
@@ -43,14 +43,14 @@ def side_by_side(patches):
 
 
 def apart(pictures, grid):
-    """The way back from `side_by_side`: pictures (N, G P, G P, C) -> (N G G, P, P, C)."""
+    """Reverses `side_by_side`: pictures (N, G P, G P, C) -> (N G G, P, P, C)."""
     side, channels = pictures.shape[1] // grid, pictures.shape[3]
     patches = tf.reshape(pictures, (-1, grid, side, grid, side, channels))
     return tf.reshape(tf.transpose(patches, (0, 1, 3, 2, 4, 5)), (-1, side, side, channels))
 
 
 def luma(images):
-    """What is left of RGB images (..., 3) without their colours, (..., 1): the weights of ITU-R BT.601."""
+    """Returns the luma (..., 1) of RGB images (..., 3), their grey values, by the weights of ITU-R BT.601."""
     return tf.tensordot(images, tf.constant([[0.299], [0.587], [0.114]], images.dtype), 1)
 
 
@@ -106,13 +106,13 @@ def of_patches(make, image_size, grid):
 
 
 def predictor(grid, width, dim, steps, directions=1, hidden=CONTEXT_WIDTH):
-    """What is predicted of a grid of patches, from above: (N, G, G, D) -> (N, G, G, steps, dim).
+    """Returns a network that predicts the patches of a grid from above: (N, G, G, D) -> (N, G, G, steps, dim).
 
-    At row r, of what stands in the same column `steps` rows further down, each a row of its own; all that it has seen
-    are rows up to r. Takes and gives a list of `directions` grids, turned, each with weights of its own.
+    At row r it predicts patches of `steps` rows further down, in the same column. It sees only the rows up to r. The
+    network takes and gives a list of `directions` turned grids, each with its own weights.
 
     The context network is the one printed in CPC v2 (arXiv:1905.09272, appendix): residual blocks of masked
-    convolutions; linear maps follow, one for each row ahead.
+    convolutions. Linear maps follow, one for each row ahead.
     """
     inputs = [keras.Input((grid, grid, width)) for _ in range(directions)]
     outputs = []

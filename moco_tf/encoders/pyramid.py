@@ -1,8 +1,9 @@
 """Maps of a trained encoder at several strides, for the heads of detectors and segmenters.
 
-`pyramid` reads P2 to P5 (strides 4, 8, 16, 32) off a ResNet's layers by their names (Lin et al. 2017,
-arXiv:1612.03144, has C2 to C5 for what keras-cv and keras-hub call P2 to P5). A ViT has one stride; from its last map
-a simple pyramid grows, by (de)convolutions (Li et al. 2022, ViTDet, arXiv:2203.16527). `moco_tf.transfer` calls it.
+`pyramid` finds P2 to P5 (strides 4, 8, 16, 32) among a ResNet's layers by their names. Lin et al. 2017
+(arXiv:1612.03144) use the names C2 to C5 for what keras-cv and keras-hub call P2 to P5. A ViT has one stride;
+(de)convolutions make a simple pyramid from its last map (Li et al. 2022, ViTDet, arXiv:2203.16527). `moco_tf.transfer`
+calls `pyramid`.
 """
 
 import re
@@ -19,23 +20,22 @@ VIT_CHANNELS = 256  # of all levels that grow from a ViT's map, as in ViTDet
 
 
 def pyramid(model, dilated=False):
-    """The maps of an encoder: a functional model of images float32 (N, H, W, 3), normalised.
+    """The maps of an encoder: a functional model of normalised images, float32 (N, H, W, 3).
 
-    A ResNet's takes images of any size; its layers are those of the encoder, so training either trains both. A ViT's
-    takes images of the encoder's size, and what comes after its own layers is new.
+    A ResNet's pyramid takes images of any size. It shares the encoder's layers, so training one of the two models
+    trains both. A ViT's pyramid takes images of the encoder's size, and the layers after the ViT's own are new.
 
     Args:
       model: a backbone (`moco_tf.encoders.resnet` or `vit`), or a model that has one as `backbone`, such as MoCo.
-      dilated: the last stage keeps stride 16 with 3x3 convolutions of dilation 2, as the paper's segmenter has it
-        (He et al. 2020, appendix). Its layers are then copies.
+      dilated: the last stage keeps stride 16 with 3x3 convolutions of dilation 2, as in the paper's segmenter
+        (He et al. 2020, appendix). The pyramid's layers are then copies.
 
     Returns:
-      A `keras.Model`: images -> {"P2": (N, H / 4, W / 4, C2), ..., "P5": (N, H / 32, W / 32, C5)}. Its
-      `pyramid_level_inputs`, names of layers, are what keras-cv's heads read; its `pyramid_outputs`, tensors, what
-      keras-hub's do.
+      A `keras.Model`: images -> {"P2": (N, H / 4, W / 4, C2), ..., "P5": (N, H / 32, W / 32, C5)}. keras-cv's heads
+      read its `pyramid_level_inputs`, names of layers. keras-hub's heads read its `pyramid_outputs`, tensors.
 
     Raises:
-      ValueError: the model has no such maps.
+      ValueError: the model does not have these maps.
     """
     backbone = getattr(model, "backbone", model)
     names = [layer.name for layer in backbone.layers]
@@ -58,7 +58,7 @@ def pyramid(model, dilated=False):
 
 
 def _of_any_size(backbone, ends, dilated):
-    """(images, {level: map}): a ResNet's layers, on images of any size."""
+    """Returns (images, {level: map}) from a ResNet's layers, for images of any size."""
     maps = keras.Model(backbone.input, [backbone.get_layer(ends[stage]).output for stage in sorted(ends)])
     images = keras.Input((None, None, backbone.input.shape[-1]), name="images")
     copy = keras.models.clone_model(
@@ -71,7 +71,10 @@ def _of_any_size(backbone, ends, dilated):
 
 
 def _dilated(layer):
-    """A layer like this one, with fresh weights; in the last stage, without stride, its 3x3 convolutions dilated."""
+    """Returns a copy of a layer, with fresh weights.
+
+    In the last stage the copy has no stride, and a 3x3 convolution is dilated.
+    """
     config = layer.get_config()
     if layer.name.startswith("layer4."):
         if isinstance(layer, layers.ZeroPadding2D):  # symmetric, before a 3x3 convolution that had a stride
@@ -84,7 +87,7 @@ def _dilated(layer):
 
 
 def _of_vit(backbone):
-    """(images, {level: map}) of a ViT's last tokens after its last LayerNorm, as ViTDet grows them."""
+    """Returns (images, {level: map}) from a ViT's last tokens after its last LayerNorm, as ViTDet makes them."""
     patch = backbone.get_layer("patch_embed.proj").strides[0]
     if patch != VIT_STRIDE:
         raise ValueError(f"a ViT's pyramid grows from patches of {VIT_STRIDE} pixels, strides 4 to 32; got {patch}")
@@ -110,7 +113,7 @@ def _upsampled(x, channels, name):
 
 
 def _even(x, name):
-    """All levels with as many channels, normalised: a 1x1 and a 3x3 convolution, each before a LayerNorm."""
+    """Gives all levels the same number of channels: a 1x1 and a 3x3 convolution, each before a LayerNorm."""
     x = layers.Conv2D(VIT_CHANNELS, 1, use_bias=False, name=f"{name}.conv1")(x)
     x = vit.layer_norm(x, f"{name}.norm1")
     x = layers.Conv2D(VIT_CHANNELS, 3, padding="same", use_bias=False, name=f"{name}.conv2")(x)
@@ -119,7 +122,7 @@ def _even(x, name):
 
 def _with_levels(images_and_maps):
     images, maps = images_and_maps
-    # Layers of their own, by which keras-cv finds the maps of this model, not those of the encoder's.
+    # Separate layers: by them keras-cv finds the maps of this model, and not those of the encoder.
     outputs = {level: layers.Identity(name=level)(value) for level, value in maps.items()}
     model = keras.Model(images, outputs, name="pyramid")
     model.pyramid_level_inputs = {level: level for level in LEVELS}

@@ -41,9 +41,9 @@ def resnet(
       stem: "imagenet" (7x7, stride 2, then a 3x3 max-pool) or "cifar" (3x3, stride 1, no pooling).
       zero_init_residual: start the gain of each block's last BatchNorm at 0, so that blocks begin as identities
         (MoCo v3; Goyal et al. 2017, arXiv:1706.02677). v1 and v2 do not.
-      channels: of the images.
-      norm: "batch" or "layer", of each image by itself, over H, W and C together.
-      before: a function of the input, what the first convolution sees of it; None: the input.
+      channels: number of channels of the images.
+      norm: "batch"; or "layer", for each image by itself, over H, W and C together.
+      before: a function of the input; the first convolution sees its result. None: the input itself.
       cardinality, base_width: groups of the 3x3 convolutions and their width at stage width 64 (ResNeXt, wide).
 
     Sources: He et al. 2016 (arXiv:1512.03385), Xie et al. 2017 (arXiv:1611.05431), Zagoruyko and Komodakis 2016
@@ -82,7 +82,7 @@ def maps(backbone):
     """A model of a ResNet's own layers: images (N, H, W, 3) -> its last maps (N, h, w, C); features are their means.
 
     Raises:
-      ValueError: it is none of this package's.
+      ValueError: the backbone is not a ResNet of this package.
     """
     if "avgpool" not in [layer.name for layer in backbone.layers]:
         raise ValueError(f"maps are those of a ResNet of moco_tf.encoders.resnet; {backbone.name} has no avgpool")
@@ -137,10 +137,10 @@ def _norm_relu(x, norm, name):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class PointwiseConv2D(layers.Conv2D):
-    """A 1x1 convolution; one with a stride picks its pixels before.
+    """A 1x1 convolution; with a stride, a 1x1 pool picks the pixels first.
 
-    oneDNN's gradient of a strided 1x1 convolution writes past its buffer where channels are few, and is wrong now and
-    then (github.com/uxlfoundation/oneDNN/issues/6035). Picked before, by a pool of 1x1, it takes no longer.
+    oneDNN's gradient of a strided 1x1 convolution writes past its buffer where channels are few, and is sometimes
+    wrong (github.com/uxlfoundation/oneDNN/issues/6035). Picking the pixels first takes no longer.
     """
 
     def convolution_op(self, inputs, kernel):

@@ -1,4 +1,4 @@
-"""A small Transformer of texts, whose dropout is a function of what it is told to draw from.
+"""A small Transformer for texts, whose dropout is a function of a given seed.
 
 Axes: N batch, L words, D width.
 """
@@ -11,19 +11,19 @@ from keras import layers
 
 from moco_tf import replicas
 
-START = 0.02  # of the weights: BERT's
+START = 0.02  # standard deviation of the initial weights, as in BERT
 START_OF_WORDS = 0.05
 
 
 def transformer(inputs, width=128, depth=2, heads=4, dropout=0.1):
     """A backbone of texts: words int32 (N, L), 0 where there is none -> features (N, D), the mean over the words.
 
-    Pre-norm blocks (Xiong et al. 2020, arXiv:2002.04745) of attention and a hidden layer of 4 D. Dropout follows the
-    words and, in a block, either part, but not attention's weights.
+    It has pre-norm blocks (Xiong et al. 2020, arXiv:2002.04745) of attention and a hidden layer of 4 D. Dropout
+    follows the word vectors and both parts of a block, but not the attention weights.
 
     Args:
       inputs: the `Words` that it takes.
-      depth: blocks; with 0 it is the mean of the words' vectors alone, whatever their order.
+      depth: number of blocks. With 0, the features are the mean of the words' vectors alone, whatever their order.
     """
     words = keras.Input((inputs.length,), dtype="int32", name="words")
     initial = keras.initializers.RandomNormal(stddev=START_OF_WORDS)
@@ -63,7 +63,7 @@ class Positions(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class SelfAttention(keras.layers.Layer):
-    """Attention of words to those words that there are: [(N, L, D), words (N, L)] -> (N, L, D)."""
+    """Attention over the words that are present: [(N, L, D), words (N, L)] -> (N, L, D)."""
 
     def __init__(self, heads, **kwargs):
         super().__init__(**kwargs)
@@ -90,7 +90,7 @@ class SelfAttention(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class MeanOverWords(keras.layers.Layer):
-    """[(N, L, D), words (N, L)] -> (N, D): the mean over the words that there are; of none it is 0."""
+    """[(N, L, D), words (N, L)] -> (N, D): the mean over the words that are present, 0 if there are none."""
 
     def call(self, x_and_words):
         x, words = x_and_words
@@ -105,13 +105,15 @@ class MeanOverWords(keras.layers.Layer):
 class Dropout(keras.layers.Layer):
     """Zeroes a share `rate` of its input in training, and scales the rest up. A seed says which values become zero.
 
-    The mask of the global batch is drawn, of which each replica has its rows, so that several do what one does.
+    The layer draws the mask of the global batch, and each replica takes its own rows. So several replicas do what one
+    does.
 
     Args:
       number: tells the Dropouts of a network apart.
 
     Attributes:
-      draw_from: a function without arguments, int64 (2,), while a model trains (`drawing_from`); else None.
+      draw_from: while a model trains (`drawing_from`), a function without arguments that returns a seed, int64 (2,);
+        otherwise None.
     """
 
     def __init__(self, rate, number, **kwargs):
@@ -140,7 +142,7 @@ class Dropout(keras.layers.Layer):
 
 @contextlib.contextmanager
 def drawing_from(layers_of_network, seed):
-    """Meanwhile all `Dropout`s among some layers draw from what a function `seed` gives, int64 (2,)."""
+    """While open, makes all `Dropout`s among some layers draw from what a function `seed` returns, int64 (2,)."""
     dropouts = [layer for layer in layers_of_network if isinstance(layer, Dropout)]
     for layer in dropouts:
         layer.draw_from = seed

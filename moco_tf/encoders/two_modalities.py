@@ -1,4 +1,4 @@
-"""Backbones of two modalities: each has an encoder of its own, and features are both, joined."""
+"""Backbones of two modalities: each modality has its own encoder, and the features of both are joined."""
 
 import keras
 
@@ -7,12 +7,12 @@ from moco_tf.encoders.heads import Halves
 
 
 def of_two_colors(make, space, preprocessing):
-    """A backbone of luminance and colour: RGB images, normalised -> features (N, 2D).
+    """A backbone of luminance and colour: normalised RGB images -> features (N, 2D).
 
     Args:
-      make: a function of a number of channels, 1 or 2, -> backbone of images with so many -> (N, D).
+      make: a function of a number of channels, 1 or 2. Returns a backbone of images with so many channels -> (N, D).
       space: "lab", "ycbcr" or "ydbdr".
-      preprocessing: with whose mean and std the images are normalised.
+      preprocessing: its mean and std have normalised the images.
     """
     convert = ColorSpace(space, preprocessing.mean, preprocessing.std, name="color_space")
     return _joined(make(1), make(2), ("luminance", "color"), 3, convert)

@@ -1,7 +1,7 @@
 """Vision Transformers as MoCo v3 uses them: fixed sin-cos positions, and a patch projection that stays random.
 
 Dosovitskiy et al. 2020 (arXiv:2010.11929); Chen et al. 2021 (arXiv:2104.02057), sections 4.2 and 4.3. Layers and
-weights bear timm's names. Axes: N batch, T tokens (the class token and one a patch), D width, h heads, H W patches.
+weights bear timm's names. Axes: N batch, T tokens (the class token and one per patch), D width, h heads, H W patches.
 """
 
 import math
@@ -22,14 +22,14 @@ def vit(dim, depth, heads, *, image_size=224, patch_size=16, freeze_patch=True, 
     The features are the class token after the last LayerNorm.
 
     Args:
-      dim: D, a multiple of 4 (the positions) and of `heads`.
-      depth: blocks of attention and MLP, each after a LayerNorm and around a shortcut.
+      dim: D, a multiple of 4 (for the positions) and of `heads`.
+      depth: number of blocks of attention and MLP, each after a LayerNorm and with a shortcut around it.
       heads: attention heads.
       image_size: side of the square input in pixels, a multiple of `patch_size`.
       patch_size: side of a patch in pixels.
-      freeze_patch: keep the patch projection as it was drawn: the paper's remedy for instability (section 4.2).
-      mlp_ratio: hidden width of an MLP over D.
-      channels: of the images.
+      freeze_patch: keep the patch projection at its initial weights: the paper's remedy for instability (section 4.2).
+      mlp_ratio: hidden width of an MLP divided by D.
+      channels: number of channels of the images.
     """
     if image_size is None or image_size % patch_size:
         raise ValueError(f"image_size is a multiple of patch_size; got {image_size} and {patch_size}")
@@ -49,12 +49,12 @@ def vit(dim, depth, heads, *, image_size=224, patch_size=16, freeze_patch=True, 
     x = Tokens(side, name="tokens")(x)  # N x T x D
     for index in range(depth):
         x = block(x, heads, mlp_ratio, f"blocks.{index}")
-    # LayerNorm works token by token: the class token's is all that is needed.
+    # LayerNorm works token by token: only the class token needs it.
     return keras.Model(inputs, layer_norm(ClassToken(name="class_token")(x), "norm"))
 
 
 def block(x, heads, mlp_ratio, name):
-    """Attention and an MLP on tokens (N, T, D), each after a LayerNorm and around a shortcut."""
+    """Applies attention and an MLP to tokens (N, T, D), each after a LayerNorm and with a shortcut around it."""
     dim = x.shape[-1]
     y = layer_norm(x, f"{name}.norm1")
     # Q, K and V are three square matrices in one: each has its own fans.
@@ -75,11 +75,11 @@ def layer_norm(x, name):
 
 
 def parts(backbone, patches):
-    """Takes a ViT apart, after its positions are added, so that its blocks may see some of the patches only.
+    """Splits a ViT after it adds the positions, so that its blocks can see only some of the patches.
 
     Args:
       backbone: what `vit` built.
-      patches: how many of them the second part takes beside the class token, M.
+      patches: M, how many patches the second part takes beside the class token.
 
     Returns:
       Two functional models of the backbone's own layers: images (N, H, W, 3) -> tokens (N, T, D), and
@@ -98,9 +98,9 @@ def parts(backbone, patches):
 
 
 def patches_kept(rows, patches, kept, seed):
-    """Which patches each image keeps: int32 (rows, kept), each a random choice of so many of `patches`, in no order.
+    """Draws the patches that each image keeps, int32 (rows, kept): a random choice among `patches`, in no order.
 
-    seed: two integers, of which all is a function.
+    seed: two integers; the choice is a function of them.
     """
     noise = tf.random.stateless_uniform((rows, patches), seed, alg="philox")
     return tf.math.top_k(noise, kept).indices
@@ -109,9 +109,9 @@ def patches_kept(rows, patches, kept, seed):
 def position_embedding(side, dim):
     """Fixed 2-D sin-cos positions of a class token and side x side patches: float64 (1, 1 + side * side, dim).
 
-    A quarter of the channels each: sine and cosine of one coordinate, sine and cosine of the other, at dim / 4
-    frequencies from 1 down to almost 1 / POSITION_BASE. Zeros for the class token. In the authors' weights the first
-    coordinate is the patch's row and the second its column, while patches are numbered row by row.
+    The sine and cosine of one coordinate and the sine and cosine of the other take a quarter of the channels each, at
+    dim / 4 frequencies from 1 down to almost 1 / POSITION_BASE. The class token has zeros. In the authors' weights the
+    first coordinate is the patch's row and the second its column, while patches are numbered row by row.
     """
     rows, columns = np.indices((side, side)).reshape(2, -1)
     frequencies = POSITION_BASE ** -(np.arange(dim // 4) / (dim // 4))
@@ -156,7 +156,8 @@ class Attention(keras.layers.Layer):
     """Scaled dot-product attention over packed queries, keys and values: (N, T, 3D) -> (N, T, D).
 
     softmax(q k' / sqrt(D / h)) v for each head (Vaswani et al. 2017, arXiv:1706.03762). The softmax's logits stay in
-    the compute dtype: in bfloat16, half the memory of the T x T matrices, and no casts around fused kernels.
+    the compute dtype. In bfloat16 this halves the memory of the T x T matrices and needs no casts around fused
+    kernels.
     """
 
     def __init__(self, heads, **kwargs):
@@ -183,7 +184,7 @@ class Gelu(keras.layers.Layer):
     """x times the normal distribution function at x, exactly (by erf), as PyTorch has it."""
 
     def call(self, x):
-        return 0.5 * x * (1.0 + tf.math.erf(0.5**0.5 * x))  # tf.nn.gelu has the root in float32, for float64 too
+        return 0.5 * x * (1.0 + tf.math.erf(0.5**0.5 * x))  # tf.nn.gelu takes the root in float32, even for float64
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -1,8 +1,9 @@
 """`python -m moco_tf.evaluate.compare --encoder=RUN`: an encoder between its floor and its ceiling.
 
-Judges three encoders of one architecture by kNN (k 200, t 0.1) and by a linear probe (--lr=auto): with fresh weights,
-as pre-trained, and trained with all labels from random weights. Prints and writes one table (metrics.csv, compare.png,
-summary.json); each probe and the supervised training leave their own results in folders beside it.
+Judges three encoders of one architecture by kNN (k 200, t 0.1) and by a linear probe (--lr=auto): one with fresh
+weights, the pre-trained one, and one trained with all labels from random weights. Prints one table and writes it
+(metrics.csv, compare.png, summary.json). Each probe and the supervised training write their own results into folders
+beside it.
 """
 
 import dataclasses
@@ -47,11 +48,11 @@ def main(arguments):
 
 
 def judge(settings):
-    """Judges the three encoders and writes the table; returns its rows, dicts."""
+    """Judges the three encoders and writes the table; returns its rows, a list of dicts."""
     from moco_tf.evaluate import nearest_neighbors, plots, scores, subject
 
     output = Path(settings.output)
-    encoder, _ = subject.encoder(settings)  # a run that cannot be judged is refused before the work
+    encoder, _ = subject.encoder(settings)  # refuses a run that cannot be judged, before the work starts
     subject.check_images(encoder.preprocessing)
     train, test = subject.labelled(settings, encoder.preprocessing)
     shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(common.Settings)}
@@ -85,7 +86,7 @@ def judge(settings):
 
 
 def _encoders(settings, supervised):
-    """(name, `Encoder`) of the three, one after the other."""
+    """Yields the (name, `Encoder`) of the three encoders, one after the other."""
     import keras
 
     from moco_tf import build, frozen, run_folder
@@ -97,7 +98,7 @@ def _encoders(settings, supervised):
     yield "pre-trained", frozen.of_model(model)
     file = files.for_tensorflow(supervised / "model.keras")
     classifier = keras.models.load_model(file, compile=False, safe_mode=True)
-    backbone = keras.Model(classifier.input, classifier.layers[-2].input)  # what its normalisation takes
+    backbone = keras.Model(classifier.input, classifier.layers[-2].input)  # ends before the classifier's normalisation
     yield "supervised", frozen.of_model(backbone, model.preprocessing)
 
 

@@ -1,7 +1,7 @@
-"""Which library computes a frozen encoder's features: what --engine names. Evaluation and search encode through it.
+"""The engines that compute a frozen encoder's features: --engine names one. Evaluation and search encode through it.
 
-TensorFlow's are the reference, and the default. ONNX Runtime and OpenVINO compute the same network, converted in
-memory; either counts only if it agrees with TensorFlow on the first images.
+TensorFlow is the reference and the default. ONNX Runtime and OpenVINO compute the same network, which is converted in
+memory. They are used only if they agree with TensorFlow on the first images.
 """
 
 import dataclasses
@@ -15,31 +15,31 @@ from moco_tf.command import ConfigError
 from moco_tf.data.pipeline import PROCESSORS
 from moco_tf.serving import onnx_file
 
-PART = 32  # images that an engine takes at a time; so many of the first batch are checked, and timed
-ROUNDS = 2  # in which the engines take turns at these; the better one counts
-SHORT = 300  # seconds of encoding below which auto does not convert: that and the timing may take a minute
+PART = 32  # images that an engine takes at a time; as many of the first batch are checked and timed
+ROUNDS = 2  # times that each engine is timed on these images, in turn; the better time counts
+SHORT = 300  # seconds: auto does not convert for a shorter encoding, as converting and timing may take a minute
 
 log = logging.getLogger("moco_tf")
 
 
 def of(encoder, engine, views, total):
-    """The `Encoder` whose `encode` is computed by an engine, which agrees with TensorFlow on the first of the views.
+    """Returns the `Encoder` with `encode` computed by an engine that agrees with TensorFlow on the first views.
 
     Args:
-      engine: as --engine has it; "tensorflow" gives the encoder as it is.
+      engine: a value of --engine; "tensorflow" returns the encoder as it is.
       views: batches of (the encoder's input, ...), a tf.data.Dataset as `data.views.central` makes it.
-      total: how many images are going to be encoded.
+      total: how many images will be encoded.
 
     Raises:
-      ConfigError: the engine that is named lacks a package, cannot compute the encoder, or deviates.
+      ConfigError: the named engine lacks a package, cannot compute the encoder, or deviates.
     """
     first = [] if engine == "tensorflow" else [images[:PART] for images, *_ in views.take(1)]
-    if not first:  # or nothing to encode
+    if not first:  # TensorFlow is wanted, or there is nothing to encode
         return encoder
     (images,) = first
     expected = _arrays(encoder.encode(images))
     if not all(np.isfinite(values).all() for values in expected.values()):
-        return encoder  # for its features to be refused: training has diverged
+        return encoder  # the caller refuses the features: training has diverged
     if engine == "auto":
         return dataclasses.replace(encoder, encode=_fastest(encoder, images, expected, total))
     try:
@@ -51,9 +51,9 @@ def of(encoder, engine, views, total):
 
 
 def _fastest(encoder, images, expected, total):
-    """The `encode` of the engine that is fastest on images (N, S, S, 3), of which TensorFlow makes what is expected.
+    """Returns the `encode` of the engine that is fastest on images (N, S, S, 3); expected: TensorFlow's outputs.
 
-    Says which it is, and what the others do.
+    Logs which engine it is, and the throughput of each engine.
     """
     rate = len(images) / seconds_of(encoder.encode, images)
     if total / rate < SHORT:
@@ -81,27 +81,27 @@ def _fastest(encoder, images, expected, total):
 
 
 def seconds_of(encode, images):
-    """How long an `encode` takes for images."""
+    """Returns the seconds that `encode` takes for images."""
     begin = time.perf_counter()
     _arrays(encode(images))
     return time.perf_counter() - begin
 
 
 def _converted(encoder):
-    """The encoder's network as an ONNX model, in bytes; raises as `onnx_file.converted`."""
+    """Returns the encoder's network as an ONNX model, in bytes; raises what `onnx_file.converted` raises."""
     spec = encoder.preprocessing.spec
     model = onnx_file.converted(tf.function(encoder.encode, input_signature=[spec], autograph=False), spec)
     try:
         return model.SerializeToString()
-    except Exception as error:  # protobuf's own class, of a model beyond 2 GB
+    except Exception as error:  # protobuf raises its own class for a model beyond 2 GB
         raise ConfigError(f"ONNX cannot hold this encoder in one piece: {error}") from None
 
 
 def _checked(engine, model, images, expected):
-    """(An engine's `encode` for an ONNX model, its deviation from what is expected of images).
+    """Returns an engine's `encode` for an ONNX model, and its deviation from the expected outputs of the images.
 
     Raises:
-      ConfigError: its package is missing, it does not take the model, or it deviates.
+      ConfigError: the engine's package is missing, or the engine does not take the model, or it deviates.
     """
     run = OPENED[engine](model)
 
@@ -114,7 +114,7 @@ def _checked(engine, model, images, expected):
         deviation = onnx_file.deviation(encode(images), expected)
     except ConfigError:
         raise
-    except Exception as error:  # whatever a runtime says of an operation that it finds it cannot do
+    except Exception as error:  # a runtime raises any class for an operation that it cannot do
         raise ConfigError(f"it cannot compute this encoder: {' '.join(str(error).split())}") from None
     if not deviation < onnx_file.TOLERANCE:
         raise ConfigError(
@@ -129,14 +129,14 @@ def _arrays(outputs):
 
 
 def _onnx_runtime(model):
-    """A function of arrays (N, ...) -> {name: array} by ONNX Runtime."""
+    """Returns a function of arrays (N, ...) -> {name: array}, computed by ONNX Runtime."""
     session = onnx_file.session(model)
     names, (argument,) = [output.name for output in session.get_outputs()], session.get_inputs()
     return lambda images: dict(zip(names, session.run(names, {argument.name: images}), strict=True))
 
 
 def _openvino(model):
-    """The same by OpenVINO, in float32 where the processor has shorter numbers, too."""
+    """Returns the same function computed by OpenVINO, in float32 even where the processor has shorter numbers."""
     try:
         import openvino
     except ImportError as error:
@@ -150,9 +150,9 @@ def _openvino(model):
     }
     try:
         compiled = core.compile_model(core.read_model(model), "CPU", settings)
-    except Exception as error:  # its one class of errors says many lines
+    except Exception as error:  # OpenVINO has one class of errors, with many lines
         raise ConfigError(f"OpenVINO does not take this encoder: {' '.join(str(error).split())}") from None
     return lambda images: {output.any_name: values for output, values in compiled(images).items()}
 
 
-OPENED = {"onnx": _onnx_runtime, "openvino": _openvino}  # an ONNX model in bytes -> what runs it
+OPENED = {"onnx": _onnx_runtime, "openvino": _openvino}  # an ONNX model in bytes -> a function that runs it

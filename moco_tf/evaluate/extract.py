@@ -21,7 +21,7 @@ def extract(encode, source, preprocessing, limit=None, labelled=False, views=Non
       preprocessing: the encoder's `Preprocessing`.
       limit: if given, take at most this many records, evenly spread.
       labelled: leave out records without a label.
-      views: what `views_of` gives for the same arguments, if it has been made before.
+      views: what `views_of` returns for the same arguments, if the caller has it already.
 
     Returns:
       NumPy arrays: features (N, C) float32, labels (N,) int64, -1 where unknown.
@@ -31,7 +31,7 @@ def extract(encode, source, preprocessing, limit=None, labelled=False, views=Non
     features, labels, count = np.empty((0, 0), np.float32), np.empty(most, np.int64), 0
     for batch, of_batch, _ in stream(encode, views, most):
         if not count:
-            features = np.empty((most, batch.shape[1]), np.float32)  # no list of batches, which would take it twice
+            features = np.empty((most, batch.shape[1]), np.float32)  # a list of batches would need the memory twice
         features[count : count + len(batch)] = batch
         labels[count : count + len(batch)] = of_batch
         count += len(batch)
@@ -39,13 +39,13 @@ def extract(encode, source, preprocessing, limit=None, labelled=False, views=Non
 
 
 def views_of(source, preprocessing, limit=None, labelled=False):
-    """The central views of a source's images, as `extract` takes them."""
+    """Returns the central views of a source's images, as `extract` takes them."""
     records = source.in_order(limit).filter(lambda record: not labelled or record["label"] >= 0)
     return central(records, preprocessing)
 
 
 def stream(encode, batches, total):
-    """Batches of (features (N, C) float32, labels (N,), ids (N,)) of views, NumPy; a bar, or a line a minute."""
+    """Yields NumPy batches (features (N, C) float32, labels (N,), ids (N,)); shows a bar, or logs a line a minute."""
     started = last_line = time.monotonic()
     done = 0
     with progress.bar(total, "images", "Encoding") as bar:

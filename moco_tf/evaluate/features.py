@@ -1,8 +1,9 @@
-"""`python -m moco_tf.evaluate.features --encoder=DIR --dataset=photos --output=F`: of any number of images.
+"""`python -m moco_tf.evaluate.features --encoder=DIR --dataset=photos --output=F`: features of any number of images.
 
 Writes F/features-00000.npz, ...: `features` float32 (N, D), `labels` int64 (-1: unknown), `ids` int64 (numbers in
-the data set), and `paths` where the images are files. Each file is whole or absent; the same command goes on where it
-stopped. F/features.json says what they are of. --format=parquet also writes F/features.parquet, with a map.
+the data set), and `paths` where the images are files. Each file is whole or absent. The same command continues where
+it stopped. F/features.json names the encoder and the images. --format=parquet also writes F/features.parquet, with a
+map.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from moco_tf.command import ConfigError
 from moco_tf.evaluate import settings as common
 
 RECORDED = ("dataset", "exif", "split", "on", "limit", "shard_size", "engine")  # in features.json
-BEFORE = {"exif": False, "engine": "tensorflow"}  # of earlier versions, which had no such flags
+BEFORE = {"exif": False, "engine": "tensorflow"}  # the values of earlier versions, which lacked these flags
 
 log = logging.getLogger("moco_tf")
 
@@ -68,7 +69,7 @@ def main(arguments):
 
 
 def write(settings):
-    """Writes what is missing of the shards that the settings describe."""
+    """Writes the shards that the settings describe and that are missing."""
     from moco_tf.data.views import central
     from moco_tf.evaluate import engines, parquet, subject
     from moco_tf.evaluate.extract import stream
@@ -81,7 +82,7 @@ def write(settings):
     about = files.as_text(
         {
             "encoder": settings.encoder,
-            "step": model.steps_done if model else None,  # a run may have gone on since
+            "step": model.steps_done if model else None,  # the run may have been trained further since
             **{name: getattr(settings, name) for name in RECORDED},
         }
     )
@@ -106,7 +107,7 @@ def write(settings):
         log.info(f"Going on: {len(known)} files are there, the last is {known[-1]}.")
     most = min(settings.limit or source.size, int(wanted.sum()))
     views = central(source.in_order(settings.limit or None, wanted), encoder.preprocessing)
-    encoder = engines.of(encoder, settings.engine, views, most)  # one that is refused leaves no features.json
+    encoder = engines.of(encoder, settings.engine, views, most)  # a refused engine leaves no features.json
     files.write_json(description, about)
     batches = stream(lambda images: encoder.encode(images)[settings.on], views, most)
     paths, written = source.paths, 0
@@ -126,7 +127,7 @@ def write(settings):
 
 
 def _regrouped(batches, size):
-    """Batches of arrays of equal length -> the same rows, `size` at a time; the last part may be smaller."""
+    """Yields the rows of batches of arrays of equal length, `size` at a time; the last part may be smaller."""
     kept, count = [], 0
     for batch in batches:
         kept.append(batch)

@@ -1,8 +1,8 @@
 """`python -m moco_tf.evaluate.finetune --encoder=RUN --labels=10`: trains an encoder and a classifier on some labels.
 
---init=random starts the same network from scratch, the fair comparison; with --labels=100 that is supervised training.
-Writes the network (model.keras: normalised images -> logits), summary.json, metrics.csv, accuracies per class,
-confusions and pictures.
+--init=random starts the same network from scratch, for a fair comparison. With --labels=100 that is supervised
+training. Writes the network (model.keras: normalised images -> logits), summary.json, metrics.csv, accuracies per
+class, confusions and pictures.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from moco_tf import command, files, progress
 from moco_tf.command import ConfigError
 from moco_tf.evaluate import settings as common
 
-EVALUATIONS = 10  # of a training, evenly spread over its epochs
+EVALUATIONS = 10  # in one training, evenly spread over its epochs
 
 log = logging.getLogger("moco_tf")
 
@@ -97,7 +97,7 @@ def train_and_judge(settings, train, test):
     encode = tf.function(lambda images: {"logits": model(images, training=False)})
     classifier = frozen.Encoder(preprocessing, encode, "classifier")
     task = augment.Labelled(preprocessing, settings.crop_min)
-    share = 100 * len(chosen) / len(labels)  # more than --labels where that is less than one image of each class
+    share = 100 * len(chosen) / len(labels)  # more than --labels if that gives less than one image per class
     of_class = np.bincount(labels[chosen], minlength=len(train.class_names))
     log.info(
         f"{settings.init} weights, {len(chosen)} of the {len(labels)} labelled images of {train.name} ({share:.3g} %: "
@@ -144,9 +144,9 @@ def train_and_judge(settings, train, test):
 
 
 def network(settings, classes):
-    """The network of normalised images -> logits (N, L), float32, and how images become its input.
+    """Returns the network of normalised images -> logits (N, L), float32, and its input format.
 
-    The features are normalised without parameters before the classifier: "features produced by unsupervised
+    A BatchNorm without parameters normalises the features before the classifier: "features produced by unsupervised
     pre-training can have different distributions", and BN in new layers calibrates them (He et al. 2020, section 4.2).
     """
     import keras
@@ -159,9 +159,9 @@ def network(settings, classes):
     pretrained = build.trained(settings.encoder).backbone if settings.init == "encoder" else None
     keras.utils.set_random_seed(settings.seed)
     start = keras.initializers.RandomNormal(stddev=0.01, seed=settings.seed)
-    with build.precision("bfloat16" if config.precision == "bfloat16" else "float32"):  # float16 would need its scale
+    with build.precision("bfloat16" if config.precision == "bfloat16" else "float32"):  # float16 needs a loss scale
         trunk = build.backbone(config)
-        features = BatchNorm(affine=False, name="head_norm")(trunk.output)  # a ViT has a "norm"
+        features = BatchNorm(affine=False, name="head_norm")(trunk.output)  # a ViT already has a layer "norm"
         logits = keras.layers.Dense(classes, kernel_initializer=start, dtype="float32", name="fc")(features)
     if pretrained:
         copy_weights(pretrained, trunk)
@@ -169,10 +169,10 @@ def network(settings, classes):
 
 
 def learner(settings, model, steps):
-    """The optimizer, for `steps` an epoch, and a function that learns from a batch of images and labels (N,).
+    """Returns the optimizer, for `steps` per epoch, and a function that learns from a batch of images and labels (N,).
 
-    It returns the sum of the losses before, and how many images were right. (`fit` makes a step too many of a dataset
-    whose length it does not know.)
+    The function returns the sum of the losses before its step, and how many images it classified correctly. (Keras'
+    `fit` makes one step too many on a dataset of unknown length.)
     """
     import tensorflow as tf
 
@@ -198,23 +198,23 @@ def learner(settings, model, steps):
 
 
 def balanced_subset(labels, percent, seed):
-    """Places (M,) in labels (N,) of `percent` of the images, ascending: as balanced as the classes allow.
+    """Returns places (M,) in labels (N,) of `percent` of the images, ascending: as balanced as the classes allow.
 
-    Taken are first one image of each class, then a second one of each, and so on; where a class has no more, those of
-    the others fill its place. There is one of each class at least. The subset of a smaller percentage is a part of
-    that of a larger one.
+    Takes first one image of each class, then a second image of each class, and so on. If a class has no more images,
+    images of the other classes fill its place. The subset has at least one image of each class. The subset of a
+    smaller percentage is a part of the subset of a larger percentage.
     """
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     by_class = np.argsort(labels[shuffled], kind="stable")
     counts = np.unique(labels, return_counts=True)[1]
-    rank = np.empty(len(labels), np.int64)  # of each shuffled image among those of its class
+    rank = np.empty(len(labels), np.int64)  # of each shuffled image among the images of its class
     rank[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     number = max(round(percent / 100 * len(labels)), len(counts))
     return np.sort(shuffled[np.argsort(rank, kind="stable")[:number]])
 
 
 def _of_each_class(counts, names):
-    """What was taken of each class, in a few words; counts: (L,)."""
+    """Says in a few words how many images were taken of each class; counts: (L,)."""
     from moco_tf.evaluate.subject import SHOWN
 
     taken, names = counts[counts > 0], [name for name, count in zip(names, counts, strict=True) if count]
@@ -226,10 +226,10 @@ def _of_each_class(counts, names):
 
 
 def _numbers_and_labels(source, limit):
-    """The numbers and the labels of a source's labelled images, at most `limit`, int64 (N,) each."""
+    """Returns the numbers and the labels of a source's labelled images, at most `limit`, int64 (N,) each."""
     if hasattr(source, "labels"):
         numbers, labels = source.good, source.labels.numpy()[source.good]
-    else:  # a stream, which is read for it
+    else:  # a stream has to be read for its labels
         records = source.in_order().map(lambda record: (record["id"], record["label"])).batch(4096)
         numbers, labels = (np.concatenate(part) for part in zip(*records.as_numpy_iterator(), strict=True))
     numbers, labels = numbers[labels >= 0], labels[labels >= 0]

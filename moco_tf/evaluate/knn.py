@@ -1,8 +1,8 @@
-"""`python -m moco_tf.evaluate.knn --encoder=DIR`: how well the nearest neighbours tell what an image is.
+"""`python -m moco_tf.evaluate.knn --encoder=DIR`: how well the nearest neighbours predict an image's class.
 
-No training and nothing to tune: each image of --eval_split is classified by the vote of the --train_split images whose
-features are nearest, as the monitor of training does it (Wu et al. 2018). Writes accuracies for each number of
-neighbours (metrics.csv, .png), per class (per_class.csv), the confusions, and summary.json.
+It needs no training and no tuning. The --train_split images with the nearest features vote on the class of each image
+of --eval_split, as in the monitor of training (Wu et al. 2018). Writes the accuracies for each number of neighbours
+(metrics.csv, .png) and per class (per_class.csv), the confusions, and summary.json.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def main(arguments):
 
 
 def judge(settings):
-    """Classifies the evaluation's images by their neighbours and writes the results; returns `Scores`."""
+    """Classifies the images of the evaluation by their neighbours and writes the results; returns `Scores`."""
     from moco_tf.evaluate import nearest_neighbors, scores, subject
 
     encoder, _ = subject.encoder(settings)

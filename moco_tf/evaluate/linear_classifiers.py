@@ -1,7 +1,7 @@
 """Linear classifiers of features, many at once. Axes: N images, D features, R classifiers, L classes.
 
-The papers' probe is one of them (He et al. 2020, section 4.1); a search for its rate trains R side by side, for little
-more than the cost of one: all see the same batch.
+The papers' probe is one such classifier (He et al. 2020, section 4.1). A search for its learning rate trains R
+classifiers side by side. All see the same batch, so this costs little more than one classifier.
 """
 
 import numpy as np
@@ -10,17 +10,17 @@ import tensorflow as tf
 from moco_tf.encoders.batch_norm import BatchNorm
 
 MOMENTUM = 0.9
-CHUNK = 4096  # images at a time when nothing is learnt
+CHUNK = 4096  # images at a time outside of training
 
 
 class Heads:
-    """R classifiers from the same start, each with a rate of its own, by SGD with momentum 0.9 and no decay.
+    """R classifiers from the same start, each with its own learning rate, trained by SGD: momentum 0.9, no decay.
 
     The weights start as N(0, 0.01), the biases as 0.
 
     Args:
       width, classes: D and L.
-      rates: (R,) learning rates, which the schedule's factor multiplies.
+      rates: (R,) learning rates; the schedule's factor multiplies them.
       batch_norm: normalise the features before the classifiers, without gain and offset.
     """
 
@@ -36,8 +36,8 @@ class Heads:
         self._step = tf.function(self._step, reduce_retracing=True)
 
     def step(self, features, labels, factor):
-        """Learns from a batch of features (N, D), labels (N,); returns the losses (R,) before."""
-        if self.norm and len(features) < 2:  # has no variance
+        """Learns from a batch of features (N, D) and labels (N,); returns the losses (R,) before the step."""
+        if self.norm and len(features) < 2:  # one image has no variance
             return tf.zeros(len(self.rates))
         return self._step(tf.cast(features, tf.float32), tf.cast(labels, tf.int32), tf.cast(factor, tf.float32))
 
@@ -49,7 +49,7 @@ class Heads:
             logits = tf.tensordot(features, self.kernel, 1) + self.bias  # N x R x L
             labels = tf.repeat(labels[:, None], logits.shape[1], axis=1)
             losses = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits), axis=0)
-        # Each classifier has its own loss: the gradient of their sum is the gradients of all.
+        # Each classifier has its own loss, so the gradient of the sum of the losses holds the gradients of all.
         for variable, velocity, gradient in zip(
             variables, self.velocities, tape.gradient(losses, variables), strict=True
         ):
@@ -58,7 +58,7 @@ class Heads:
         return losses
 
     def folded(self):
-        """Kernels (D, R, L) and biases (R, L) for features as they are: BatchNorm is in them. NumPy, float32."""
+        """Returns kernels (D, R, L) and biases (R, L) that include BatchNorm, for raw features: NumPy, float32."""
         kernel, bias = self.kernel.numpy(), self.bias.numpy()
         if not self.norm:
             return kernel, bias
@@ -68,7 +68,7 @@ class Heads:
 
 
 def fit(heads, features, labels, batch_size, factors, seed=0):
-    """Trains on features (N, D) in memory, an epoch for each of `factors`; yields each epoch's mean losses (R,)."""
+    """Trains on features (N, D) in memory, one epoch per entry of `factors`; yields each epoch's mean losses (R,)."""
     labels = np.asarray(labels)
     for epoch, factor in enumerate(factors):
         order = np.random.default_rng((seed, epoch)).permutation(len(labels))
@@ -80,15 +80,15 @@ def fit(heads, features, labels, batch_size, factors, seed=0):
 
 
 def search(features, labels, classes, rates, batch_size, factors, held_out=0.1, seed=0, batch_norm=False):
-    """Accuracy in percent, of each rate (R,), on a part of the images that was held out from learning.
+    """Returns the accuracy in percent of each learning rate (R,), on images that are held out from training.
 
     Args:
       features, labels: (N, D), (N,), of the training split alone.
-      held_out: the share of them that judges.
+      held_out: the share of these images that is held out.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     judging, learning = np.split(order, [max(1, round(held_out * len(order)))])
-    at_once = max(1, 2**26 // (features.shape[1] * classes))  # rates whose weights are 256 MB
+    at_once = max(1, 2**26 // (features.shape[1] * classes))  # learning rates whose weights take 256 MB
     accuracies = []
     for first in range(0, len(rates), at_once):
         heads = Heads(features.shape[1], classes, rates[first : first + at_once], seed, batch_norm)
@@ -105,7 +105,7 @@ def search(features, labels, classes, rates, batch_size, factors, held_out=0.1, 
 
 
 def rank(features, kernel, bias, places=5):
-    """Classes of features (N, D) by a classifier (D, L), (L,), likeliest first: NumPy, int64 (N, min(places, L))."""
+    """Ranks classes of features (N, D) by a classifier (D, L), (L,), likeliest first: int64 (N, min(places, L))."""
     parts = []
     for first in range(0, len(features), CHUNK):
         logits = tf.matmul(features[first : first + CHUNK], kernel) + bias

@@ -1,9 +1,10 @@
 """`python -m moco_tf.evaluate.linear_probe --encoder=DIR`: a linear classifier on frozen features.
 
---lr=auto (the default) encodes each image once, trains classifiers at many rates beside one another, takes the rate
-that is best on a held-out tenth of the *training* images, and trains with it on all. A number is the papers' way:
-random crops, a new encoding in every epoch, at that rate (configs/linear_v1.flags, configs/linear_v3.flags).
-Writes the classifier (probe.npz), summary.json, metrics.csv, rates.csv, accuracies per class, confusions and pictures.
+--lr=auto (the default) encodes each image once and trains classifiers at many learning rates side by side. It takes
+the learning rate that is best on a held-out tenth of the *training* images, and trains with it on all of them. With a
+number, the command works as the papers do: random crops, encoded anew in every epoch, at that learning rate
+(configs/linear_v1.flags, configs/linear_v3.flags). Writes the classifier (probe.npz), summary.json, metrics.csv,
+rates.csv, accuracies per class, confusions and pictures.
 """
 
 import dataclasses
@@ -61,7 +62,7 @@ class Settings(common.Encoding):
             raise ConfigError(f"--limit={self.limit} goes with --lr=auto, which keeps features; got --lr={self.lr}")
 
     def factors(self):
-        """What multiplies the rate in each epoch, a list of floats."""
+        """Returns the factors of the learning rate, one float for each epoch."""
         from moco_tf import schedules
 
         if self.lr_schedule == "step":
@@ -78,7 +79,7 @@ def judge(settings):
     """Trains the probe that the settings describe and writes the results; returns `Scores`.
 
     Raises:
-      ConfigError: the data has no labels, ...; a tensor of the encoder is not what it was before.
+      ConfigError: the data has no labels, ...; or a tensor of the encoder changed.
     """
     from moco_tf.evaluate import subject
 
@@ -105,7 +106,7 @@ def judge(settings):
 def probe(settings, encoder, train, test, learning=None, evaluation=None):
     """Trains a probe on an `Encoder`'s features of labelled sources and writes the results; returns `Scores`.
 
-    learning, evaluation: (features, labels) of the two, where they are known already.
+    learning, evaluation: (features, labels) of `train` and of `test`, if they are known already.
     """
     import numpy as np
 
@@ -151,7 +152,7 @@ def probe(settings, encoder, train, test, learning=None, evaluation=None):
 
 
 def _best_rate(settings, features, labels, classes, factors):
-    """The rate that is best on a held-out part of the images to learn from; all are written to rates.csv."""
+    """Returns the learning rate that is best on held-out training images; writes the accuracy of each to rates.csv."""
     from moco_tf.evaluate import linear_classifiers, plots, scores
 
     top1s = linear_classifiers.search(
@@ -200,7 +201,7 @@ def _of_crops(settings, encoder, source, heads, factors):
 
 
 def digests(model):
-    """(path, SHA-256 of its bytes) of each of a model's variables; its two encoders have the same paths."""
+    """Lists (path, SHA-256 of the bytes) of each variable of a model; a model's two encoders have the same paths."""
     return [(v.path, hashlib.sha256(v.numpy().tobytes()).hexdigest()) for v in model.variables]
 
 

@@ -1,8 +1,9 @@
-"""`python -m moco_tf.evaluate.look --encoder=RUN`: what an encoder has learnt, to look at.
+"""`python -m moco_tf.evaluate.look --encoder=RUN`: shows what an encoder has learnt.
 
-Writes report.html, one file that opens from disk: training curves, the accuracies of evaluations that lie in the run,
-a map of --eval_split (t-SNE of the features), and the nearest neighbours of some images. Labels serve for colours and
-captions only. Beside it are TensorBoard's projector files: `tensorboard --logdir=OUTPUT`.
+Writes report.html, one file that opens from disk. It shows training curves, the accuracies of the evaluations in the
+run's folder, a map of --eval_split (t-SNE of the features), and the nearest neighbours of some images. Labels serve
+for colours and captions only. The command also writes TensorBoard's projector files beside the report:
+`tensorboard --logdir=OUTPUT`.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from moco_tf import command
 from moco_tf.command import ConfigError
 from moco_tf.evaluate import settings as common
 
-SPRITE_SIDE = 8192  # TensorBoard takes a sprite of at most so many pixels a side
+SPRITE_SIDE = 8192  # pixels: TensorBoard takes no sprite with a longer side
 
 log = logging.getLogger("moco_tf")
 
@@ -77,7 +78,7 @@ def look(settings):
     some = np.linspace(0, len(features) - 1, min(settings.queries, len(features))).round().astype(int)
     cosines, numbers = nearest_neighbors.nearest(
         features, features[some], settings.neighbours + 1
-    )  # itself among them
+    )  # the query is one of its own neighbours
     neighbours = []
     for query, similar, nearest in zip(some, cosines, numbers, strict=True):
         others = [(int(n), float(c)) for n, c in zip(nearest, similar, strict=True) if n != query]
@@ -92,7 +93,7 @@ def look(settings):
 
 
 def _shown(settings, preprocessing):
-    """The images of --eval_split; of a folder that has no such split, and was not asked for it, those of training."""
+    """Returns the images of --eval_split, or of --train_split if the default --eval_split does not exist."""
     from moco_tf.evaluate import subject
 
     try:
@@ -111,7 +112,7 @@ def _shown(settings, preprocessing):
 
 
 def _encoded(settings, encoder, source):
-    """Features (N, D), labels (N,) and small pictures uint8 (N, T, T, 3) of at most --limit images."""
+    """Returns features (N, D), labels (N,) and small pictures uint8 (N, T, T, 3) of at most --limit images."""
     import numpy as np
     import tensorflow as tf
 

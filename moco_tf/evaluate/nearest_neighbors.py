@@ -1,7 +1,7 @@
 """Weighted k-nearest-neighbour classification of features, the monitor of self-supervised training.
 
-The rule is instance discrimination's (Wu et al. 2018, arXiv:1805.01978, section 3.4) with the CIFAR-10 demo's
-k = 200 and t = 0.1. Axes: N queries, B bank, C features, L classes, k neighbours.
+The rule comes from instance discrimination (Wu et al. 2018, arXiv:1805.01978, section 3.4), with k = 200 and t = 0.1
+as in the CIFAR-10 demo. Axes: N queries, B bank, C features, L classes, k neighbours.
 """
 
 import numpy as np
@@ -9,16 +9,16 @@ import tensorflow as tf
 
 K, TEMPERATURE = 200, 0.1
 CHUNK = 2048  # queries at a time
-ROWS = 16_384  # of the bank at a time: the similarities held are CHUNK x ROWS, never N x B
+ROWS = 16_384  # of the bank at a time: memory holds CHUNK x ROWS similarities, never N x B
 
 
 def predict(bank, bank_labels, queries, classes, k=K, temperature=TEMPERATURE):
-    """Labels of queries by a vote of their nearest bank features, each weighing exp(cosine / t).
+    """Predicts labels of queries by a vote of their nearest bank features, each with the weight exp(cosine / t).
 
     Args:
       bank: (B, C) features; queries: (N, C) features. Neither needs unit length.
       bank_labels: (B,) integers in [0, classes).
-      k: neighbours that vote; all of the bank if it holds fewer.
+      k: neighbours that vote; the whole bank if it holds fewer.
 
     Returns:
       (N,) int64 NumPy array.
@@ -28,20 +28,20 @@ def predict(bank, bank_labels, queries, classes, k=K, temperature=TEMPERATURE):
 
 
 def accuracy(bank, bank_labels, queries, labels, classes, k=K, temperature=TEMPERATURE):
-    """Top-1 accuracy in percent of `predict` against labels (N,)."""
+    """Returns the top-1 accuracy in percent of `predict` against labels (N,)."""
     return 100.0 * float(np.mean(predict(bank, bank_labels, queries, classes, k, temperature) == labels))
 
 
 def nearest(bank, queries, k):
-    """The k rows of a bank that are nearest to each query by cosine, the nearest first; of equals the first row.
+    """Finds the k rows of a bank nearest to each query by cosine, the nearest first; of equal rows the first one.
 
-    Beside its arguments it holds CHUNK x ROWS similarities and a number for each row: no second bank.
+    Beside its arguments the function holds CHUNK x ROWS similarities and one number per row: no second bank.
 
     Args:
       bank: (B, C) features; queries: (N, C) features. Neither needs unit length.
 
     Returns:
-      NumPy arrays (N, min(k, B)): cosines float32, numbers of rows int32.
+      NumPy arrays (N, min(k, B)): cosines float32, row numbers int32.
 
     Raises:
       ValueError: a feature is not finite.
@@ -64,22 +64,22 @@ def nearest(bank, queries, k):
 
 
 def rank(cosines, labels, classes, temperature=TEMPERATURE, places=5):
-    """Classes by the votes of neighbours, most votes first.
+    """Ranks classes by the votes of neighbours, most votes first.
 
     Args:
-      cosines: (N, k) of the neighbours; labels: (N, k) of them, integers in [0, classes).
+      cosines: (N, k) of the neighbours; labels: (N, k) of the neighbours, integers in [0, classes).
 
     Returns:
-      (N, min(places, classes)) int64 NumPy array, -1 where nothing is left that has a vote.
+      (N, min(places, classes)) int64 NumPy array, -1 where no other class has a vote.
     """
-    at_once = max(1, 2**24 // classes)  # the votes held are a part of N x L
+    at_once = max(1, 2**24 // classes)  # memory holds the votes of a part of the N x L
     parts = [slice(first, first + at_once) for first in range(0, len(cosines), at_once)]
     ranked = [_rank(cosines[part], labels[part], classes, temperature, min(places, classes)) for part in parts]
     return np.concatenate([r.numpy() for r in ranked])
 
 
 def _inverse_lengths(features, name):
-    """One over the length of each row, float32 (N,); a row of zeros stays one."""
+    """Returns 1 / length of each row, float32 (N,), such that a row of zeros stays zeros."""
     lengths = np.empty(len(features), np.float32)
     for start in range(0, len(features), ROWS):
         rows = np.asarray(features[start : start + ROWS], np.float32)

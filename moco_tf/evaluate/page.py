@@ -1,7 +1,8 @@
-"""HTML pages that open from disk: pictures are inside them, and they ask nothing of a network.
+"""HTML pages that open from disk: they contain their pictures and need no network.
 
-`write` takes parts, which are HTML already; `text`, `table`, `figure` and `image` make such parts of what may be any
-characters. Reports of an encoder and the pages of `moco_tf.search` are made of them.
+`write` takes parts that are HTML already. `text`, `table`, `figure` and `image` make such parts; the input of `text`
+and the rows of `table` may have any characters. Reports of an encoder and the pages of `moco_tf.search` consist of
+these parts.
 """
 
 import base64
@@ -44,24 +45,24 @@ def write(path, title, parts):
 
 
 def text(value):
-    """Any text as HTML, also a name that is not text or would break a line."""
+    """Returns any text as HTML, also a file name that is not valid text or contains a line break."""
     return html.escape(files.printable(value))
 
 
 def table(heads, rows):
-    """An HTML table; heads: HTML; rows: of any values."""
+    """Returns an HTML table; heads: HTML; rows: of any values."""
     head = "".join(f"<th>{cell}</th>" for cell in heads)
     body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def figure(picture, caption, kind, alternative):
-    """A picture with a caption. picture, caption: HTML; kind: a class of the style; alternative: HTML, the tooltip."""
+    """Returns a captioned picture. picture, caption: HTML; kind: a style class; alternative: HTML, the tooltip."""
     return f'<figure class="{kind}" title="{alternative}">{picture}<figcaption>{caption}</figcaption></figure>'
 
 
 def image(encoded, alternative, attributes=""):
-    """An image that lies in the page. encoded: bytes of a PNG or a JPEG; alternative: HTML."""
+    """Returns an image that the page contains. encoded: bytes of a PNG or a JPEG; alternative: HTML."""
     kind = "jpeg" if encoded.startswith(b"\xff\xd8") else "png"
     content = base64.b64encode(encoded).decode()
     return f'<img{attributes} alt="{alternative}" src="data:image/{kind};base64,{content}">'

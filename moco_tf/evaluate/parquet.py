@@ -1,4 +1,4 @@
-"""Features as one Parquet file with a map in it, for data bases and embedding browsers. Axes: N images, D numbers."""
+"""Writes features and a map as one Parquet file, for databases and embedding browsers. Axes: N images, D numbers."""
 
 import functools
 
@@ -10,7 +10,7 @@ from moco_tf.evaluate import planar_map
 
 
 def require():
-    """Refuses where a package is missing, before images are encoded."""
+    """Raises if a package is missing, before images are encoded."""
     try:
         import pyarrow.parquet  # noqa: F401
         import sklearn  # noqa: F401
@@ -21,11 +21,12 @@ def require():
 def write(path, shards, class_names, seed):
     """Writes a row for each image, shard by shard, in one step; one shard's vectors are in memory at a time.
 
-    Columns: `path` text, null where images are no files, with what is not text in it escaped; `id`, `label` int64;
-    `class` text, null where there is no label; `vector` float32 (D,); `x`, `y` float32, as `planar_map.places` has it.
+    Columns: `path` text, null where images are no files, with invalid characters escaped; `id`, `label` int64;
+    `class` text, null where there is no label; `vector` float32 (D,); `x`, `y` float32 from `planar_map.places`.
 
     Args:
-      shards: files with `features` (n, D), `labels`, `ids` and, of files, `paths`; seed: of the map.
+      shards: files with `features` (n, D), `labels`, `ids` and, where the images are files, `paths`.
+      seed: of the map.
     """
     import pyarrow as pa
     from pyarrow import parquet

@@ -1,21 +1,21 @@
-"""Features as a map: places in a plane, where near is similar. Axes: N images, D numbers of each."""
+"""Maps features to places in a plane, where near means similar. Axes: N images, D numbers of each."""
 
 import logging
 
 import numpy as np
 
-TSNE_UP_TO = 10_000  # images; t-SNE of more takes many minutes, principal components seconds
+TSNE_UP_TO = 10_000  # images; with more, t-SNE takes many minutes, principal components take seconds
 
 log = logging.getLogger("moco_tf")
 
 
 def places(parts, seed):
-    """Places of the features in several parts, which are read one at a time: float32 (N, 2), parts in order.
+    """Returns places, float32 (N, 2), of features in several parts, in their order; reads one part at a time.
 
-    By t-SNE up to 10,000 images, by principal components beyond; zeros for fewer than three images.
+    Uses t-SNE for up to 10,000 images and principal components for more. Returns zeros for fewer than three images.
 
     Args:
-      parts: functions without arguments, each gives features (n, D).
+      parts: functions without arguments, each returns features (n, D).
     """
     count = sum(len(part()) for part in parts)
     if count < 3:
@@ -28,16 +28,16 @@ def places(parts, seed):
     pca = IncrementalPCA(2)
     for part in parts:
         features = part()
-        if len(features) >= 2:  # it asks for as many as there are components
+        if len(features) >= 2:  # IncrementalPCA needs at least as many rows as components
             pca.partial_fit(_directions(features))
     return np.concatenate([pca.transform(_directions(part())) for part in parts]).astype(np.float32)
 
 
 def tsne(features, seed, perplexity=30.0):
-    """t-SNE of the directions of features (N, D), three or more: float32 (N, 2). perplexity: at most (N - 1) / 3."""
+    """Returns t-SNE, float32 (N, 2), of the directions of features (N, D), N >= 3. perplexity: at most (N - 1) / 3."""
     from sklearn.manifold import TSNE
 
-    # Of unit length, the nearest by distance are the nearest by cosine.
+    # At unit length, the nearest by distance are also the nearest by cosine.
     perplexity = min(perplexity, (len(features) - 1) / 3)
     return TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(_directions(features))
 

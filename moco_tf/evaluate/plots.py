@@ -1,4 +1,4 @@
-"""Pictures of results, by matplotlib; where it is not installed (extra: eval), there are none, and a line says so."""
+"""Pictures of results by matplotlib. Without matplotlib (extra: eval) there are no pictures; the log says so."""
 
 import logging
 
@@ -7,13 +7,13 @@ import numpy as np
 from moco_tf import files
 
 LONGEST = 40  # characters of a name
-MOST_CLASSES = 100  # in a picture of confusions: more would be finer than its pixels
+MOST_CLASSES = 100  # in a picture of confusions: cells of more classes would be smaller than a pixel
 
 log = logging.getLogger("moco_tf")
 
 
 def pyplot():
-    """matplotlib's pyplot, or None, with a line in the log the first time."""
+    """Returns matplotlib's pyplot; if it is missing, returns None and logs a line the first time."""
     try:
         import matplotlib
     except ImportError:
@@ -28,7 +28,7 @@ def pyplot():
 
 
 def curves(path, rows, x, *columns, logarithmic=False, unit="%"):
-    """Columns of rows (dicts) over the column `x`; blank values are passed over."""
+    """Plots columns of rows (dicts) over the column `x`; skips blank values."""
     plt = pyplot()
     if not plt:
         return
@@ -47,7 +47,7 @@ def curves(path, rows, x, *columns, logarithmic=False, unit="%"):
 
 
 def bars(path, groups, series):
-    """Values in percent: `series` maps a name to a list of a value for each name in `groups`."""
+    """Plots bars in percent: `series` maps a name to a list with one value for each name in `groups`."""
     plt = pyplot()
     if not plt:
         return
@@ -62,7 +62,7 @@ def bars(path, groups, series):
 
 
 def confusion(path, confusions, counts, class_names):
-    """The confusion matrix, each row's images as shares; of many classes those that are least often right."""
+    """Plots the confusion matrix, each row as shares of its images; of many classes only the least accurate ones."""
     plt = pyplot()
     if not plt:
         return
@@ -75,7 +75,7 @@ def confusion(path, confusions, counts, class_names):
         order = np.argsort(right[shown] / counts[shown], kind="stable")
         title = f"The {MOST_CLASSES} least recognised of {len(shown)} classes"
         shown = np.sort(shown[order[:MOST_CLASSES]])
-    place = np.full(len(counts) + 1, -1)  # the last: none
+    place = np.full(len(counts) + 1, -1)  # the last one stands for no class
     place[shown] = np.arange(len(shown))
     matrix = np.zeros((len(shown), len(shown)))
     rows, columns = place[confusions[:, 0]], place[confusions[:, 1]]
@@ -100,7 +100,7 @@ def confusion(path, confusions, counts, class_names):
 
 
 def points(path, places, labels, class_names):
-    """A map: places (N, 2), coloured by labels (N,), -1 grey."""
+    """Plots a map: places (N, 2), coloured by labels (N,), -1 in grey."""
     plt = pyplot()
     if not plt:
         return
@@ -119,9 +119,9 @@ def points(path, places, labels, class_names):
 
 
 def caption(name):
-    """A name as pictures show it: long ones are cut, which would leave no room for anything else.
+    """Returns a name as pictures show it; cuts a long name, which would leave no room for anything else.
 
-    matplotlib sets what stands between dollars as a formula, and fails where it is none.
+    Escapes dollars: matplotlib reads text between dollars as a formula, and fails if it is not a formula.
     """
     return (name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}...").replace("$", r"\$")
 

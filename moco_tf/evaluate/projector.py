@@ -21,7 +21,7 @@ CONFIG = """embeddings {{
 
 
 def write(folder, features, names, pictures):
-    """Writes them into a folder that `tensorboard --logdir` takes.
+    """Writes the projector's files into a folder that `tensorboard --logdir` takes.
 
     features: (N, D); names: N texts; pictures: uint8 (N, T, T, 3).
     """
@@ -34,7 +34,7 @@ def write(folder, features, names, pictures):
 
 
 def sprite(pictures):
-    """Pictures (N, H, W, 3) row by row in a square of ceil(sqrt(N)) a side, as the projector expects them."""
+    """Puts pictures (N, H, W, 3) row by row into a square of ceil(sqrt(N)) per side, as the projector expects them."""
     count, height, width, _ = pictures.shape
     side = math.ceil(math.sqrt(count))
     filled = np.zeros((side * side, height, width, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""A report of an encoder in one HTML file: pictures are inside it, and it asks nothing of a network."""
+"""Writes a report of an encoder as one HTML file: it contains its pictures and needs no network."""
 
 import csv
 import json
@@ -10,12 +10,12 @@ from moco_tf.evaluate import page, plots
 
 
 def write(path, settings, source, names, labels, pictures, neighbours):
-    """Writes the report; map.png lies beside it.
+    """Writes the report; expects map.png beside it.
 
     Args:
-      source: the name of the images that are shown; names: a text for each; labels: int (N,), -1 unknown; pictures:
-        uint8 (N, T, T, 3).
-      neighbours: for each image that is asked about its number and a list of (number, cosine), the nearest first.
+      source: the name of the images that are shown; names: a text for each image; labels: int (N,), -1 unknown;
+        pictures: uint8 (N, T, T, 3).
+      neighbours: for each query image, its number and a list of (number, cosine), the nearest first.
     """
     run = Path(settings.encoder)
     parts = [f"<p>{len(names)} images of {page.text(source)}.</p>"]
@@ -42,12 +42,12 @@ def write(path, settings, source, names, labels, pictures, neighbours):
 
 
 def _kind(label, other):
-    """How a neighbour is framed: by its class, where both are known."""
+    """Returns the style class of a neighbour's frame: whether its class is the query's, if both are known."""
     return "" if min(label, other) < 0 else "same" if label == other else "other"
 
 
 def _results(run):
-    """Rows of the evaluations whose summaries lie in a run folder: what, images, on, top-1."""
+    """Returns rows of the evaluations with a summary in the run folder: evaluation, images, judged on, top-1."""
     rows = []
     for file in sorted(run.glob("*/summary.json")):
         summary = json.loads(file.read_text())
@@ -63,7 +63,7 @@ def _results(run):
 
 
 def _curves(run, folder):
-    """Pictures of the training's loss and kNN accuracy, if a run folder has any."""
+    """Returns pictures of the training's loss and kNN accuracy, if the run folder has them."""
     metrics = run / "metrics.csv"
     if not metrics.exists():
         return []

@@ -1,4 +1,4 @@
-"""From ranked classes to accuracies, and the files that hold them. Axes: N images, L classes. All in percent."""
+"""Computes accuracies from ranked classes and writes them to files. Axes: N images, L classes. All in percent."""
 
 import csv
 import dataclasses
@@ -13,12 +13,12 @@ from moco_tf.evaluate import plots
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """What a classifier's ranking of classes is worth.
+    """How accurate a classifier's ranking of classes is.
 
     Attributes:
       top1, top5: accuracies; top5 is None with 5 classes or fewer.
-      of_class: (L,) accuracy of each class, nan where it has no image; counts: (L,) its images.
-      confusions: (M, 3) integers: class, class taken for it (-1: none), how often; only pairs that occur.
+      of_class: (L,) accuracy of each class, NaN where it has no image; counts: (L,) images of each class.
+      confusions: (M, 3) integers: class, predicted class (-1: none), how often; only pairs that occur.
     """
 
     top1: float
@@ -32,7 +32,7 @@ class Scores:
 
 
 def score(ranked, labels, classes):
-    """`Scores` of ranked classes (N, up to 5), best first, -1 for none, against labels (N,)."""
+    """Returns the `Scores` of ranked classes (N, up to 5), best first, -1 for none, against labels (N,)."""
     hits = ranked == labels[:, None]
     counts = np.bincount(labels, minlength=classes)
     with np.errstate(invalid="ignore"):
@@ -43,16 +43,16 @@ def score(ranked, labels, classes):
 
 
 def accuracies(scores):
-    """The columns of metrics.csv that hold them, a dict; blank where there is no top-5."""
+    """Returns the accuracies as columns of metrics.csv, a dict; blank where there is no top-5."""
     return {"top1": round(scores.top1, 4), "top5": "" if scores.top5 is None else round(scores.top5, 4)}
 
 
 def write(folder, scores, class_names, settings, rows, over, **facts):
-    """Writes what each command leaves: summary.json, metrics.csv and its plot, per_class.csv, confusions.csv and .png.
+    """Writes each command's results: summary.json, metrics.csv and its plot, per_class.csv, confusions.csv and .png.
 
     Args:
-      settings: of the command; facts: what else summary.json is to say.
-      rows: of metrics.csv, a list of dicts; over: the column over which the accuracies among them are plotted.
+      settings: of the command; facts: further entries of summary.json.
+      rows: of metrics.csv, a list of dicts; over: the column over which their accuracies are plotted.
     """
     folder = Path(folder)
     summary = {
@@ -70,7 +70,7 @@ def write(folder, scores, class_names, settings, rows, over, **facts):
         for name, count, of_class in zip(class_names, scores.counts, scores.of_class, strict=True)
     ]
     write_rows(folder / "per_class.csv", per_class)
-    names = [*class_names, ""]  # the last: -1, none
+    names = [*class_names, ""]  # the last one: -1, no class
     confusions = [{"class": names[a], "taken_for": names[b], "times": int(n)} for a, b, n in scores.confusions]
     write_rows(folder / "confusions.csv", confusions)
     plots.curves(folder / "metrics.png", rows, over, *(name for name in rows[0] if "top" in name))

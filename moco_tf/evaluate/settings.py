@@ -1,6 +1,6 @@
-"""What the commands of evaluation have in common: which encoder, which images, where the results go.
+"""Settings that the commands of evaluation share: which encoder, which images, where the results go.
 
-Imports nothing heavy, so that a wrong flag is answered at once.
+The module imports nothing heavy, so a wrong flag is answered at once.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from moco_tf.command import ConfigError, flag
 from moco_tf.files import printable
 from moco_tf.startup import load_tensorflow
 
-# --engine: the packages that it needs, and the extra that brings them.
+# Each --engine: the packages that it needs, and the extra that installs them.
 ENGINES = {
     "tensorflow": ((), ""),
     "onnx": (("onnx", "onnxruntime", "tf2onnx"), "onnx"),
@@ -26,7 +26,7 @@ log = logging.getLogger("moco_tf")
 
 
 def engine_flag():
-    """The flag --engine of a command that encodes images with a frozen encoder; `require_engine` checks it."""
+    """Makes the flag --engine of a command that encodes images with a frozen encoder; `require_engine` checks it."""
     return flag(
         "tensorflow",
         "What computes the encoder: tensorflow, of which results repeat to the bit; onnx or openvino, which agree "
@@ -37,7 +37,7 @@ def engine_flag():
 
 
 def require_engine(engine):
-    """Refuses an --engine of which a package is missing."""
+    """Refuses an --engine if one of its packages is missing."""
     packages, extra = ENGINES[engine]
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
@@ -70,7 +70,7 @@ class Settings:
         "", "Folder for the results. '': a folder named after the command, in the run or beside DIR.", path=True
     )
 
-    NAME = ""  # of the output folder where --output does not say
+    NAME = ""  # of the output folder without --output
     RUNS_ONLY = False  # whether the command needs more of a run than a SavedModel holds
 
     def __post_init__(self):
@@ -83,12 +83,12 @@ class Settings:
 
     @property
     def default_eval_split(self):
-        """What --eval_split is where nobody gives it."""
+        """The value of --eval_split if the user does not give one."""
         run = run_folder.recorded(self.encoder)
         return run.eval_split if run else "test"
 
     def resolved(self):
-        """These settings with data set, splits and output filled in.
+        """Returns these settings with data set, splits and output filled in.
 
         Raises:
           ConfigError: --encoder is neither a run folder nor a folder that may hold a SavedModel.
@@ -98,7 +98,7 @@ class Settings:
         if run is None and self.RUNS_ONLY:
             raise ConfigError(f"--encoder={path} is to be a run folder, as moco_tf.train writes it, with config.flags")
         inherited = run if run and not self.dataset else None
-        if inherited and inherited.dataset != "embedded":  # the run may be somebody else's
+        if inherited and inherited.dataset != "embedded":  # the run may come from somebody else
             where = f" in {printable(inherited.data_dir)}" if inherited.data_dir else ""
             log.info(f"Images: {printable(inherited.dataset)}{where}, as {printable(path / 'config.flags')} says.")
         base = path.parent if (path / "saved_model.pb").exists() else path
@@ -110,14 +110,14 @@ class Settings:
             train_split=self.train_split or (inherited.train_split if inherited else "train"),
             eval_split=self.eval_split or (inherited.eval_split if inherited else "test"),
             exif=self.exif or bool(inherited and inherited.exif),
-            # A server polls the folder of a SavedModel: nothing else is written there.
+            # A server polls the folder of a SavedModel, so results are not written there.
             output=self.output or str(path / name if run else base.with_name(f"{base.absolute().name}-{name}")),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoding(Settings):
-    """Of the commands whose encoder stays as it is."""
+    """Settings of the commands that do not change their encoder."""
 
     engine: str = engine_flag()
 
@@ -127,7 +127,7 @@ class Encoding(Settings):
 
 
 def recorded_run(path):
-    """The config of the run that --encoder names, None if it is a SavedModel.
+    """Returns the config of the run that --encoder names, or None for a SavedModel.
 
     Raises:
       ConfigError: the path is neither a run folder nor a folder that may hold a SavedModel.
@@ -143,10 +143,10 @@ def recorded_run(path):
 
 
 def shard(text):
-    """(number, of) of --shard=3/16, the third of 16 parts; (1, 1), the whole, of ''.
+    """Parses --shard=3/16, the third of 16 parts, into (3, 16); '' means the whole, (1, 1).
 
     Raises:
-      ConfigError: it is not written so, or there is no such part.
+      ConfigError: the text has another form, or there is no such part.
     """
     match = re.fullmatch(r"([0-9]+)/([0-9]+)", text or "1/1")
     if not match or not 1 <= int(match[1]) <= int(match[2]):
@@ -157,7 +157,7 @@ def shard(text):
 def run(program, doc, kind, function, arguments, training=False):
     """Runs a command of evaluation, `function(settings)`, with resolved settings; returns the exit status.
 
-    training: whether it trains an encoder (see `load_tensorflow`).
+    training: whether the command trains an encoder (see `load_tensorflow`).
     """
     command.log_to_screen()
 
@@ -169,12 +169,12 @@ def run(program, doc, kind, function, arguments, training=False):
         except OSError as error:
             raise ConfigError(f"--output names a folder to make or to write to; {output}: {error.strerror}") from None
         with command.log_to_file(output / "log.txt"):
-            load_tensorflow(training=training)  # takes seconds: wrong flags have been answered by now
+            load_tensorflow(training=training)  # takes seconds; the flags are already checked
             from moco_tf.data.errors import ERRORS, reason
 
             try:
                 function(settings)
-            except ERRORS as error:  # an image that changed after it was checked, or too little memory
+            except ERRORS as error:  # an image changed after it was checked, or memory ran out
                 log.error(f"Stopped: {reason(error)}.")
                 return 1
         return 0

@@ -1,9 +1,10 @@
-"""`python -m moco_tf.evaluate.sts --encoder=RUN --pairs=FILE.tsv`: do sentences that mean the same come out alike?
+"""`python -m moco_tf.evaluate.sts --encoder=RUN --pairs=FILE.tsv`: do sentences of one meaning get similar features?
 
-Semantic textual similarity: Spearman's correlation, times 100, of the cosine of two sentences' features with the score
-that people gave, over all pairs of the file; a line is `score<TAB>sentence<TAB>sentence`. Beside it what needs no
-encoder: the cosine of tf-idf vectors, and the words that both have over all that either has. Writes summary.json and
-pairs.csv, each pair with its cosines. The extra `eval` has scikit-learn, which it needs.
+The measure is semantic textual similarity: Spearman's correlation, times 100, between the cosine of two sentences'
+features and the score that people gave the pair, over all pairs of the file. A line of the file is
+`score<TAB>sentence<TAB>sentence`. The command also computes two measures without an encoder: the cosine of tf-idf
+vectors, and the number of words in both sentences divided by the number in either. Writes summary.json, and pairs.csv
+with the cosines of each pair. It needs scikit-learn, from the extra `eval`.
 """
 
 import csv
@@ -35,7 +36,7 @@ class Settings:
                 raise ConfigError(f"--{name}=PATH names {what}")
 
     def resolved(self):
-        """These settings with the output filled in."""
+        """Returns these settings with the output filled in."""
         path = Path(self.encoder)
         beside = path.with_name(f"{path.absolute().name}-sts")
         own = path / "sts" if run_folder.recorded(path) else beside
@@ -48,7 +49,7 @@ def main(arguments):
 
 
 def judge(settings):
-    """Correlates and writes the results; returns {what: Spearman's correlation times 100}."""
+    """Computes the correlations and writes the results; returns {measure: Spearman's correlation times 100}."""
     try:
         import numpy as np
         import scipy.stats
@@ -90,10 +91,10 @@ def judge(settings):
 
 
 def read(path):
-    """(scores, first sentences, second sentences) of a file of pairs.
+    """Reads (scores, first sentences, second sentences) from a file of pairs.
 
     Raises:
-      ConfigError: it is not there, or a line is something else.
+      ConfigError: the file cannot be read, a line has another form, or the scores are all the same.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -118,7 +119,7 @@ def read(path):
 
 
 def encode(encoder, texts):
-    """Features (N, C) of texts, NumPy."""
+    """Returns the features (N, C) of texts, a NumPy array."""
     import numpy as np
     import tensorflow as tf
 
@@ -129,7 +130,7 @@ def encode(encoder, texts):
 
 
 def cosine(one, other):
-    """(N,) of rows (N, C); 0 where one of them is 0."""
+    """Returns the cosines (N,) of the rows of two arrays (N, C); 0 where one of the two rows is 0."""
     import numpy as np
 
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
@@ -142,7 +143,7 @@ def _less_their_mean(one, other):
 
 
 def tf_idf(firsts, seconds):
-    """Cosines (N,) of tf-idf vectors of lists of words, whose idf is of these sentences."""
+    """Returns the cosines (N,) of tf-idf vectors of lists of words; the idf comes from these sentences."""
     import numpy as np
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -152,13 +153,13 @@ def tf_idf(firsts, seconds):
 
 
 def overlap(firsts, seconds):
-    """(N,): of lists of words, the words that both have, over all that either has (Jaccard)."""
+    """Returns (N,): the number of words in both lists, divided by the number of words in either (Jaccard)."""
     sets = [(set(first), set(second)) for first, second in zip(firsts, seconds, strict=True)]
     return [len(one & other) / max(1, len(one | other)) for one, other in sets]
 
 
 def words(texts):
-    """The words of each text, as an encoder has them: lists of strings."""
+    """Splits each text into words as an encoder does; returns lists of strings."""
     import tensorflow as tf
 
     from moco_tf.data.inputs import text as inputs

@@ -1,4 +1,4 @@
-"""What the commands of evaluation open: the encoder, labelled images, and the features of the one on the other."""
+"""Opens what the commands of evaluation need: the encoder, labelled images, and the encoder's features of them."""
 
 import logging
 from pathlib import Path
@@ -12,13 +12,13 @@ from moco_tf.evaluate import engines
 from moco_tf.evaluate.extract import extract, views_of
 
 LABELS = {"images": "a folder has a sub-folder for each class", "sentences": "a line is label<TAB>sentence"}
-SHOWN = 10  # classes that a line names
+SHOWN = 10  # classes that a log line names
 
 log = logging.getLogger("moco_tf")
 
 
 def encoder(settings):
-    """(the `Encoder` that --encoder names, its model if it is a run's and None if a SavedModel's)."""
+    """Returns the `Encoder` that --encoder names, and its model, which is None for a SavedModel."""
     if run_folder.recorded(settings.encoder) is None:
         return frozen.read(settings.encoder), None
     model = build.trained(settings.encoder)
@@ -26,7 +26,7 @@ def encoder(settings):
 
 
 def by_engine(settings, encoder, *sources):
-    """The encoder, computed by what --engine names, for the images of these sources, at most --limit of each."""
+    """Returns the encoder, computed by --engine, for the images of these sources, at most --limit of each."""
     if settings.engine == "tensorflow":
         return encoder
     views = views_of(sources[0], encoder.preprocessing, settings.limit)
@@ -35,10 +35,10 @@ def by_engine(settings, encoder, *sources):
 
 
 def source(settings, split, preprocessing):
-    """What an encoder with this `preprocessing` reads of a split; a folder's files are remembered beside the results.
+    """Opens a split for an encoder with this `preprocessing`; lists a folder's files in a file beside the results.
 
     Raises:
-      ConfigError: there is no such split, or it holds what the encoder cannot read.
+      ConfigError: there is no such split, or the encoder cannot read its contents.
     """
     manifest = Path(settings.output) / f"{''.join(c if c.isalnum() else '_' for c in split)}_images.csv"
     where = settings.dataset, settings.data_dir, split
@@ -53,10 +53,10 @@ def source(settings, split, preprocessing):
 
 
 def labelled(settings, preprocessing):
-    """The sources (training, evaluation) of labelled images, as an encoder with this `preprocessing` reads them.
+    """Returns the sources (training, evaluation) of labelled images, for an encoder with this `preprocessing`.
 
     Raises:
-      ConfigError: as `source`; or one has no labels, or there are fewer than two classes.
+      ConfigError: as `source`; or a source has no labels, or there are fewer than two classes.
     """
     sources = [source(settings, split, preprocessing) for split in (settings.train_split, settings.eval_split)]
     for images in sources:
@@ -85,12 +85,12 @@ def check_images(preprocessing):
 
 
 def features(settings, encoder, images, on="features"):
-    """Features (N, C) float32 and labels (N,) of the labelled images of a source, at most --limit.
+    """Returns features (N, C) float32 and labels (N,) of the labelled images of a source, at most --limit.
 
     on: which of the `Encoder`'s outputs.
 
     Raises:
-      ConfigError: none is labelled, or a feature is not finite.
+      ConfigError: no image is labelled, or a feature is not finite.
     """
     encode = lambda views: encoder.encode(views)[on]  # noqa: E731
     vectors, labels = extract(encode, images, encoder.preprocessing, settings.limit, labelled=True)
@@ -106,10 +106,10 @@ def features(settings, encoder, images, on="features"):
 
 
 def check_classes(labels, eval_labels, class_names):
-    """Says which classes of the evaluation have no image to learn from; refuses fewer than two to learn.
+    """Warns which classes of the evaluation have no training image; refuses fewer than two classes to learn.
 
     Raises:
-      ConfigError: the labels (N,) to learn from are of one class.
+      ConfigError: the training labels (N,) have only one class.
     """
     learnt = np.unique(labels)
     if len(learnt) < 2:

@@ -1,4 +1,4 @@
-"""What a backbone must be, and how the key encoder is made of the query's."""
+"""Checks what a backbone must be, and makes the key encoder from the query encoder."""
 
 import keras
 import numpy as np
@@ -9,10 +9,10 @@ from moco_tf.methods.keras_internals import layers_of
 
 
 def of_one_output(backbone):
-    """The backbone; of a functional one with several outputs, the part that gives "features".
+    """Returns the backbone; if a functional backbone has several outputs, the part that gives "features".
 
     Raises:
-      ValueError: none of them bears that name.
+      ValueError: none of the outputs has that name.
     """
     if not isinstance(backbone, keras.layers.Layer):
         raise ValueError(f"a backbone is a Keras model of images -> features; got {backbone!r}")
@@ -33,10 +33,11 @@ def of_one_output(backbone):
 def image_shape(backbone, preprocessing=None):
     """(H, W, C) of the backbone's input, None for a free side; C is 3 unless `preprocessing` says otherwise.
 
-    A subclassed model does not tell: it is built for the images that `preprocessing` (or a task's) makes, or for 224.
+    A subclassed model does not state its input shape. It is built for the images that `preprocessing` (or a task's
+    preprocessing) makes, or for 224 pixels.
 
     Raises:
-      ValueError: it takes something else than square images of so many channels.
+      ValueError: the backbone does not take square images with C channels.
     """
     shape = getattr(backbone, "input_shape", None)  # subclassed models have none
     preprocessing = getattr(preprocessing, "preprocessing", preprocessing)
@@ -56,7 +57,7 @@ def image_shape(backbone, preprocessing=None):
 
 
 def clone(backbone):
-    """A model of the same build with weights of its own."""
+    """Returns a model of the same build with its own weights."""
     if isinstance(backbone, (keras.Function, keras.Sequential)):
         return keras.models.clone_model(
             backbone, clone_function=lambda layer: type(layer).from_config(layer.get_config()), recursive=True
@@ -71,7 +72,7 @@ def clone(backbone):
 
 
 def start_key_encoder(query_encoder, key_encoder):
-    """Makes a model of the same build a momentum encoder: the query's weights, and none for the optimizer."""
+    """Makes a model of the same build a momentum encoder: it gets the query's weights, and none is trainable."""
     copy_weights(query_encoder, key_encoder)
     check_copied(query_encoder, key_encoder)
     # Per variable: `key_encoder.trainable = False` would put stock BatchNorm into inference mode.
@@ -80,9 +81,9 @@ def start_key_encoder(query_encoder, key_encoder):
 
 
 def check_copied(query_encoder, key_encoder):
-    """Refuses a copy that computes something else, where layers are neither Keras' nor this package's.
+    """Raises if a copy computes something else; checks only models with layers from outside Keras and this package.
 
-    A layer can keep what it computes with neither in its config nor in its weights.
+    A layer can compute with values that are neither in its config nor in its weights.
     """
     foreign = {
         type(layer).__name__

@@ -11,10 +11,10 @@ from moco_tf.methods.losses import unit_length
 
 
 class Bank(keras.layers.Layer):
-    """A key of length `dim` for each of `records` records; saved with the model, never trained.
+    """Holds a key of length `dim` for each of `records` records; saved with the model, never trained.
 
-    Starts with random unit vectors. Numbers of records are int64, 0 to R - 1. What is drawn is a function of a seed,
-    two integers.
+    Starts with random unit vectors. Numbers of records are int64, 0 to R - 1. All draws are functions of a seed, two
+    integers.
     """
 
     def __init__(self, records, dim, seed=0, **kwargs):
@@ -37,16 +37,17 @@ class Bank(keras.layers.Layer):
         return dictionary.look_up(self.keys.value, numbers)
 
     def draw(self, count, seed):
-        """Numbers (count,) drawn from all records alike, with replacement."""
+        """Draws numbers (count,) uniformly from all records, with replacement."""
         return tf.random.stateless_uniform((count,), seed, maxval=self.records, dtype=tf.int64)
 
     def draw_others(self, count, numbers, seed):
-        """Numbers (count,) of different records, none of them among `numbers` (N,); count <= R - N.
+        """Draws numbers (count,) of different records, none of them among `numbers` (N,); count <= R - N.
 
-        The first places of a random order of all records, without making that order: the cost is O(count N).
+        They are the first records in a random order of all records. The whole order is not made: the cost is
+        O(count N).
         """
         many = count + tf.shape(numbers)[0]
-        # Another key than `sources.Permutation` has, or the negatives of a step were those images that come next.
+        # Not the key of `sources.Permutation`: with it, a step's negatives would be the images that come next.
         key = tf.random.experimental.stateless_fold_in(tf.stack([seed[0], tf.cast(seed[1], tf.int64)]), 1)
         drawn = tf.random.experimental.index_shuffle(tf.range(tf.cast(many, tf.int64)), key, self.records - 1)
         taken = tf.reduce_any(drawn[:, None] == numbers[None, :], axis=1)
@@ -55,8 +56,8 @@ class Bank(keras.layers.Layer):
     def update(self, numbers, features, momentum):
         """key <- momentum * key + (1 - momentum) * feature, scaled to length 1, for records (N,); features: (N, C).
 
-        A record that comes twice takes its first feature. The cost is O(N C + N^2). Order this after the last use of
-        `self.keys` in the step, which is of the keys of before.
+        A record that comes twice takes its first feature. The cost is O(N C + N^2). Call this after the last use of
+        `self.keys` in the step, because that use needs the old keys.
         """
         # Scatter writes duplicates in no fixed order: they get the same value.
         first = tf.argmax(numbers[:, None] == numbers[None, :], axis=1)

@@ -1,6 +1,6 @@
 """The BatchNorm layers of a whole model: their running statistics, and normalising over all replicas.
 
-`encoders/batch_norm.py` is the layer; `shuffle_bn.py` sets their groups.
+`encoders/batch_norm.py` has the layer; `shuffle_bn.py` sets the layers' groups.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def running_statistics(encoder):
 
 @contextlib.contextmanager
 def statistics_kept(encoder):
-    """What is encoded meanwhile, in training, leaves the running statistics as they were."""
+    """Restores the running statistics on exit, after encoding in training mode."""
     variables = running_statistics(encoder)
     before = [tf.identity(variable.value) for variable in variables]
     yield

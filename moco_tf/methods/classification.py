@@ -1,9 +1,9 @@
 """A pretext task that is a classification: pictures of a record are encoded, and a question about them has an answer.
 
-What is encoded and what is asked are a task's own: `rotation.py`, `position.py`, `jigsaw.py`, `exemplar.py`,
+Each task defines its own pictures and questions: `rotation.py`, `position.py`, `jigsaw.py`, `exemplar.py`,
 `cluster.py`.
 
-Axes: n images of this replica, M pictures of each, D features, Q questions about each, A answers that there are.
+Axes: n images of this replica, M pictures of each, D features, Q questions about each, A possible answers.
 """
 
 from typing import ClassVar, NamedTuple
@@ -18,25 +18,25 @@ from moco_tf.methods.shuffle_bn import groups_here, set_groups
 
 
 class Terms(NamedTuple):
-    """A value an image."""
+    """One value per image."""
 
     loss: tf.Tensor  # n, mean cross-entropy of its questions
-    right: tf.Tensor  # n, share of its questions that are answered
+    right: tf.Tensor  # n, share of its questions with a right answer
     embeddings: tf.Tensor  # n x D, of unit length, of its first picture
 
 
 class Classification(Pretrainer):
-    """Learns an encoder by questions that have one of so many answers.
+    """Learns an encoder from questions, each with one of `answers` answers.
 
     Args:
       backbone: a Keras model of images (N, H, W, 3) -> (N, D).
       answers: A.
-      asked: how many pictures a question is about: their features are joined.
-      hidden_dim: width of a hidden layer before the answer; None: none.
+      asked: how many pictures a question is about; their features are joined.
+      hidden_dim: width of a hidden layer before the answer; None: no hidden layer.
       bn_groups, preprocessing, seed: as in `MoCo`.
 
     Attributes:
-      query_encoder: a model of normalised images -> {"features", "projection"}, (N, D), which are the same.
+      query_encoder: a model of normalised images -> {"features", "projection"}, two equal outputs (N, D).
       classifier: a model of questions (N, asked D) -> logits (N, A), left out when images are encoded.
     """
 
@@ -63,15 +63,15 @@ class Classification(Pretrainer):
             set_groups(part, self.groups_here)
 
     def pictures(self, batch):
-        """What of a batch is encoded, (n, M, s, s, 3)."""
+        """Returns the pictures of a batch to encode, (n, M, s, s, 3)."""
         raise NotImplementedError
 
     def questions(self, features, batch, training):
-        """What is asked: float (n, Q, asked D) of features (n, M, D), and the answers, integers (n, Q)."""
+        """Returns questions, float (n, Q, asked D), about features (n, M, D), and their answers, integers (n, Q)."""
         raise NotImplementedError
 
     def objective(self, batch, context, training=True):
-        """Each question is answered by itself; all of an image count alike."""
+        """Answers each question by itself; all questions of an image have the same weight."""
         pictures = self.pictures(batch)
         count, shape = pictures.shape[1], pictures.shape[2:]
         # Pictures of an image stand side by side, so that BN groups and replicas hold whole images.
@@ -88,7 +88,7 @@ class Classification(Pretrainer):
         return Terms(loss * self.weights_of(batch), right, unit_length(features[:, 0]))
 
     def weights_of(self, batch):
-        """What each image's loss counts for, (n,) or 1; 1 on average."""
+        """Returns the weight of each image's loss, (n,) or 1; the mean is 1."""
         return 1.0
 
     def get_config(self):

@@ -1,8 +1,8 @@
 """Clusters: in which group of images is this one? (DeepCluster, Caron et al. 2018, arXiv:1807.05520)
 
-Before each epoch k-means groups the features of all images, and the classifier begins anew; in the epoch the encoder
-learns to tell the groups. Without care it would put all images into one: an image counts by the inverse of its
-group's size, which is what drawing them evenly from all groups would do.
+Before each epoch k-means groups the features of all images, and the classifier starts again. In the epoch the encoder
+learns to tell the groups apart. Without care it would put all images into one group. So the weight of an image is the
+inverse of its group's size, which has the same effect as drawing images evenly from all groups.
 
 Axes: R records, n images of this replica, D features, k groups.
 """
@@ -26,7 +26,7 @@ def model(config, options, inputs, source):
     """The `Cluster` of a run.
 
     Raises:
-      ConfigError: it trains on several machines, each of which would round the features, and so group them, otherwise.
+      ConfigError: the run trains on several machines, which would round the features, and so group them, differently.
     """
     if of_several_machines(tf.distribute.get_strategy()):
         raise ConfigError("--pretext=cluster finds its groups on one machine, and TF_CONFIG names several")
@@ -48,11 +48,11 @@ class Cluster(Classification):
     Args:
       records: R.
       clusters: k.
-      components: dimensions in which the groups are found.
+      components: number of dimensions in which k-means finds the groups.
 
     Attributes:
       groups: int64 variable (R,), the group of each record.
-      shares: float variable (k,), what an image of each group counts for, 1 on average, see `shares`.
+      shares: float variable (k,), the weight of an image of each group, 1 on average, see `shares`.
     """
 
     def __init__(self, backbone, records, clusters=100, components=64, **settings):
@@ -65,7 +65,7 @@ class Cluster(Classification):
         self.shares = self.add_weight(name="shares", shape=(clusters,), initializer="ones", **kept)
 
     def before_epoch(self, epoch, source):
-        """Finds the groups of a source's images, and lets the classifier begin anew."""
+        """Finds the groups of a source's images, and restarts the classifier."""
         from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1):  # several threads add up in no fixed order
@@ -106,16 +106,16 @@ class Cluster(Classification):
 
 
 def whitened(features, components):
-    """Features (R, D) on their first principal components, each of unit variance, then of unit length: (R, C)."""
+    """Projects features (R, D) on their first principal components, with unit variance, then unit length: (R, C)."""
     from sklearn.decomposition import PCA
 
     components = min(components, *features.shape)
-    points = PCA(components, whiten=True, svd_solver="covariance_eigh").fit_transform(features)  # beside it, D x D
+    points = PCA(components, whiten=True, svd_solver="covariance_eigh").fit_transform(features)  # uses D x D more
     return points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
 
 
 def k_means(points, clusters, seed):
-    """The group of each point (R, C), int64 (R,); scikit-learn fills an empty group with the furthest points."""
+    """Finds the group of each point (R, C), int64 (R,); scikit-learn fills an empty group with the furthest points."""
     from sklearn.cluster import KMeans
 
     of_points = KMeans(clusters, n_init=1, max_iter=ITERATIONS, random_state=seed).fit_predict(points)
@@ -123,13 +123,13 @@ def k_means(points, clusters, seed):
 
 
 def shares(groups, clusters):
-    """What an image of each group counts for, (k,): 1 / size, scaled so that the mean over the images is 1."""
+    """Returns the weight of an image of each group, (k,): 1 / size, scaled so that the mean over the images is 1."""
     sizes = np.bincount(groups, minlength=clusters)
     return np.where(sizes > 0, len(groups) / (np.count_nonzero(sizes) * np.maximum(sizes, 1)), 0.0)
 
 
 def begin_anew(layer, optimizer, seed):
-    """Draws a linear layer's kernel from N(0, 0.01), sets its biases to 0, and what an optimizer keeps of both."""
+    """Draws a linear layer's kernel from N(0, 0.01), and sets its biases and the optimizer's velocity of both to 0."""
     layer.kernel.assign(0.01 * tf.random.stateless_normal(layer.kernel.shape, seed, alg="philox"))
     layer.bias.assign(tf.zeros_like(layer.bias))
     for variable in (layer.kernel, layer.bias):

@@ -1,17 +1,18 @@
-"""Contrastive multiview coding: what an image looks like without its colours, and its colours, know one another.
+"""Contrastive multiview coding: an image without its colours, and its colours, learn to find each other.
 
 Tian, Krishnan and Isola 2019, "Contrastive Multiview Coding" (arXiv:1906.05849). Luminance and colour of a crop, or
-the crop and its depth, are two modalities, each with an encoder and a head; each looks for the other's among those of
-other images.
+the crop and its depth, are two modalities. Each modality has an encoder and a head. Its embedding looks for the other
+modality's embedding of the same image among those of other images.
 
 Three frames:
 
-  memory_bank  the paper's: among what is kept of other images, a bank for each modality, by NCE or a softmax;
-  in_batch     among the batch's, gradients to both sides;
-  queue        MoCo's: keys of a second crop by momentum encoders, a queue for each modality (CMC-MoCo of
+  memory_bank  the paper's: a bank for each modality keeps keys of the other images; the loss is NCE or a softmax;
+  in_batch     the other images are those of the batch, and gradients go to both sides;
+  queue        MoCo's: momentum encoders make keys of a second crop, and each modality has a queue (CMC-MoCo of
                github.com/HobbitLong/PyContrast).
 
-With a memory bank the batch shares its negatives, as in `memory_bank.py`; the paper draws them for each image.
+With a memory bank all images of a batch share the negatives, as in `memory_bank.py`; the paper draws them for each
+image.
 
 Axes: n images of this replica, N of the global batch, C length of a modality's projection, D of its features, K
 negatives, R records.
@@ -71,27 +72,28 @@ def model(config, options, inputs, source):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class CMC(QueueFrame):
-    """Learns two encoders, of luminance and of colour, say; features and embedding of an image are both, joined.
+    """Learns two encoders, for example of luminance and of colour, and joins their features and their embeddings.
 
     Args:
       backbone: a Keras model of images (N, H, W, 3) -> (N, 2D), the first half of luminance, the other of colour, as
         `encoders/two_modalities.py` builds it; or of images with depth, (N, H, W, 4).
-      modalities: names of the two.
+      modalities: names of the two modalities.
       dim: C.
-      head: "linear" or "mlp", for each modality one.
+      head: "linear" or "mlp"; each modality has a head.
       hidden_dim: width of an MLP head's hidden layer; None: D.
-      frame: "in_batch", a batch is (images,); "queue", (images of queries, of keys); or "memory_bank", a batch is
-        {"views": (images,), "id": numbers}, as in `MemoryBank`. Evaluation without a queue is as with "in_batch".
-      queue_size, momentum, momentum_rise_steps: of the queue's frame, as in `MoCo`.
-      records, bank_momentum, loss: R and more, of the memory bank's frame, as in `MemoryBank`; queue_size is its K.
+      frame: "in_batch": a batch is (images,); "queue": (images of queries, images of keys); or "memory_bank":
+        {"views": (images,), "id": numbers}, as in `MemoryBank`. Without a queue, evaluation is as with "in_batch".
+      queue_size, momentum, momentum_rise_steps: for the queue's frame, as in `MoCo`.
+      records, bank_momentum, loss: for the memory bank's frame, as in `MemoryBank`; records is R, queue_size its K.
       temperature: T; 0.07 in the paper.
       shuffle_bn, bn_groups, preprocessing, seed: as in `MoCo`.
 
     Attributes:
-      query_encoder: a model of normalised images -> {"features" (N, 2D), "projection" (N, 2C)}; in the queue's frame
-        key_encoder, too.
-      luminance_queue, color_queue (of others, their names): each modality's `Queue` of keys, in the queue's frame.
-      luminance_bank, color_bank: each modality's `Bank` of keys, in the memory bank's.
+      query_encoder: a model of normalised images -> {"features" (N, 2D), "projection" (N, 2C)}; the queue's
+        frame has a key_encoder too.
+      luminance_queue, color_queue (or the other modalities' names): each modality's `Queue` of keys, in the queue's
+        frame.
+      luminance_bank, color_bank: each modality's `Bank` of keys, in the memory bank's frame.
     """
 
     METRICS = CONTRAST_METRICS
@@ -165,7 +167,10 @@ class CMC(QueueFrame):
             self.log_z = self.add_weight(name="log_z", dtype=self.banks[0].keys.dtype, **kept)
 
     def prepare(self, batch, training=True):
-        """Keys of both modalities: by momentum encoders, moved first, N x C each; or places in the banks, n, N, K."""
+        """Returns the keys of both modalities, N x C each; with memory banks, places in the banks, n, N and K.
+
+        Moves the momentum encoders first, then encodes the keys with them.
+        """
         if self.frame == "in_batch" or (self.frame == "memory_bank" and not training):
             return ()
         if self.frame == "memory_bank":
@@ -184,7 +189,7 @@ class CMC(QueueFrame):
         return tf.split(keys, 2, axis=1)
 
     def objective(self, batch, context, training=True):
-        """Each modality looks for the other's of its image; the losses are added up."""
+        """Each modality looks for the other modality of its image; the loss is the sum of both losses."""
         queries = self._both(self.query_encoder, batch["views"][0], training)  # two of n x C
         if self.frame == "queue":
             keys = [replicas.own(k) if training else k for k in context]
@@ -204,7 +209,7 @@ class CMC(QueueFrame):
         return together(contrasts, times=2)
 
     def finish(self, batch, context, terms):
-        """Each modality's keys enter its queue, or those of the batch's records in its bank move towards the new."""
+        """Puts each modality's keys in its queue, or moves its bank's keys of the batch's records towards them."""
         if self.frame == "queue":
             for queue, keys in zip(self.queues, context, strict=True):
                 queue.enqueue(keys)
@@ -215,7 +220,7 @@ class CMC(QueueFrame):
                 bank.update(everyone, features, self.bank_momentum)
 
     def _from_banks(self, queries, numbers, everyone, drawn):
-        """The contrasts of both directions with the keys of the batch's records and the negatives that are drawn."""
+        """The contrasts of both directions with the keys of the batch's records and the drawn negatives."""
         contrasts, log_z = [], []
         for place, bank in enumerate(reversed(self.banks)):  # the first looks for the second
             keys, negatives = bank.look_up(numbers), bank.look_up(drawn)
@@ -231,7 +236,7 @@ class CMC(QueueFrame):
         return contrasts
 
     def encode(self, images):
-        """Both modalities' features, and their embeddings of unit length, joined to one of unit length."""
+        """Returns both modalities' features, joined, and their embeddings, joined to one of unit length."""
         outputs = self.query_encoder(images, training=False)
         embeddings = [unit_length(half) for half in tf.split(outputs["projection"], 2, axis=1)]
         return {"features": outputs["features"], "embedding": tf.concat(embeddings, axis=1) / 2**0.5}

@@ -1,7 +1,7 @@
 """Colorization: which colours does a grey picture have? (Zhang, Isola and Efros 2016, arXiv:1603.08511)
 
-The plane of a and b of CIE Lab is cut into squares of ten, of which those count that sRGB reaches; for each pixel of
-a picture of a quarter of the side, the decoder gives a distribution over them.
+The plane of a and b of CIE Lab is cut into squares of ten. The squares that sRGB reaches are the classes. The decoder
+gives a distribution over them for each pixel of a picture of a quarter of the side.
 
 Axes: n images of this replica, S side, s = S / 4, Q classes.
 """
@@ -19,9 +19,9 @@ from moco_tf.methods.reconstruction import Reconstruction
 
 STEP = 10  # of the squares, in units of a and b
 NEAREST = 5  # classes among which a pixel's colour is divided
-SIGMA = 5.0  # of the Gaussian by whose heights it is divided, and by which frequencies are smoothed
+SIGMA = 5.0  # of the Gaussian that divides a colour among its classes, and that smooths the frequencies
 SHRINKS = 4
-COLORLESS = 5.0  # images of which no pixel has |a| or |b| above it count for nothing
+COLORLESS = 5.0  # images without a pixel whose |a| or |b| is above it have weight 0
 COUNTED = 1000  # images whose colours are counted
 
 
@@ -43,13 +43,13 @@ def model(config, options, inputs, source):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class Colorize(Reconstruction):
-    """The loss is the mean cross-entropy with each pixel's soft class, weighted. See `Reconstruction`.
+    """The loss is the weighted mean cross-entropy with each pixel's soft class. See `Reconstruction`.
 
     Args:
       rebalance: lambda of `class_weights`; 0.5 in the paper.
 
     Attributes:
-      weights_of_classes: float variable (Q,), what a pixel of each class counts for; a run counts the colours of its
+      weights_of_classes: float variable (Q,), the weight of a pixel of each class; a run counts the colours of its
         images before it begins.
     """
 
@@ -71,7 +71,7 @@ class Colorize(Reconstruction):
         self.weights_of_classes.assign(class_weights(counts, self.rebalance))
 
     def spoilt(self, images, draw):
-        """The images, whose colours the encoder drops, and their colours (n, s, s, 2)."""
+        """Returns the images, whose colours the encoder drops, and their colours (n, s, s, 2)."""
         return images, colors(images, self.preprocessing)
 
     def loss_of(self, told, images, of_images):
@@ -88,7 +88,7 @@ class Colorize(Reconstruction):
 
 @functools.cache
 def classes():
-    """The centres (Q, 2) of the squares of a and b that colours of sRGB reach, in their order."""
+    """Returns the centres (Q, 2) of the squares of a and b that colours of sRGB reach, in order."""
     values = np.linspace(0, 1, 52, dtype=np.float32)
     rgb = np.stack(np.meshgrid(values, values, values), axis=-1).reshape(-1, 3)
     with tf.device("CPU:0"), tf.init_scope():
@@ -97,7 +97,7 @@ def classes():
 
 
 def colors(images, preprocessing):
-    """a and b of normalised RGB images (n, S, S, 3), each the mean of 4 x 4 pixels: float32 (n, s, s, 2)."""
+    """Returns a and b of normalised RGB images (n, S, S, 3), each the mean of 4 x 4 pixels: float32 (n, s, s, 2)."""
     rgb = tf.clip_by_value(preprocessing.denormalize(images) / 255, 0.0, 1.0)
     return tf.nn.avg_pool2d(color_spaces.lab(rgb)[..., 1:], SHRINKS, SHRINKS, "VALID")
 
@@ -111,7 +111,7 @@ def nearest_classes(of_pixels):
 
 
 def class_weights(counts, rebalance):
-    """What a pixel of each class counts for, (Q,), of how often each comes: 1 / ((1 - l) p + l / Q), 1 on average.
+    """Returns the weight of a pixel of each class, (Q,), from its count: 1 / ((1 - l) p + l / Q), 1 on average.
 
     p: the shares of the classes, smoothed by a Gaussian over a and b.
     """

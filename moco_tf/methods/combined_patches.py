@@ -1,7 +1,8 @@
-"""Fast-MoCo: a query view is cut into four, and each pair of its parts is a query of its own.
+"""Fast-MoCo: a query view is cut into four parts, and each pair of parts is a query.
 
 Ci et al. 2022, "Fast-MoCo: Boost Momentum-based Contrastive Learning with Combinatorial Patches" (arXiv:2207.08220):
-divide, encode, combine. Keys are encoded of whole views. Here on `MoCo`'s queue and heads; the paper has MoCo v3's.
+divide, encode, combine. Keys are encoded from whole views. This module uses `MoCo`'s queue and heads; the paper
+uses MoCo v3's.
 
 Axes: n images of this replica, D features, C length of the projection.
 """
@@ -31,7 +32,7 @@ def model(config, options, inputs, source):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class CombinedPatches(MoCo):
-    """`MoCo` whose queries are made of parts of a view: six a view, the mean loss over them.
+    """`MoCo` whose queries are made of parts of a view: six per view; the loss is the mean over them.
 
     The arguments are those of `MoCo`. The backbone takes images of any size; views have even sides.
     """
@@ -39,10 +40,10 @@ class CombinedPatches(MoCo):
     def __init__(self, backbone, **kwargs):
         super().__init__(backbone, **kwargs)
         project = heads.projection(self.query_encoder)
-        self.project = lambda *args, **kwargs: project(*args, **kwargs)  # of layers that the query encoder has already
+        self.project = lambda *args, **kwargs: project(*args, **kwargs)  # its layers are the query encoder's
 
     def _queries(self, images, training):
-        """Six embeddings (n, C): of the mean features of each pair of the four parts, encoded apart."""
+        """Returns six embeddings (n, C): of the mean features of each pair of the four parts, encoded separately."""
         parts = quarters(images)  # 4n x H/2 x W/2 x 3
         features = self.query_encoder(parts, training=training)["features"]
         width = features.shape[-1]
@@ -52,7 +53,7 @@ class CombinedPatches(MoCo):
         return tf.unstack(tf.reshape(queries, (-1, len(MEANS), self.dim)), axis=1)
 
     def finish(self, batch, context, terms):
-        """BatchNorm's running statistics become those of whole views, which the key encoder alone sees."""
+        """Sets BatchNorm's running statistics to those of whole views, which only the key encoder sees."""
         super().finish(batch, context, terms)
         own, of_keys = map(batch_norms.running_statistics, (self.query_encoder, self.key_encoder))
         for variable, other in zip(own, of_keys, strict=True):
@@ -60,7 +61,7 @@ class CombinedPatches(MoCo):
 
 
 def quarters(images):
-    """The four parts of each image (n, H, W, 3), row by row: (4n, H/2, W/2, 3), those of an image side by side."""
+    """The four parts of each image (n, H, W, 3), row by row: (4n, H/2, W/2, 3), an image's parts side by side."""
     height, width = images.shape[1] // PARTS, images.shape[2] // PARTS
     parts = tf.reshape(images, (-1, PARTS, height, PARTS, width, images.shape[3]))
     return tf.reshape(tf.transpose(parts, (0, 1, 3, 2, 4, 5)), (-1, height, width, images.shape[3]))

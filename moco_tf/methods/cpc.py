@@ -6,8 +6,8 @@ up to four directions.
 
 Two frames:
 
-  in_batch  the targets are projections of the batch's own patches, gradients to both sides (CPC v2);
-  queue     ours, after MoCo: keys of the patches by a momentum encoder, a queue of keys beside the batch's.
+  in_batch  the targets are projections of the batch's own patches, and gradients go to both sides (CPC v2);
+  queue     ours, after MoCo: a momentum encoder makes keys of the patches, and a queue adds keys to the batch's.
 
 Axes: n images of this replica, N of the global batch, G patches along each side, P side of one, D features of a
 patch, C length of a target.
@@ -61,10 +61,10 @@ def model(config, options, inputs, source):
 
 
 class Terms(NamedTuple):
-    """The terms of the loss, a value an image."""
+    """The terms of the loss, one value per image."""
 
-    loss: tf.Tensor  # n: summed over rows ahead and directions, of each the mean over the positions
-    top1: tf.Tensor  # n, share of predictions that are nearest to their own patch; chance: 1 / (N G G), or + K
+    loss: tf.Tensor  # n: the mean over the positions, summed over rows ahead and directions
+    top1: tf.Tensor  # n, share of predictions nearest to their own patch; chance: 1 / (N G G), or 1 / (N G G + K)
     embeddings: tf.Tensor  # n x C, of unit length
 
 
@@ -72,21 +72,21 @@ class Terms(NamedTuple):
 class CPC(QueueFrame):
     """Learns an encoder of patches by predicting those further down; an image's features are the mean over its grid.
 
-    A batch is (pictures,), each of the patches of an image side by side, (N, G P, G P, 3); `predict` takes images.
+    A batch is (pictures,), (N, G P, G P, 3); a picture shows an image's patches side by side. `predict` takes images.
 
     Args:
       backbone: as `patch_grid.of_patches` builds it.
       dim: C; 64 in CPC v2.
       hidden_dim: width of the context network; None: 256, as in CPC v2.
       ahead: how many rows further down the predicted patches are, 2 or more; CPC v2: (3,).
-      directions: 1, from above; or 4, from all sides, each with a context network of its own.
+      directions: 1, from above; or 4, from all sides, each with its own context network.
       frame: "in_batch" or "queue".
-      queue_size, momentum, momentum_rise_steps, temperature: of the queue's frame, as in `MoCo`.
+      queue_size, momentum, momentum_rise_steps, temperature: for the queue's frame, as in `MoCo`.
       preprocessing, seed: as in `MoCo`.
 
     Attributes:
-      query_encoder: a model of normalised images (N, S, S, 3) -> {"features", "projection"}; in the queue's frame
-        key_encoder, too.
+      query_encoder: a model of normalised images (N, S, S, 3) -> {"features", "projection"}; the queue's frame has
+        a key_encoder too.
       predictor: a model of grids of patches' features -> predictions, see `patch_grid.predictor`.
     """
 
@@ -149,7 +149,7 @@ class CPC(QueueFrame):
             self.queue = Queue(queue_size, dim, seed=seed, name="queue")
 
     def prepare(self, batch, training=True):
-        """In the queue's frame: moves the momentum encoder; keys of all patches, (N G G, C), of unit length."""
+        """In the queue's frame, moves the momentum encoder; returns all patches' keys (N G G, C), of unit length."""
         if self.frame == "in_batch":
             return ()
         if training:
@@ -158,7 +158,7 @@ class CPC(QueueFrame):
         return replicas.gather(unit_length(keys))
 
     def objective(self, batch, context, training=True):
-        """Each prediction looks for its patch among all of the batch, and in the queue."""
+        """Each prediction looks for its patch among all patches of the batch, and in the queue."""
         vectors = self._vectors(self.query_encoder, batch, training)  # n G G x D
         in_batch = self.frame == "in_batch"
         if in_batch:
@@ -200,7 +200,7 @@ class CPC(QueueFrame):
         return heads.trunk(encoder).get_layer("patch_encoder")(grey, training=training)
 
     def _targets(self, encoder, vectors):
-        """What the head makes of patches' features: (..., D) -> (..., C)."""
+        """Applies the head to patches' features: (..., D) -> (..., C)."""
         return encoder.get_layer("fc")(vectors)
 
     def get_config(self):

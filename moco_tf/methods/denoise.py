@@ -1,4 +1,4 @@
-"""Denoising: what was an image before noise was added?
+"""Denoising: what did an image look like before noise was added?
 
 Vincent, Larochelle, Bengio and Manzagol 2008, "Extracting and Composing Robust Features with Denoising Autoencoders".
 The paper trains layer by layer, with tied weights; here a whole ResNet has a decoder behind it.
@@ -29,7 +29,7 @@ class Denoise(Reconstruction):
 
     Args:
       noise: "gaussian", added to each value; or "masking", which sets whole pixels to the mean.
-      level: the noise's standard deviation, in the data's; or the share of the pixels.
+      level: the noise's standard deviation, in units of the data's; or the share of masked pixels.
     """
 
     def __init__(self, backbone, noise="gaussian", level=0.5, **settings):

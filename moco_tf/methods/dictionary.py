@@ -1,4 +1,4 @@
-"""The rows of a dictionary, queue or bank: what they begin with, and how a few of many are read.
+"""The rows of a dictionary, queue or bank: their initial values, and how to read a few of many.
 
 Axes: K rows, C features, N of them read.
 """
@@ -9,7 +9,7 @@ BLOCK = 65_536  # rows that are drawn at a time
 
 
 def fill_with_random_unit_vectors(variable, seed):
-    """Gives each row of a variable (K, C) a random direction, on all replicas; beside it only a block is held."""
+    """Gives each row of a variable (K, C) a random direction, on all replicas; holds only one block beside it."""
     size, width = variable.shape
     for first in range(0, size, BLOCK):
         last = min(first + BLOCK, size)
@@ -20,7 +20,7 @@ def fill_with_random_unit_vectors(variable, seed):
 
 
 def look_up(dictionary, places):
-    """Rows (N, C) at places (N,) of a tensor or variable (K, C); in O(N), also of a variable that replicas mirror.
+    """Reads rows (N, C) at places (N,) of a tensor or variable (K, C), in O(N) even if replicas mirror the variable.
 
     `tf.gather` copies a mirrored variable as a whole.
     """

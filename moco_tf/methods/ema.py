@@ -16,10 +16,10 @@ def copy_weights(source, target):
 
 
 def derive_state(model):
-    """Lets layers make anew what they derive from their weights, after those were set by hand.
+    """Recomputes what layers derive from their weights, after the weights were set by hand.
 
-    Normalization, say, computes with its mean and variance in another shape than it keeps them in. When Keras loads
-    a file, layers do so in `load_own_variables`: here they load what they have.
+    For example, Normalization computes with its mean and variance in another shape than it keeps them in. When Keras
+    loads a file, layers derive these values in `load_own_variables`: here they load their own weights.
     """
     for layer in layers_of(model):
         if type(layer).load_own_variables is not keras.layers.Layer.load_own_variables:
@@ -42,7 +42,7 @@ def ema_update(source, target, momentum):
 
 
 def rise_steps(config, options, source):
-    """Over how many steps a run's momentum rises to 1; None: it is constant."""
+    """Returns the number of steps in which a run's momentum rises to 1; None: it is constant."""
     if options.momentum_schedule == "constant":
         return None
     return config.epochs * (source.size // config.batch_size)

@@ -1,8 +1,8 @@
 """End-to-end contrast, the first of the mechanisms that MoCo is compared with: keys come from the batch.
 
-He et al. 2020 (arXiv:1911.05722), section 3.2 and figure 2a: back-propagation goes into the encoder of the queries and
-into that of the keys, which may be the same. As many negatives as the batch has other images: a large dictionary needs
-a large batch. With one encoder, an MLP head and the loss "nt_xent" it is SimCLR (Chen et al. 2020, arXiv:2002.05709).
+He et al. 2020 (arXiv:1911.05722), section 3.2 and figure 2a: back-propagation goes into the query encoder and into the
+key encoder, which may be the same. The negatives are the batch's other images: a large dictionary needs a large batch.
+With one encoder, an MLP head and the loss "nt_xent" it is SimCLR (Chen et al. 2020, arXiv:2002.05709).
 
 Axes: n images of this replica, N of the global batch, H W image, C length of the projection.
 """
@@ -45,15 +45,15 @@ class EndToEnd(Pretrainer):
 
     Args:
       backbone, dim, head, hidden_dim, preprocessing: as in `MoCo`.
-      shared: what the encoders of queries and keys have in common. "encoder": they are one; "trunk": each has a head
-        of its own; "none": two encoders that begin with equal weights (section 3.2 allows all three).
-      loss: "infonce", queries among the keys, N - 1 negatives; or "nt_xent", each of the 2N views among all others,
-        2N - 2 negatives.
+      shared: what the encoders of queries and keys have in common. "encoder": they are one; "trunk": each has its
+        own head; "none": two encoders that begin with equal weights (section 3.2 allows all three).
+      loss: "infonce": a query looks among the keys, with N - 1 negatives; or "nt_xent": each of the 2N views looks
+        among all others, with 2N - 2 negatives.
       temperature: T of the loss; 0.07 in MoCo v1, 0.1 in SimCLR.
-      shuffle_bn: encode keys in another order than queries, so that BatchNorm does not leak which belong together
-        (section 3.3). Gradients find their way back through the shuffle. Has an effect with `bn_groups` > 1.
-      bn_groups: equal parts of the global batch that BatchNorm normalises apart, as in `MoCo`.
-      seed: of the shuffles.
+      shuffle_bn: encode keys in another order than queries, so that BatchNorm does not leak which key belongs to which
+        query (section 3.3). Gradients flow back through the shuffle. Has an effect with `bn_groups` > 1.
+      bn_groups: equal parts of the global batch that BatchNorm normalises separately, as in `MoCo`.
+      seed: seed of the shuffles.
 
     Attributes:
       query_encoder, key_encoder: models of normalised images -> {"features", "projection"}.
@@ -108,14 +108,14 @@ class EndToEnd(Pretrainer):
             set_groups(encoder, self.groups_here)
 
     def prepare(self, batch, training=True):
-        """The key images in another order, this replica's share, and the permutation; or as they are, and None."""
+        """Returns this replica's key images in another order and the permutation; or in the same order, and None."""
         _, key_images = batch["views"]
         if not training:
             return key_images, None
         return shuffle_key_images(key_images, self.shuffle_bn, self.groups_here, (self.seed, self.step.value))
 
     def objective(self, batch, context, training=True):
-        """Queries look for their keys among those of the batch; with NT-Xent each view does so among all views."""
+        """Queries look for their keys among the batch's keys; with NT-Xent each view looks among all views."""
         (query_images, _), (key_images, permutation) = batch["views"], context
         queries = unit_length(self.query_encoder(query_images, training=training)["projection"])  # n x C
         keys = unit_length(self.key_encoder(key_images, training=training)["projection"])  # n x C, in shuffled order

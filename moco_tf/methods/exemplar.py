@@ -1,8 +1,8 @@
-"""Exemplar: of which image is this a distorted copy? (Dosovitskiy et al. 2014, arXiv:1406.6909)
+"""Exemplar: which image is this a distorted copy of? (Dosovitskiy et al. 2014, arXiv:1406.6909)
 
-Each image is a class of its own: `Exemplar`, by a softmax over them. It does not scale; `Triplets` compares copies
+`Exemplar` makes each image a class, with a softmax over the classes. It does not scale. `Triplets` compares copies
 with other images of the batch instead, as "Revisiting Self-Supervised Visual Representation Learning" (arXiv:
-1901.09005) does, by FaceNet's semi-hard negatives (arXiv:1503.03832).
+1901.09005) does. It uses FaceNet's semi-hard negatives (arXiv:1503.03832).
 
 Axes: n images of this replica, N of the global batch, V copies of each, R records, C length of an embedding.
 """
@@ -59,7 +59,7 @@ class Exemplar(Classification):
 
 
 class Terms(NamedTuple):
-    """A value an image."""
+    """One value per image."""
 
     loss: tf.Tensor  # n, mean over its ordered pairs of copies
     right: tf.Tensor  # n, share of its pairs that are nearer than all other images
@@ -68,7 +68,7 @@ class Terms(NamedTuple):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class Triplets(Pretrainer):
-    """A batch is {"views": V copies, (n, H, W, 3) each}; copies of an image come closer than `margin` to others.
+    """A batch is {"views": V copies, (n, H, W, 3) each}; an image's copies come closer than others, by `margin`.
 
     Args:
       backbone, bn_groups, preprocessing: as in `MoCo`.
@@ -124,13 +124,13 @@ def semi_hard_triplets(embeddings, everyone, rows, margin):
 
         max(0, d(a, p) - d(a, x) + margin)
 
-    where x is the nearest of the other images' copies that are further than p, or, where none is, the furthest of
-    all (FaceNet, arXiv:1503.03832, as TensorFlow Addons has it).
+    where x is the nearest of the other images' copies that are further than p. If no copy is further, x is the
+    furthest of the other images' copies (FaceNet, arXiv:1503.03832, as in TensorFlow Addons).
 
     Args:
       embeddings: (n, V, C), of unit length.
-      everyone: (N, V, C): those of the global batch.
-      rows: (n,) integers: where the images stand in it.
+      everyone: (N, V, C): the embeddings of the global batch.
+      rows: (n,) integers: the images' places in the global batch.
     """
     copies = embeddings.shape[1]
     distances = 2 - 2 * tf.einsum("avc,bwc->avbw", embeddings, everyone)  # n x V x N x V
@@ -140,7 +140,7 @@ def semi_hard_triplets(embeddings, everyone, rows, margin):
     others = tf.reshape(others, (tf.shape(others)[0], copies, -1))  # n x V x N V
     furthest = tf.reduce_max(tf.where(tf.math.is_finite(others), others, -tf.ones_like(others)), axis=2)
     losses, right = [], []
-    for step in range(1, copies):  # p is the copy that many places on
+    for step in range(1, copies):  # p is the copy `step` places further on
         pair = tf.stack([own[:, place, (place + step) % copies] for place in range(copies)], axis=1)  # n x V
         further = tf.where(others > pair[..., None], others, tf.constant(float("inf"), others.dtype))
         nearest = tf.reduce_min(further, axis=2)

@@ -1,7 +1,7 @@
 """The flags of this package's methods, with their papers' values.
 
-Imports nothing heavy, so that a wrong flag is answered before TensorFlow loads. A user's own method has its `Options`
-in its own file.
+Imports nothing heavy, so that a wrong flag raises an error before TensorFlow loads. A user's own method has its
+`Options` in its own file.
 """
 
 import dataclasses
@@ -83,7 +83,7 @@ POSITIVES_FROM = ("keys", "batch", "batch_and_queue")
 
 
 def loss_flag(*names):
-    """--loss of a method or task with these values, the first its default."""
+    """Returns the --loss flag of a method or task with these values; the first is the default."""
     return flag(
         names[0],
         "infonce: a softmax over key and negatives. nce, with memory_bank: noise-contrastive estimation, as its paper "
@@ -147,7 +147,7 @@ class MoCoV3(KeyEncoder):
 
 @dataclasses.dataclass(frozen=True)
 class Bank:
-    """A memory bank's keys, and the loss that tells a query's own from its negatives."""
+    """A memory bank's keys, and the loss that tells a query's own key from its negatives."""
 
     bank_momentum: float = flag(0.5, "Share of a record's key that stays when the record is seen. Its paper: 0.5.")
     loss: str = loss_flag("infonce", "nce")
@@ -156,7 +156,7 @@ class Bank:
         command.require(self, 0 <= self.bank_momentum <= 1, "bank_momentum", "lies between 0 and 1")
 
     def bank_bytes(self, size):
-        """What the memory bank of `size` images takes, in each replica."""
+        """Returns the number of bytes that the memory bank of `size` images takes in each replica."""
         return size * self.dim * 4
 
 

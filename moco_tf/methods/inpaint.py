@@ -1,4 +1,4 @@
-"""Inpainting: what was in the regions that are missing? (Pathak et al. 2016, arXiv:1604.07379)
+"""Inpainting: what was in the missing regions? (Pathak et al. 2016, arXiv:1604.07379)
 
 Axes: n images of this replica, S side.
 """
@@ -9,7 +9,7 @@ import tensorflow as tf
 from moco_tf import encoders
 from moco_tf.methods.reconstruction import Reconstruction
 
-COARSE = 4  # values along each side of the noise whose heights are the regions
+COARSE = 4  # values along each side of the noise whose highest parts are the regions
 
 
 def model(config, options, inputs, source):
@@ -28,7 +28,7 @@ class Inpaint(Reconstruction):
     """The loss is the mean squared difference where the image is missing. See `Reconstruction`.
 
     Args:
-      missing: share of an image's pixels that are missing: the data's mean stands there.
+      missing: share of an image's pixels that are missing; the data's mean replaces them.
     """
 
     def __init__(self, backbone, missing=0.25, **settings):
@@ -48,12 +48,12 @@ class Inpaint(Reconstruction):
 
 
 def regions(noise, side, share):
-    """Masks (n, side, side, 1), 1 where smooth noise is highest: the same number of pixels of each image.
+    """Returns masks (n, side, side, 1), 1 where smooth noise is highest, at the same number of pixels of each image.
 
-    noise: (n, c, c, 1), which is enlarged.
+    noise: (n, c, c, 1); it is enlarged.
     """
     heights = tf.image.resize(noise, (side, side))
     flat = tf.reshape(heights, (-1, side * side))
     count = min(max(1, round(share * side * side)), side * side - 1)
-    ranks = tf.argsort(tf.argsort(flat, direction="DESCENDING", stable=True))  # no two alike, as heights may be
+    ranks = tf.argsort(tf.argsort(flat, direction="DESCENDING", stable=True))  # no two are equal, as heights may be
     return tf.reshape(tf.cast(ranks < count, noise.dtype), (-1, side, side, 1))

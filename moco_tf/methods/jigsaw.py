@@ -29,9 +29,9 @@ def model(config, options, inputs, source):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class Jigsaw(Classification):
-    """A batch is (pictures,) of 3 x 3 tiles side by side; of each an order is drawn anew in each step.
+    """A batch is (pictures,) of 3 x 3 tiles side by side; each step draws a new order for each picture.
 
-    Encoded tiles are put in that order, which is the same as to encode them in it. See `Classification`.
+    The encoded tiles are put in that order, which is the same as encoding them in that order. See `Classification`.
 
     Args:
       permutations: P.
@@ -53,7 +53,7 @@ class Jigsaw(Classification):
         return tiles_of(batch)
 
     def questions(self, features, batch, training):
-        """The tiles' features in an order, (n, 1, 9D), and which of the P it is."""
+        """Returns the tiles' features in an order, (n, 1, 9D), and the order's number among the P."""
         seed = (self.seed, self.step.value if training else tf.zeros_like(self.step.value))
         kinds = {"minval": 0, "maxval": self.permutations, "dtype": tf.int32}
         drawn = replicas.draw(tf.random.stateless_uniform, tf.shape(features)[0], (), seed, **kinds)  # n
@@ -65,11 +65,11 @@ class Jigsaw(Classification):
 
 
 def far_apart(length, number, seed=0):
-    """So many orders of 0 .. length - 1, int32 (number, length), as far apart as a greedy choice makes them.
+    """Returns `number` orders of 0 .. length - 1, int32 (number, length), as far apart as a greedy choice makes them.
 
-    Far apart by Hamming distance, in how many places two differ: each is the one whose nearest chosen one is the
-    furthest, of such the one that is furthest from all on average; of such the first by number. seed: which is the
-    first.
+    The distance is the Hamming distance: in how many places two orders differ. The next order is the one whose nearest
+    chosen order is the furthest. Among equals, it is the one that is furthest from all chosen orders on average; then
+    the first by number. seed: selects the first order.
     """
     places = np.array(list(itertools.permutations(range(length))), np.uint8).T.copy()  # length x length!
     chosen = [seed % places.shape[1]]

@@ -1,4 +1,4 @@
-"""What has no public way in Keras 3.15 and TensorFlow 2.21: each of their private names stands here, once."""
+"""Wraps private names of Keras 3.15 and TensorFlow 2.21 that have no public counterpart: each stands here, once."""
 
 import tensorflow as tf
 
@@ -14,12 +14,12 @@ def of_several_machines(strategy):
 
 
 def input_of(dataset):
-    """The dataset that a tf.data.Dataset was made of, None if of none or several (TensorFlow 2.21)."""
+    """Returns the dataset that a tf.data.Dataset was made from; None if there is none or several (TensorFlow 2.21)."""
     return getattr(dataset, "_input_dataset", None)
 
 
 def restores_zeros_of_another_shape(variable):
-    """Lets a variable become zeros where a checkpoint has it in another shape; else that is an error (Keras 3.15)."""
+    """Lets a variable become zeros where a checkpoint has it in another shape; otherwise Keras 3.15 raises."""
     restore = variable._restore_from_tensors
 
     def restored(tensors):
@@ -32,9 +32,10 @@ def restores_zeros_of_another_shape(variable):
 
 
 class BuiltByHand:
-    """For a model that is built when it is made, before `keras.Model` among its bases.
+    """A base class, before `keras.Model`, of a model that is built when it is made.
 
-    Keras' `fit` would build it with a batch that it draws; under a strategy it fails on batches of several views.
+    Keras' `fit` would build the model with a batch that it draws; under a strategy this fails on batches of several
+    views.
     """
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):

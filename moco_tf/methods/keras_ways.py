@@ -1,6 +1,6 @@
 """Adapts `keras.Model` (fit, predict, save, export, compile) to models that learn without labels.
 
-Says in a sentence what Keras would answer with an obscure error of its own.
+Raises an error of one plain sentence where Keras would raise an obscure one.
 """
 
 import warnings
@@ -32,9 +32,9 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
         self.seconds_waited = 0.0  # by `fit`, for batches that were not ready
 
     def compile(self, optimizer="rmsprop", **kwargs):
-        """As `keras.Model.compile`, but without losses and metrics, which each method brings along.
+        """Does the same as `keras.Model.compile`, but without losses and metrics: each method has its own.
 
-        XLA (`jit_compile`) is on where there is one GPU and no strategy; for `predict` as well, once a shape.
+        XLA (`jit_compile`) is on where there is one GPU and no strategy. It compiles `predict` too, once per shape.
         """
         for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
             if kwargs.get(name) is not None:
@@ -43,12 +43,12 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
                     f"{kwargs[name]!r}: leave it out"
                 )
         super().compile(optimizer=optimizer, **kwargs)
-        self.optimizer.build(self.trainable_variables)  # so that files hold, and give back, its state
+        self.optimizer.build(self.trainable_variables)  # so that files hold its state, and restore it
 
     def make_train_function(self, force=False):
-        """As Keras', but `fit` runs one TensorFlow function, where Keras has one within another; and it is timed.
+        """Does the same as Keras', but `fit` runs one TensorFlow function, not one inside another, and is timed.
 
-        Those take a second more to begin, since all the model's variables go through both.
+        Keras' two functions take a second more to start, since all the model's variables go through both.
         """
         if self.train_function is not None and not force:
             return
@@ -67,10 +67,10 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
                 data = next(iterator)
             with tf.control_dependencies(tf.nest.flatten(data, expand_composites=True)):
                 waited = tf.timestamp() - begun
-            with tf.control_dependencies([waited]):  # else a single thread may look at the clock after the step
+            with tf.control_dependencies([waited]):  # otherwise a single thread may read the clock after the step
                 data = tf.nest.map_structure(tf.identity, data, expand_composites=True)
             logs = strategy.run(train_step, (data,))
-            # The replicas have agreed on them: the first has what all have.
+            # All replicas have the same logs: take those of the first.
             return {k: tf.reshape(strategy.experimental_local_results(v)[0], ()) for k, v in logs.items()}, waited
 
         def train_function(data):
@@ -83,7 +83,7 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
         self.train_function = train_function
 
     def fit(self, x=None, *args, **kwargs):
-        """As `keras.Model.fit`, on (query, key) batches; refuses a batch that the replicas cannot share evenly."""
+        """Does the same as `keras.Model.fit`, on (query, key) batches; raises if replicas cannot share one evenly."""
         for name in ("class_weight", "sample_weight"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"a pretraining model weighs all pairs alike; fit takes no {name}: leave it out")
@@ -92,7 +92,7 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
         return super().fit(x, *args, **kwargs)
 
     def _check_shares(self, x, y=None, batch_size=None, *args, **kwargs):
-        """Refuses a batch, where its size is known beforehand, that is not the same number of images each replica."""
+        """Raises if a batch of known size does not have the same number of images for each replica."""
         count = self.distribute_strategy.num_replicas_in_sync
         if isinstance(x, tf.data.Dataset):
             batch_size = tf.nest.flatten(x.element_spec)[0].shape[:1].as_list()[0]
@@ -102,13 +102,13 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
             replicas.check_shared(batch_size, count)
 
     def _meet_views(self, views):
-        """Takes on the preprocessing of views by `moco_tf.views`, or warns that the model has been given another."""
+        """Takes over the preprocessing of views by `moco_tf.views`, or warns that the model has a different one."""
         of_views = preprocessing_of(views)
         if of_views in (None, self.preprocessing):
             return
         if self._preprocessing_assumed:
             self.preprocessing = of_views
-            self.predict_function = None  # has the one before in its graph
+            self.predict_function = None  # its graph has the old preprocessing
             return
         warnings.warn(
             f"The views are made with {of_views}, but predict, kNN and export will use {self.preprocessing}: give the "
@@ -117,7 +117,7 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
         )
 
     def predict(self, x, *args, **kwargs):
-        """Backbone features (N, C), a NumPy array, of images as they are; as `keras.Model.predict`.
+        """Returns the backbone features (N, C), a NumPy array, of raw images, as `keras.Model.predict` does.
 
         x: uint8 or 0-255 images (N, H, W, 3) or grey (N, H, W, 1), a list of images of one size, or a tf.data.Dataset
         of batches.
@@ -141,14 +141,14 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
         return super().predict(x, *args, **kwargs)
 
     def export(self, filepath, *args, **kwargs):
-        """Not Keras' own, which would leave the preprocessing of encoded images out: names `export_encoder`."""
+        """Raises an error that names `export_encoder`: Keras' own export would leave out the images' preprocessing."""
         raise ValueError(
             f"the encoder of a pretraining model is exported by moco_tf.export_encoder(model, {str(filepath)!r}), "
             "whose folder ends in a version, as in encoder/1"
         )
 
     def save(self, filepath, *args, **kwargs):
-        """As `keras.Model.save`, to a .keras file."""
+        """Does the same as `keras.Model.save`, to a .keras file."""
         if not str(filepath).endswith(".keras"):
             raise ValueError(
                 f"a pretraining model is saved whole in a file that ends in .keras; got {str(filepath)!r}: "
@@ -162,7 +162,7 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
 
 
 def _check_batch_shape(shape, channels):
-    """Refuses what is not a batch of images in colour or grey; or with more channels, if the encoder takes those."""
+    """Raises unless a batch has colour or grey images, or images of `channels` channels if `channels` is not 3."""
     if channels != 3:
         if len(shape) != 4 or shape[3] not in (channels, None):
             raise ValueError(f"predict takes batches of images, (N, H, W, {channels}), not {tuple(shape)}")
@@ -174,7 +174,7 @@ def _check_batch_shape(shape, channels):
 
 
 def preprocessing_of(dataset):
-    """The `Preprocessing` of the views that a dataset was made of, None if `moco_tf.views` did not make them."""
+    """Returns the `Preprocessing` of a dataset's views, None if `moco_tf.views` did not make them."""
     while isinstance(dataset, tf.data.Dataset):
         if hasattr(dataset, "preprocessing"):
             return dataset.preprocessing

@@ -1,7 +1,8 @@
 """Contrastive losses: pure functions of unit-length embeddings.
 
 Axes: N batch, n its part on this replica, C features, P keys of a query, K keys of the dictionary. `unit_length`
-brings embeddings to at least float32, whatever the encoders' precision; the softmax is computed in their precision.
+brings embeddings to at least float32, whatever the encoders' precision. The softmax is computed in the embeddings'
+precision.
 """
 
 import math
@@ -15,7 +16,7 @@ BLOCK = 4096  # keys of the dictionary at a time: the similarities held are N x 
 
 
 class Contrast(NamedTuple):
-    """The terms of a contrastive loss, a value a query."""
+    """The terms of a contrastive loss, one value per query."""
 
     loss: tf.Tensor  # n
     positives: tf.Tensor  # n, cosine of each query with its key; with several keys their mean
@@ -34,7 +35,7 @@ class Contrast(NamedTuple):
 
 
 def together(contrasts, times):
-    """One `Contrast` of those of several queries of the same images; its loss is their mean, so many times."""
+    """Joins the `Contrast`s of several queries of the same images; its mean loss is their mean loss times `times`."""
     if len(contrasts) == 1:
         return contrasts[0]
     rows = Contrast(*(tf.concat(values, axis=0) for values in zip(*contrasts, strict=True)))
@@ -46,17 +47,18 @@ def info_nce(queries, keys, dictionary, temperature, own=None):
 
         loss_i = -log( exp(q_i . k_i / T) / (exp(q_i . k_i / T) + sum_j exp(q_i . d_j / T)) )
 
-    Of a query with P keys it is the mean over them, each beside the dictionary alone: the other keys stand in no
-    denominator. So have it the codes of rho-MoCo (arXiv:2104.14558) and VINCE (arXiv:2003.07990).
+    The loss of a query with P keys is the mean over the keys. The denominator of a key has this key and the
+    dictionary, but not the other keys. The codes of rho-MoCo (arXiv:2104.14558) and VINCE (arXiv:2003.07990) do the
+    same.
 
     Args:
       queries: (N, C), of unit length.
-      keys: (N, C) or (N, P, C), of unit length; keys[i] is the positive of queries[i], or are its positives.
+      keys: (N, C) or (N, P, C), of unit length; keys[i] is the positive of queries[i], or has its positives.
       dictionary: (K, C), of unit length: the negatives, the same for each query. No gradient reaches them. A variable
         is not copied.
       temperature: T; 0.07 in MoCo v1, 0.2 in v2.
-      own: ((N,), (K,)) integers: what each query and each row of the dictionary is of. Rows of the query's own thing
-        are not negatives; -1 equals nothing.
+      own: ((N,), (K,)) integers: the thing that each query and each row of the dictionary belongs to. Rows of the
+        query's own thing are not negatives; -1 equals nothing.
 
     With random embeddings the loss is near ln(K + 1).
     """
@@ -73,7 +75,7 @@ def info_nce(queries, keys, dictionary, temperature, own=None):
 
 
 def of_groups(form, queries, keys, others, same, different, dictionary, temperature, own, from_dictionary):
-    """A contrast whose positives are all keys of the query's own thing, P_i in number, and whose negatives all others.
+    """A contrast whose positives are all P_i keys of the query's own thing, and whose negatives are all other keys.
 
     With s_p = q_i . p / T over the positives p, and S_i the sum of exp(q_i . d / T) over the negatives d, the loss of
     a query is
@@ -82,25 +84,26 @@ def of_groups(form, queries, keys, others, same, different, dictionary, temperat
         supcon      mean_p -log( exp(s_p) / (sum_p' exp(s_p') + S_i) ): L_out of SupCon (arXiv:2004.11362), equation 2
         supcon_in   -log( sum_p exp(s_p) / (sum_p exp(s_p) + S_i) ): its L_in, equation 3, without the constant 1 / P_i
 
-    and with one positive all are InfoNCE, bit for bit.
+    With one positive, each form equals InfoNCE, bit for bit.
 
     Args:
       form: "infonce", "supcon" or "supcon_in".
       queries: (n, C), of unit length.
-      keys: (n, P, C), of unit length: each query's own, positives in any case.
+      keys: (n, P, C), of unit length: each query's own keys, always positives.
       others: (M, C), of unit length: more keys, of the batch.
-      same, different: bool (n, M): which of the others are positives, and which negatives, of a query; the rest is
+      same, different: bool (n, M): which of `others` are a query's positives, and which are its negatives. The rest is
         left out.
       dictionary: (K, C), of unit length: rows of another thing are negatives.
       temperature: T.
-      own: ((n,), (K,)) integers: what each query and each row of the dictionary is of; -1 equals nothing.
-      from_dictionary: whether rows of the query's own thing are positives, which takes n x K numbers; else they are
-        left out.
+      own: ((n,), (K,)) integers: the thing that each query and each row of the dictionary belongs to; -1 equals
+        nothing.
+      from_dictionary: whether the dictionary's rows of the query's own thing are positives, which takes n x K numbers.
+        If not, these rows are left out.
     """
     own_cosines = tf.stack([tf.einsum("nc,nc->n", queries, key) for key in tf.unstack(keys, axis=1)], axis=1)  # n x P
     cosines = tf.matmul(queries, others, transpose_b=True)  # n x M
     log_sum, hardest, mean = _log_sum_exp(queries, dictionary, temperature, own)
-    rows = tf.reduce_sum(tf.cast(_differs(own[0], own[1]), cosines.dtype), axis=1)  # of the dictionary, negatives
+    rows = tf.reduce_sum(tf.cast(_differs(own[0], own[1]), cosines.dtype), axis=1)  # negatives in the dictionary
     negatives = tf.concat([log_sum[:, None], cosines / temperature], axis=1)
     log_sum = _masked_log_sum_exp(negatives, tf.pad(different, ((0, 0), (1, 0)), constant_values=True))
     nothing = tf.constant(-math.inf, cosines.dtype)
@@ -132,15 +135,15 @@ def of_groups(form, queries, keys, others, same, different, dictionary, temperat
 
 
 def _differs(things, others):
-    """Which of others (K,) are not of the same thing as each of things (n,): bool (n, K)."""
+    """Returns which of `others` (K,) are not of the same thing as each of `things` (n,): bool (n, K)."""
     others = others if isinstance(others, tf.Tensor) else look_up(others, tf.range(others.shape[0]))
     return (things[:, None] != others[None, :]) | (things[:, None] < 0)
 
 
 def _masked_log_sum_exp(values, mask):
-    """log sum exp over axis 1 of those values (n, M) that the mask takes; -inf, without a gradient, where it has none.
+    """Returns log sum exp over axis 1 of the values (n, M) in the mask; -inf, without a gradient, if there are none.
 
-    Of one value alone it is that value, bit for bit.
+    For a single value the result is this value, bit for bit.
     """
     values = tf.where(mask, values, tf.constant(-math.inf, values.dtype))
     largest = tf.stop_gradient(tf.reduce_max(values, axis=1, keepdims=True))
@@ -154,10 +157,10 @@ def _masked_log_sum_exp(values, mask):
 def _log_sum_exp(queries, dictionary, temperature, own=None):
     """log sum_j exp(q_i . d_j / T), and the largest and the mean of q_i . d_j, (N,) each, in one pass over the d_j.
 
-    That pass also sums up the gradient, sum_j softmax_ij d_j / T, so that nothing of size K is kept for it or computed
-    twice. Sums are relative to the largest similarity so far, as in online softmax (arXiv:1805.02867).
+    The pass also sums up the gradient, sum_j softmax_ij d_j / T. So the gradient keeps nothing of size K, and computes
+    nothing twice. Sums are relative to the largest similarity so far, as in online softmax (arXiv:1805.02867).
 
-    own: as for `info_nce`: which d_j are left out for which q_i.
+    own: as for `info_nce`: it says which d_j are left out for which q_i.
     """
     size, width = dictionary.shape
 
@@ -184,7 +187,7 @@ def _log_sum_exp(queries, dictionary, temperature, own=None):
     @tf.custom_gradient
     def scan(queries):
         nothing = tf.zeros_like(queries[:, 0])
-        cosines = tf.zeros(width, queries.dtype) if own is None else nothing  # else the sum of the d_j themselves
+        cosines = tf.zeros(width, queries.dtype) if own is None else nothing  # without `own`: the sum of the d_j
         state = nothing - 2, nothing, tf.zeros_like(queries), cosines, nothing  # cosines are >= -1
         whole, rest = size // BLOCK, size % BLOCK
 
@@ -200,7 +203,7 @@ def _log_sum_exp(queries, dictionary, temperature, own=None):
         def gradient(of_log_sum, *_):
             if own is None:
                 return (of_log_sum / (temperature * total))[:, None] * weighted
-            return tf.math.divide_no_nan(of_log_sum, temperature * total)[:, None] * weighted  # none may be left
+            return tf.math.divide_no_nan(of_log_sum, temperature * total)[:, None] * weighted  # perhaps no d_j is left
 
         mean = tf.linalg.matvec(queries, cosines / size) if own is None else tf.math.divide_no_nan(cosines, number)
         return (hardest / temperature + tf.math.log(total), hardest, mean), gradient
@@ -214,8 +217,9 @@ def nce(queries, keys, noise, temperature, log_z, records):
         h(x) = p(x) / (p(x) + K / R),  p(x) = exp(q_i . x / T) / Z
         loss_i = -log h(k_i) - sum_j log(1 - h(d_j))
 
-    A softmax over all R records costs as much as there are records. p stands for it with a constant Z, and K keys
-    drawn from all R alike, the noise, for its sum. With more noise the gradient nears that of the softmax.
+    The cost of a softmax over all R records grows with R. Here p has a constant Z in place of the softmax's sum, and
+    the loss has K keys, the noise, drawn uniformly from all R. With more noise, the gradient approaches that of the
+    softmax.
 
     Args:
       queries, keys: (N, C), of unit length; keys[i] is the positive of queries[i].
@@ -246,15 +250,15 @@ def log_normalizer(queries, noise, temperature, records):
 
 
 def in_batch(queries, keys, labels, temperature):
-    """The contrastive loss of MoCo v3 (algorithm 1, `ctr`): the negatives are the other images' keys of the batch.
+    """The contrastive loss of MoCo v3 (algorithm 1, `ctr`): the negatives are the keys of the batch's other images.
 
         loss_i = -2T log( exp(q_i . k_label(i) / T) / sum_j exp(q_i . k_j / T) )
 
     Args:
       queries: (n, C), of unit length.
-      keys: (N, C), of unit length: those of the global batch, N > 1.
+      keys: (N, C), of unit length: the keys of the global batch, N > 1.
       labels: (n,) integers: the row of `keys` that belongs to each query.
-      temperature: T; 1 for ResNet-50, 0.2 for ViTs. The factor 2T keeps gradients of one size for any T.
+      temperature: T; 1 for ResNet-50, 0.2 for ViTs. The factor 2T keeps the gradients' size the same for any T.
     """
     contrast = batch_info_nce(queries, keys, labels, temperature)
     return contrast._replace(loss=2 * temperature * contrast.loss)
@@ -267,8 +271,8 @@ def batch_info_nce(queries, keys, labels, temperature, itself=None):
 
     Args:
       queries, keys, labels, temperature: as for `in_batch`.
-      itself: (n,) integers: the row of `keys` that is the query, and so no candidate. SimCLR (arXiv:2002.05709,
-        equation 1) has the 2N views of N images look for their partners among one another.
+      itself: (n,) integers: the row of `keys` that is the query, and so not a candidate. In SimCLR (arXiv:2002.05709,
+        equation 1) the 2N views of N images look for their partners among each other.
     """
 
     def rows(places):
@@ -295,5 +299,5 @@ def unit_length(vectors):
 
 
 def full(values):
-    """Values in at least float32."""
+    """Casts values to at least float32."""
     return tf.cast(values, tf.float32) if values.dtype in (tf.float16, tf.bfloat16) else values

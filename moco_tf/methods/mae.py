@@ -1,11 +1,11 @@
-"""Masked autoencoder: from a quarter of an image's patches, tell the pixels of the others (MAE).
+"""Masked autoencoder: predict the pixels of the other patches from a quarter of an image's patches (MAE).
 
 He et al. 2021, "Masked Autoencoders Are Scalable Vision Learners" (arXiv:2111.06377), section 3: a random part of the
-patches is hidden, the encoder sees the others alone, a light decoder takes those and mask tokens, and the loss is the
-squared error at the hidden patches, whose pixels are normalised patch by patch.
+patches is hidden, and the encoder sees only the others. A light decoder takes the encoder's tokens and mask tokens.
+The loss is the squared error at the hidden patches, whose pixels are normalised patch by patch.
 
-Departs from the paper: blocks and class token begin as MoCo v3's do, crops are resized bilinearly, and the decoder is
-smaller unless asked for.
+Differs from the paper: blocks and class token start with MoCo v3's initial weights, crops are resized bilinearly, and
+the decoder is smaller by default.
 
 Axes: n images of this replica, H W image, L patches of an image, M visible ones, P side of a patch, D width.
 """
@@ -47,9 +47,9 @@ def patchify(images, side):
 
 
 def targets(images, side, normalised=True):
-    """What is to be told of each patch, (n, L, P P C): its pixels, brought to mean 0 and variance 1 if `normalised`.
+    """Returns the targets of each patch, (n, L, P P C): its pixels, with mean 0 and variance 1 if `normalised`.
 
-    The variance is the unbiased one, as PyTorch's `var` gives it to the authors; 1e-6 is added to it.
+    The variance is the unbiased one, as in PyTorch's `var`, which the authors use; 1e-6 is added to it.
     """
     patches = patchify(images, side)
     if not normalised:
@@ -62,7 +62,7 @@ def targets(images, side, normalised=True):
 def masked_error(predicted, wanted, hidden):
     """The mean squared error of each image, (n,), over the pixels of its hidden patches alone.
 
-    predicted, wanted: (n, L, P P C); hidden: bool (n, L), at least one an image.
+    predicted, wanted: (n, L, P P C); hidden: bool (n, L), at least one per image.
     """
     weights = tf.cast(hidden, predicted.dtype)
     errors = tf.reduce_mean((predicted - wanted) ** 2, axis=2)  # n x L
@@ -70,7 +70,7 @@ def masked_error(predicted, wanted, hidden):
 
 
 def masked_correlation(predicted, wanted, hidden):
-    """How what is predicted of an image goes with what is wanted over its hidden pixels, (n,): Pearson's, -1 to 1."""
+    """Returns Pearson's correlation of predicted and wanted pixels over each image's hidden ones, (n,): -1 to 1."""
     weights = tf.cast(hidden, predicted.dtype)[..., tf.newaxis]
     number = tf.reduce_sum(weights, axis=(1, 2), keepdims=True) * predicted.shape[2]
 
@@ -83,10 +83,10 @@ def masked_correlation(predicted, wanted, hidden):
 
 
 def decoder(backbone, mask_ratio, depth, width):
-    """A decoder for a ViT that sees 1 - `mask_ratio` of its patches, and P, the side of those in pixels.
+    """Returns a decoder for a ViT that sees 1 - `mask_ratio` of its patches, and P, the patches' side in pixels.
 
     Raises:
-      ValueError: no patch is hidden, or all are.
+      ValueError: no patch is hidden, or all patches are.
     """
     patches = some_patches.number(backbone)
     kept = some_patches.number_kept(patches, 1 - mask_ratio)
@@ -101,7 +101,7 @@ def decoder(backbone, mask_ratio, depth, width):
 
 
 def reconstruct(decoder, seen, images, side, normalised, training):
-    """Pixels as the decoder tells them and as they are, (n, L, P P C) both, and which are hidden, bool (n, L).
+    """Returns the decoder's pixels and the target pixels, (n, L, P P C) each, and which are hidden, bool (n, L).
 
     seen: a `some_patches.Seen` of the images (n, H, W, C).
     """
@@ -111,7 +111,7 @@ def reconstruct(decoder, seen, images, side, normalised, training):
 
 
 class Terms(NamedTuple):
-    """The terms of the loss, a value an image."""
+    """The terms of the loss, one value per image."""
 
     loss: tf.Tensor  # n: the mean over the hidden patches
     correlation: tf.Tensor  # n, -1 to 1
@@ -119,23 +119,23 @@ class Terms(NamedTuple):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class MAE(Pretrainer):
-    """Learns a ViT by telling hidden patches from visible ones; a batch is (images,).
+    """Learns a ViT by predicting hidden patches from visible ones; a batch is (images,).
 
-    Features are the class token after the last LayerNorm, as this package's ViTs give it. No loss looks at it
-    directly: it learns as the patches attend to it, in the encoder and in the decoder, which takes it as well. There
-    is no head: the embedding is the features, of unit length.
+    Features are the class token after the last LayerNorm, as in this package's ViTs. No loss uses the class token
+    directly. It learns because the patches attend to it, in the encoder and in the decoder, which takes it too. There
+    is no head: the embedding is the features, scaled to unit length.
 
     Args:
       backbone: a ViT of `moco_tf.encoders.vit`, whose patch projection learns (`freeze_patch=False`).
-      mask_ratio: share of the patches that are hidden, each image's drawn anew; 0.75 in the paper.
-      decoder_depth, decoder_width: blocks and width of the decoder; 8 and 512 in the paper.
-      norm_targets: normalise the pixels to be told patch by patch, as the paper's best has it.
+      mask_ratio: share of the patches that are hidden, drawn anew for each image; 0.75 in the paper.
+      decoder_depth, decoder_width: number of blocks and width of the decoder; 8 and 512 in the paper.
+      norm_targets: normalise the target pixels patch by patch, as the paper's best model does.
       preprocessing: as in `MoCo`.
-      seed: of what is hidden, which is a function of seed, step and an image's row in the global batch. Evaluation
-        hides what step 0 would.
+      seed: seed of the hidden patches, which are a function of seed, step and an image's row in the global batch.
+        Evaluation hides the patches of step 0.
 
     Attributes:
-      query_encoder: a model of normalised images -> {"features", "projection"}, which are the same.
+      query_encoder: a model of normalised images -> {"features", "projection"}, two equal outputs.
       decoder: as `decoders.of_tokens` builds it; for training alone.
     """
 

@@ -1,4 +1,4 @@
-"""MoCo v3's contrast and MAE's reconstruction, of one pass over the visible part of each view.
+"""MoCo v3's contrast and MAE's reconstruction, from one pass over the visible part of each view.
 
 This package's own mix, after CAN (arXiv:2210.16870: both views masked, both losses on the visible tokens) and CMAE
 (arXiv:2207.13532: a momentum encoder that sees whole views), in MoCo v3's frame (arXiv:2104.02057):
@@ -6,11 +6,11 @@ This package's own mix, after CAN (arXiv:2210.16870: both views masked, both los
 1. keys: the momentum encoder sees all patches of both views, as in v3;
 2. queries: the query encoder sees the class token and a random part of the patches of each view;
 3. contrast: v3's symmetrised loss, unchanged, of the class tokens through projector and predictor;
-4. reconstruction: a light decoder takes the visible tokens and mask tokens, and tells the hidden patches of the same
-   distorted view, each normalised, as in MAE (arXiv:2111.06377);
-5. loss = contrast + lambda x reconstruction, the latter the mean over both views.
+4. reconstruction: a light decoder takes the visible tokens and mask tokens, and predicts the hidden patches of the
+   same distorted view, each normalised, as in MAE (arXiv:2111.06377);
+5. loss = contrast + lambda x reconstruction, where the reconstruction is the mean over both views.
 
-With lambda 0 it is MoCo v3 with token dropout; as lambda grows, it comes to MAE on two distorted crops.
+With lambda 0 it is MoCo v3 with token dropout. As lambda grows, it approaches MAE on two distorted crops.
 
 Axes: n images of this replica, L patches of an image, P side of a patch, C length of the projection.
 """
@@ -47,7 +47,7 @@ def model(config, options, inputs, source):
 
 
 class Terms(NamedTuple):
-    """As `losses.Contrast`, a row a query, so 2 n; and the reconstruction of the query's own view."""
+    """The terms of `losses.Contrast`, one row per query, so 2 n, and the reconstruction of the query's own view."""
 
     loss: tf.Tensor
     positives: tf.Tensor
@@ -60,9 +60,9 @@ class Terms(NamedTuple):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class MAEMoCo(MoCoV3):
-    """`MoCoV3` on a ViT whose queries see a part of the patches, and tell the pixels of the others as well.
+    """`MoCoV3` on a ViT whose queries see a part of the patches, and also predict the pixels of the others.
 
-    Evaluation hides what step 0 would, and shows both losses of that.
+    Evaluation hides the patches of step 0, and shows both losses for them.
 
     Args:
       backbone: a ViT of `moco_tf.encoders.vit`, whose patch projection learns (`freeze_patch=False`).

@@ -1,12 +1,12 @@
-"""The memory bank, the second of the mechanisms that MoCo is compared with: keys are kept for each record of the data.
+"""The memory bank, the second of the mechanisms that MoCo is compared with: it keeps a key for each record of data.
 
 Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (arXiv:1805.01978), as He et
-al. 2020 (arXiv:1911.05722) describe it in section 3.2 and figure 2b. A query's key is what the bank has of its record;
-negatives are drawn from the bank. Keys come from the query encoder as it was when it last saw their records, up to an
-epoch ago: there is no momentum encoder, but a momentum of each key.
+al. 2020 (arXiv:1911.05722) describe it in section 3.2 and figure 2b. A query's key is the bank's key of its record.
+Negatives are drawn from the bank. A key comes from the query encoder as it was when it last saw the record, up to an
+epoch ago. There is no momentum encoder, but each key has a momentum.
 
-Departs from instance discrimination in one thing: the batch shares its K negatives, as MoCo's mini-batches share a
-dictionary. That costs K C numbers, and not N K C; each query still has K.
+Differs from instance discrimination in one thing: all queries of a batch share the K negatives, as MoCo's mini-batches
+share a dictionary. This costs K C numbers, and not N K C; each query still has K negatives.
 
 Axes: n images of this replica, N of the global batch, H W image, C length of the projection, K negatives, R records.
 """
@@ -29,7 +29,7 @@ LOSSES = ("infonce", "nce")
 
 
 class FromBank(NamedTuple):
-    """What a step takes out of the bank."""
+    """The values that a step reads from the bank."""
 
     keys: tf.Tensor  # n x C, of the queries' records
     negatives: tf.Tensor  # K x C
@@ -40,7 +40,7 @@ def model(config, options, inputs, source):
     """The `MemoryBank` of a run.
 
     Raises:
-      ConfigError: the data has too few others for a batch, or the bank needs over a third of the machine's memory.
+      ConfigError: the data has too few images outside a batch, or the bank needs over a third of the machine's memory.
     """
     check_size(config, source.size)
     return MemoryBank(
@@ -60,7 +60,7 @@ def model(config, options, inputs, source):
 
 
 def check_size(config, size):
-    """Refuses a bank of `size` images: too few others for a batch, or over a third of the machine's memory."""
+    """Raises if `size` images leave too few outside a batch, or need a bank over a third of the machine's memory."""
     if config.loss == "infonce" and config.queue_size > size - config.batch_size:
         raise ConfigError(
             f"--queue_size counts negatives from other images than the batch's, at most {size - config.batch_size} of "
@@ -68,7 +68,7 @@ def check_size(config, size):
         )
     needed = config.bank_bytes(size) * max(1, config.virtual_replicas)
     there = startup.memory()
-    if 3 * needed > there:  # a checkpoint's bank is read beside the one that is there, and the rest needs room, too
+    if 3 * needed > there:  # a checkpoint's bank is read beside the model's own, and the rest needs memory too
         raise ConfigError(
             f"a memory bank has --dim={config.dim} numbers for each of {size} images, in all "
             f"{needed / 1e9:.3g} GB, more than a third of this machine's {there / 1e9:.3g} GB (a checkpoint is read "
@@ -77,7 +77,7 @@ def check_size(config, size):
 
 
 def numbers_of(batch, records, what="a memory bank"):
-    """The numbers (n,) of a batch's records, which are places among so many; what: trains on them."""
+    """Returns the numbers (n,) of a batch's records, places among `records`; what: the model's name in errors."""
     numbers = batch.get("id")
     if numbers is None or len(numbers.shape) != 1 or not numbers.dtype.is_integer:
         beside = batch["views"][1] if numbers is None and len(batch["views"]) > 1 else numbers
@@ -90,7 +90,7 @@ def numbers_of(batch, records, what="a memory bank"):
 
 
 def draw_negatives(bank, loss, count, numbers, seed):
-    """The records (count,) whose keys are a step's negatives: with "nce" drawn from all, else not those of the batch.
+    """Draws the records (count,) whose keys are a step's negatives: with "nce" from all, else from outside the batch.
 
     numbers: (N,), the records of the global batch; seed: two integers.
     """
@@ -106,7 +106,7 @@ def draw_negatives(bank, loss, count, numbers, seed):
 
 
 def normalizer(log_z, step, queries, noise, temperature, records):
-    """log Z of NCE: estimated in the first step, from the queries (N, C) of all replicas; from then on as it is."""
+    """Returns log Z of NCE: estimated in the first step, from the queries (N, C) of all replicas; then constant."""
     return tf.cond(step == 0, lambda: log_normalizer(queries, noise, temperature, records), lambda: tf.identity(log_z))
 
 
@@ -114,20 +114,20 @@ def normalizer(log_z, step, queries, noise, temperature, records):
 class MemoryBank(Pretrainer):
     """Learns an image encoder from numbered images: `fit` takes a dataset of (images, numbers) batches.
 
-    Images are views, float32 (N, H, W, 3), normalised as the backbone expects; numbers are int64 (N,), 0 to R - 1,
-    the same for a record in every epoch; or a dict {"views": (images,), "id": numbers}.
-    `evaluate` takes (query, key) pairs as well, also of other images: the key's embedding then stands for the bank's.
+    Images are views, float32 (N, H, W, 3), normalised as the backbone expects. Numbers are int64 (N,), 0 to R - 1,
+    the same for a record in every epoch. A batch may also be a dict {"views": (images,), "id": numbers}.
+    `evaluate` also takes (query, key) pairs, even of other images: the key's embedding then replaces the bank's key.
 
     Args:
       backbone, dim, head, hidden_dim, preprocessing: as in `MoCo`.
       records: R, the number of images in the data.
       queue_size: K, the negatives of a step.
       bank_momentum: how much of a record's key stays when the record is seen; 0.5 in instance discrimination.
-      loss: "infonce", whose negatives are K different records outside the batch; or "nce", whose K are noise, drawn
-        from all records with replacement, and whose normaliser is estimated on the first batch (section 3.2).
+      loss: "infonce": the negatives are K different records outside the batch; or "nce": the negatives are noise, K
+        records drawn from all with replacement, and the normaliser is estimated on the first batch (section 3.2).
       temperature: T of the loss; 0.07 in both papers.
-      bn_groups: equal parts of the global batch that BatchNorm normalises apart, as in `MoCo`.
-      seed: of the bank's first keys and of the negatives.
+      bn_groups: equal parts of the global batch that BatchNorm normalises separately, as in `MoCo`.
+      seed: seed of the bank's first keys and of the negatives.
 
     Attributes:
       query_encoder: a model of normalised images -> {"features", "projection"}.
@@ -189,7 +189,7 @@ class MemoryBank(Pretrainer):
             )
 
     def prepare(self, batch, training=True):
-        """What the bank has of the batch's records, n x C, and the step's negatives, K x C."""
+        """Returns the bank's keys of the batch's records, n x C, and the step's negatives, K x C."""
         if not training and len(batch["views"]) == 2:  # pairs of views, with no place in the bank
             images = batch["views"][1]
             keys = unit_length(self.query_encoder(images, training=False)["projection"])
@@ -211,7 +211,7 @@ class MemoryBank(Pretrainer):
         return nce(queries, context.keys, context.negatives, self.temperature, log_z, self.bank.records)
 
     def finish(self, batch, context, terms):
-        """The batch's keys in the bank move towards the new features."""
+        """Moves the batch's keys in the bank towards the new features."""
         features = replicas.gather(tf.stop_gradient(terms.queries))  # N x C
         self.bank.update(context.numbers, features, self.bank_momentum)
 

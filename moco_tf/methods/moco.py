@@ -2,7 +2,7 @@
 
 He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning" (arXiv:1911.05722), and
 Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning" (arXiv:2003.04297). v2 is v1 with an
-MLP head, another augmentation, temperature 0.2 and a cosine rate.
+MLP head, another augmentation, temperature 0.2 and a cosine learning rate.
 
 Axes: n images of this replica, N of the global batch, H W image, C length of the projection, P keys of a query, K keys
 in the queue.
@@ -30,7 +30,7 @@ def model(config, options, inputs, source):
 
 
 def settings(config, options, inputs, source):
-    """What a run's flags say of `MoCo`'s arguments, beside the backbone."""
+    """Returns `MoCo`'s arguments from a run's flags, without the backbone."""
     return {
         "dim": config.dim,
         "head": options.head,
@@ -56,40 +56,41 @@ class MoCo(Pretrainer):
     """Learns an image encoder from pairs of views: `fit` takes a dataset of (query, key) image batches.
 
     Views are float32 (N, H, W, 3), normalised as the backbone expects, as `moco_tf.views` makes them. A batch can also
-    be a dict {"views": (query, key, key, ...), "id": (N,)} with several keys. `predict` takes images as they are,
-    uint8 or 0-255 floats (N, H, W, 3) of any size, and gives backbone features.
+    be a dict {"views": (query, key, key, ...), "id": (N,)} with several keys. `predict` takes raw images,
+    uint8 or 0-255 floats (N, H, W, 3) of any size, and returns backbone features.
 
     Args:
       backbone: a Keras model of images (N, H, W, 3) -> features (N, C) or (N, H, W, C), or -> several outputs, one of
         them "features"; functional, Sequential or with `get_config`. It becomes the query encoder's trunk; a copy with
-        the same weights becomes the key's.
+        the same weights becomes the key encoder's.
       dim: C, the length of a projection; 128 in the papers.
       head: "linear" (v1) or "mlp" (v2).
       hidden_dim: width of the MLP head's hidden layer; None: as many as there are features (2048 for R50).
-      queue_size: K, the keys kept as negatives; 65536 in the papers. Any batch size goes with any K.
+      queue_size: K, the keys kept as negatives; 65536 in the papers. Any batch size works with any K.
       momentum: m of the key encoder, 0.999 in the papers.
       momentum_rise_steps: if given, m rises from `momentum` to 1 along a half cosine over this many steps.
       temperature: T of InfoNCE; 0.07 in v1, 0.2 in v2.
-      shuffle_bn: encode keys in another order than queries, so that BatchNorm does not leak which belong
-        together (section 3.3). Has an effect where BatchNorm has several groups: `bn_groups` > 1, or several replicas.
-      bn_groups: equal parts of the global batch that BatchNorm normalises apart, as that many devices would;
-        the papers' 8 GPUs are 8. A multiple of the replicas; None: one each. More than one a replica need this
-        package's BatchNorm in the backbone.
+      shuffle_bn: encode keys in another order than queries, so that BatchNorm does not leak which key belongs to which
+        query (section 3.3). Has an effect where BatchNorm has several groups: `bn_groups` > 1, or several replicas.
+      bn_groups: equal parts of the global batch that BatchNorm normalises separately, as that many devices would;
+        8 for the papers' 8 GPUs. A multiple of the number of replicas; None: one per replica. More than one per
+        replica needs this package's BatchNorm in the backbone.
       preprocessing: how `predict` brings images to the backbone's input: a `Preprocessing`, or the task of the views,
-        which has one. None: that of the views that `fit` gets from `moco_tf.views`; before that, ImageNet's mean and
-        std, the central crop of 7/8, the backbone's size (224 if it takes any).
-      symmetric: each view is query once, and looks for the others' keys; the losses are summed, and the keys of all
-        are enqueued (the authors' CIFAR-10 demo).
+        which has one. None: the preprocessing of the views that `fit` gets from `moco_tf.views`; before `fit`,
+        ImageNet's mean and std, the central crop of 7/8, the backbone's size (224 if it takes any).
+      symmetric: each view is the query once, and looks for the other views' keys; the losses are summed, and the keys
+        of all views are enqueued (the authors' CIFAR-10 demo).
       mask_siblings: the queue keeps an id beside each key; in training, keys of the query's own id are not negatives.
-      positives_from: "keys", a query looks for its own views' keys among the queue's; "batch", for all keys of its own
-        thing in the batch, among all others of batch and queue; "batch_and_queue", for the queue's as well. What is
-        one thing says `thing_of`. In training; evaluation shows InfoNCE with the query's own keys.
-      loss: "infonce", "supcon" or "supcon_in": how several positives stand beside one another (`losses.of_groups`).
-      thing_of: the entry of a batch, (N,) integers, that says what is one thing: "id", or "label". -1 equals nothing.
+      positives_from: "keys": a query looks for its own views' keys among the queue's; "batch": for all keys of its own
+        thing in the batch, among all other keys of batch and queue; "batch_and_queue": for its thing's keys in the
+        queue too. `thing_of` says what one thing is. This is for training; evaluation shows InfoNCE with the query's
+        own keys.
+      loss: "infonce", "supcon" or "supcon_in": how the loss combines several positives (`losses.of_groups`).
+      thing_of: the entry of a batch, (N,) integers, that says what one thing is: "id", or "label". -1 equals nothing.
       small_views: M, how many of a batch's views, the last ones, are queries only (multi-crop, arXiv:2006.09882).
-        They may be of another size, if the backbone takes any, and leave BatchNorm's running statistics alone. The
-        loss is the mean over the queries.
-      seed: of the queue's first keys and of the shuffles.
+        Small views may have another size, if the backbone takes any, and do not change BatchNorm's running statistics.
+        The loss is the mean over the queries.
+      seed: seed of the queue's first keys and of the shuffles.
 
     Attributes:
       query_encoder, key_encoder: models of normalised images -> {"features", "projection"}.
@@ -162,7 +163,7 @@ class MoCo(Pretrainer):
         self.queue = Queue(queue_size, dim, seed=seed, with_ids=self.with_things, name="queue")
 
     def prepare(self, batch, training=True):
-        """Moves the momentum encoder (equation 2), encodes the keys: {view's place: (N, C)}, in evaluation (n, C)."""
+        """Moves the momentum encoder (equation 2), returns the keys {view's place: (N, C)}, in evaluation (n, C)."""
         views = self._whole(batch)
         if training:
             ema_update(self.query_encoder, self.key_encoder, self._momentum())
@@ -185,7 +186,7 @@ class MoCo(Pretrainer):
         return together(contrasts, times=len(places))
 
     def finish(self, batch, context, terms):
-        """The queue takes in the new keys, those of all replicas, view by view."""
+        """Puts the new keys of all replicas in the queue, view by view."""
         keys = [context[place] for place in sorted(context)]
         things = tf.tile(replicas.gather(self._things(batch)), [len(keys)]) if self.with_things else None
         self.queue.enqueue(tf.concat(keys, axis=0), things)
@@ -202,16 +203,16 @@ class MoCo(Pretrainer):
         return [unit_length(self.query_encoder(images, training=training)["projection"])]
 
     def _contrast(self, queries, keys, things, context):
-        """The terms of queries (n, C) with their own keys (n, C) or (n, P, C); things: (n,), what each is of, or None.
+        """Returns the terms of queries (n, C) with their own keys (n, C) or (n, P, C).
 
-        context: the keys of all views of the global batch.
+        things: the thing that each query belongs to (n,), or None; context: the keys of all views of the global batch.
         """
         if things is None or self.positives_from == "keys":
             of_what = None if things is None else (things, self.queue.ids.value)
             return info_nce(queries, keys, self.queue.keys.value, self.temperature, of_what)
         all_things = replicas.gather(things)  # N
         rows = tf.range(tf.shape(all_things)[0])
-        itself = replicas.own(rows)[:, None] == rows[None, :]  # n x N: its keys are in `keys`, its own view nowhere
+        itself = replicas.own(rows)[:, None] == rows[None, :]  # n x N: its keys are in `keys`; its view is left out
         of_one = (things[:, None] == all_things[None, :]) & (things[:, None] >= 0)
         return of_groups(
             self.loss_of_several,
@@ -230,9 +231,9 @@ class MoCo(Pretrainer):
         return cosine_momentum(self.momentum, self.step.value, self.momentum_rise_steps)
 
     def _encode_keys(self, views, training):
-        """Keys (N, C) of each key view, of all replicas: in training encoded in another order than queries.
+        """Returns all replicas' keys (N, C) of each key view, encoded in another order than queries in training.
 
-        In evaluation those of this replica alone, (n, C).
+        In evaluation, returns only this replica's keys, (n, C).
         """
         if not training:
             return [unit_length(self.key_encoder(images, training=False)["projection"]) for images in views]
@@ -246,7 +247,7 @@ class MoCo(Pretrainer):
         return tf.split(keys, len(views), axis=1)
 
     def _things(self, batch):
-        """What each image is of: int64 (n,)."""
+        """Returns the thing that each image belongs to: int64 (n,)."""
         if self.thing_of not in batch:
             raise ValueError(
                 f'mask_siblings and positives_from ask what is one thing, and need an "{self.thing_of}" (N,) beside '

@@ -38,28 +38,28 @@ def model(config, options, inputs, source):
 class MoCoV3(Pretrainer):
     """Learns an image encoder from pairs of views: `fit` takes a dataset of (view, other view) image batches.
 
-    Each view is encoded by the query encoder (backbone, projector, predictor) and by the key encoder (backbone,
-    projector), whose weights follow the query's; each query looks for its image's other view among the keys of the
-    global batch. BatchNorm normalises the global batch, each view apart.
+    The query encoder (backbone, projector, predictor) and the key encoder (backbone, projector) encode each view. The
+    key encoder's weights follow the query encoder's. Each query looks for its image's other view among the keys of the
+    global batch. BatchNorm normalises the global batch, each view separately.
 
     Views are float32 (N, H, W, 3), normalised as the backbone expects, as `moco_tf.views` makes them. `predict`
-    takes images as they are, uint8 or 0-255 floats (N, H, W, 3) of any size, and gives backbone features.
+    takes raw images, uint8 or 0-255 floats (N, H, W, 3) of any size, and returns backbone features.
 
     Args:
       backbone: a Keras model of images -> features, as in `MoCo`.
-      head: "resnet" or "vit": the number of the projector's layers and the predictor's end (section 4.3).
+      head: "resnet" or "vit": sets the number of the projector's layers and the predictor's end (section 4.3).
       dim: C, the length of a projection; 256 in the paper.
       hidden_dim: width of the hidden layers of projector and predictor; 4096 in the paper.
       momentum: m of the key encoder; 0.99 in the paper, 0.996 for 1000 epochs.
       momentum_rise_steps: if given, m rises from `momentum` to 1 along a half cosine over this many steps, as in
         the paper.
       temperature: T of the loss; 1.0 for ResNet-50 and 0.2 for ViTs in the paper.
-      token_dropout: share of the patches that queries leave out in training, each view's drawn anew; the class token
+      token_dropout: share of the patches that queries leave out in training, drawn anew for each view. The class token
         stays, and keys see all patches. For this package's ViTs (FLIP, arXiv:2212.00794, has 0.5). 0: none.
       preprocessing: how `predict` brings images to the backbone's input: a `Preprocessing`, or the task of the views,
-        which has one. None: that of the views that `fit` gets from `moco_tf.views`; before that, ImageNet's mean and
-        std, the central crop of 7/8, the backbone's size (224 if it takes any).
-      seed: of the patches that are left out.
+        which has one. None: the preprocessing of the views that `fit` gets from `moco_tf.views`; before `fit`,
+        ImageNet's mean and std, the central crop of 7/8, the backbone's size (224 if it takes any).
+      seed: seed of the choice of the patches that are left out.
 
     Attributes:
       query_encoder, key_encoder: models of normalised images -> {"features", "projection"}.
@@ -115,7 +115,7 @@ class MoCoV3(Pretrainer):
             self.encode_some = some_patches.encoder_of(self.query_encoder, 1 - token_dropout)
 
     def prepare(self, batch, training=True):
-        """Moves the momentum encoder and encodes the keys of both views: two, each N x C of the global batch."""
+        """Moves the momentum encoder and encodes the keys of both views, each N x C of the global batch."""
         if training:
             ema_update(self.query_encoder, self.key_encoder, self._momentum())
         keys = [unit_length(self.key_encoder(view, training=training)["projection"]) for view in batch["views"]]
@@ -124,7 +124,7 @@ class MoCoV3(Pretrainer):
     def objective(self, batch, context, training=True):
         """ctr(q1, k2) + ctr(q2, k1): each view's queries look for the other view's keys.
 
-        Each view has a forward pass, and so BN statistics, of its own.
+        Each view has its own forward pass, and so its own BN statistics.
         """
         projections = [self._projection(view, place, training) for place, view in enumerate(batch["views"])]
         return self._contrast(projections, context, training)

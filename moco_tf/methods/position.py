@@ -30,10 +30,10 @@ def tiles_of(batch):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class Position(Classification):
-    """A batch is (pictures,) of 3 x 3 tiles side by side; all pairs of the middle tile and another are asked about.
+    """A batch is (pictures,) of 3 x 3 tiles side by side; the questions are all pairs of the middle tile and another.
 
-    See `Classification`. hidden_dim: of the layer before the answer, which the paper has as well; None: as wide as a
-    pair of features.
+    See `Classification`. hidden_dim: width of the layer before the answer, which the paper has too; None: as wide as
+    a pair of features.
     """
 
     def __init__(self, backbone, hidden_dim=None, **settings):

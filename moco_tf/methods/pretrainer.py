@@ -1,7 +1,7 @@
-"""What every method is: the one training step, the metrics, and what a method says of itself.
+"""The base class of every method: the one training step, the metrics, and what a method defines.
 
-A method derives from `Pretrainer` and says, in its paper's order, `prepare` (what needs no gradient), `objective` (the
-loss), `finish` (what comes after the gradients).
+A method derives from `Pretrainer` and defines, in its paper's order, `prepare` (what needs no gradient), `objective`
+(the loss), `finish` (what comes after the gradients).
 
 Axes: n images of this replica, N of the global batch, H W image, C length of the embedding.
 """
@@ -24,12 +24,12 @@ from moco_tf.methods.shuffle_bn import check_groups
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """A metric of the whole batch: of rows (n, C), the mean over C of their standard deviations over N."""
+    """A metric of the whole batch: the mean over C of the standard deviations over N of rows (n, C)."""
 
     rows: Callable
 
 
-# What contrast with negatives shows, out of a `losses.Contrast`.
+# The metrics of contrast with negatives, from a `losses.Contrast`.
 CONTRAST_METRICS = {
     "contrast_top1": lambda terms: terms.top1,  # share of queries that find their key before all negatives
     "positive_similarity": lambda terms: terms.positives,  # mean cosine of a query and its key
@@ -41,11 +41,13 @@ CONTRAST_METRICS = {
 class Pretrainer(KerasWays):
     """A model with a `query_encoder` of normalised images -> {"features", "projection"} that learns from views.
 
-    Works as it is and under any `tf.distribute` strategy that copies variables: build it in `strategy.scope()`.
+    Works without a strategy and under any `tf.distribute` strategy that copies variables: build it in
+    `strategy.scope()`.
 
-    A class names its metrics in `METRICS`: for each its name, and what it is, out of the terms of its objective: a
-    value a row (n,), of which the mean is shown, or a `Spread`. Accumulators, metrics.csv and TensorBoard follow; the
-    progress line shows the first. `RATES` names what `rates` gives beside them.
+    A class defines its metrics in `METRICS`. A metric has a name and a function of the objective's terms, or a
+    `Spread`. The function returns one value per row (n,), and the metric is their mean. Accumulators, metrics.csv and
+    TensorBoard follow `METRICS`; the progress line shows the first metric. `RATES` names the values that `rates`
+    returns beside the metrics.
 
     Attributes:
       step: int64 variable, training steps done. Schedules and everything random derive from it.
@@ -57,61 +59,61 @@ class Pretrainer(KerasWays):
     RATES = ("learning_rate",)
     VIEWS = (1, None)  # the fewest and the most views of a record that a step takes; None: any number
     TAKES = None  # how many of a task's views it trains on; None: all
-    small_views = 0  # of a step's views, the last ones: queries only, of another size
+    small_views = 0  # how many of a step's views, the last ones, are queries only, of another size
     groups_here = 1  # BN groups of this replica's batch
-    on_device = None  # what a step makes of a batch's tuple of views before all else; None: they are ready
+    on_device = None  # a step's first operation on a batch's tuple of views; None: the views are ready
 
     def __init__(self, image_shape, preprocessing=None, **kwargs):
         super().__init__(image_shape, preprocessing, **kwargs)
         self.step = self.add_weight(name="step", shape=(), initializer="zeros", dtype="int64", trainable=False)
-        # Weights of the model and no Keras metrics: those keep a part of the sum on each replica, which does not
-        # restore exactly, and are left out of checkpoints.
+        # Weights of the model and no Keras metrics: Keras metrics keep a part of the sum on each replica, which does
+        # not restore exactly, and are left out of checkpoints.
         self.totals = self.add_weight(
             name="totals", shape=(len(self.METRICS) + 2,), initializer="zeros", trainable=False, autocast=False
         )
         keras_internals.restores_zeros_of_another_shape(self.totals)  # of a run with other metrics
         self.built = True
 
-    # What a method says.
+    # What a method defines.
 
     def prepare(self, batch, training=True):
-        """What a step needs that has no gradient: moves a momentum encoder, encodes keys, looks up. Returns a context.
+        """Does what needs no gradient (moves a momentum encoder, encodes keys, looks keys up) and returns a context.
 
         batch: {"views": a tuple of (n, H, W, 3), "id": (n,), "label": (n,)}; the latter two may be missing.
         training: False in evaluation, which changes nothing.
         """
 
     def objective(self, batch, context, training=True):
-        """The loss and what the metrics are made of: a NamedTuple of tensors a row (n,), one of them `loss`.
+        """Returns the terms of loss and metrics, a NamedTuple of tensors with one entry per row (n,), such as `loss`.
 
         The step takes the mean of `loss` over the rows, and its gradient.
         """
         raise NotImplementedError
 
     def finish(self, batch, context, terms):
-        """What comes after the gradients: keys that are kept, say."""
+        """Does what comes after the gradients, for example stores keys."""
 
     def before_epoch(self, epoch, source):
-        """What happens before an epoch (from 0) of a run, given the source of its records; only a run calls it."""
+        """Does what comes before an epoch (from 0) of a run, given the source of its records; only a run calls it."""
 
     def encode(self, images):
-        """{"features": (N, D), "embedding": (N, C) of unit length} of normalised images, in inference mode."""
+        """Returns {"features": (N, D), "embedding": (N, C) of unit length} of normalised images, in inference mode."""
         outputs = self.query_encoder(images, training=False)
         return {"features": outputs["features"], "embedding": unit_length(outputs["projection"])}
 
     def rates(self):
-        """{name: scalar} of what a schedule gives for the step at hand, named in `RATES`."""
+        """Returns {name: scalar}, the schedules' values at the current step; `RATES` has the names."""
         return {"learning_rate": self.optimizer.learning_rate}
 
     def watch(self, variables, gradients):
-        """{name: scalar} of what a step's gradients show, for TensorBoard and callbacks.
+        """Returns {name: scalar} of measures of a step's gradients, for TensorBoard and callbacks.
 
-        gradients: of this replica, not yet added up, times the optimizer's loss scale.
+        gradients: this replica's gradients, not yet added up, times the optimizer's loss scale.
         """
         return {}
 
     def columns(self):
-        """The names of what a row of metrics.csv has of this model, beside the loss."""
+        """Returns the names of this model's columns in metrics.csv, beside the loss."""
         return (*self.METRICS, *self.RATES)
 
     # The step.
@@ -126,7 +128,7 @@ class Pretrainer(KerasWays):
             scaled_loss = self.optimizer.scale_loss(loss)  # for float16; else the loss itself
         variables = self.trainable_variables
         gradients = tape.gradient(scaled_loss, variables)
-        gradients = [g if g is None else tf.convert_to_tensor(g) for g in gradients]  # those of looked-up rows are not
+        gradients = [g if g is None else tf.convert_to_tensor(g) for g in gradients]  # looked-up rows give no tensors
         watched = self.watch(variables, gradients)
         self.optimizer.apply(gradients, variables)
         # The loss reads the queue's variable without a copy: `finish` writes to it after loss and gradients exist.
@@ -137,7 +139,7 @@ class Pretrainer(KerasWays):
         return logs | self._shaped(rates | watched)
 
     def test_step(self, data):
-        """Loss and metrics in inference mode; changes neither weights nor what is kept."""
+        """Returns loss and metrics in inference mode; changes neither weights nor stored keys."""
         batch = self._ready(data)
         return self._reduce_over_replicas(self.objective(batch, self.prepare(batch, training=False), training=False))
 
@@ -147,12 +149,12 @@ class Pretrainer(KerasWays):
         return batch | {"views": tuple(check_groups(v, self.groups_here) for v in batch["views"])}
 
     def _ready(self, data):
-        """The batch, its views made to the end."""
+        """Returns the batch with its views finished."""
         batch = as_batch(data)
         self._check_views(batch)
         if not self.on_device:
             return batch
-        # Compiled on its own as well, where the step is not: as operations one by one, it takes nine times as long.
+        # Compiled on its own too, where the step is not compiled: as single operations it takes nine times as long.
         compiled = tf.function(self.on_device, jit_compile=True, autograph=False)
         return batch | {"views": compiled(batch["views"])}
 
@@ -166,10 +168,10 @@ class Pretrainer(KerasWays):
     def _reduce_over_replicas(self, terms, statistics=()):
         """Ends a step: one all-reduce makes metrics and BatchNorm's statistics the same on all replicas. Returns logs.
 
-        statistics: variables that become the mean over the replicas, so that all hold the same bits: BatchNorm's
-        running ones.
+        statistics: BatchNorm's running statistics, variables that become the mean over the replicas, so that all
+        replicas hold the same bits.
         """
-        statistics = statistics if replicas.count() > 1 else []  # one has nothing to agree on
+        statistics = statistics if replicas.count() > 1 else []  # one replica has nothing to average
         dtype = self.totals.dtype
         rows = {name: tf.cast(value, dtype) for name, value in ({"loss": terms.loss} | self._values(terms)).items()}
         spreads = {name: rows[name] for name, metric in self.METRICS.items() if isinstance(metric, Spread)}
@@ -211,11 +213,11 @@ class Pretrainer(KerasWays):
         self.totals.assign(tf.zeros_like(self.totals))
 
     def views_become(self, on_device):
-        """From the next `fit` on, a step makes this of the views first, not what `on_device` was."""
+        """Sets `on_device`, a step's first operation on the views, from the next `fit` on."""
         self.on_device = on_device
-        self.train_function = self.test_function = None  # they were traced with that
+        self.train_function = self.test_function = None  # they were traced with the old `on_device`
 
-    # What Keras asks.
+    # What Keras needs.
 
     @property
     def steps_done(self):
@@ -265,7 +267,7 @@ def _number_of_views(fewest, most):
 
 
 def as_batch(data):
-    """{"views": (n, H, W, 3) each, ...} of a batch: such a dict, or a tuple (query, key) or (images, ids)."""
+    """Returns {"views": (n, H, W, 3) each, ...} of a batch: this dict, or a tuple (query, key) or (images, ids)."""
     if isinstance(data, dict):
         views = data.get("views")
         if not isinstance(views, (tuple, list)) or not views:

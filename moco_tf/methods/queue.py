@@ -14,7 +14,7 @@ class Queue(keras.layers.Layer):
 
     Starts with random unit vectors, as the papers' code does.
 
-    with_ids: keeps an int64 id for each key, that of its record; ids start as -1.
+    with_ids: keeps for each key the int64 id of its record; ids start as -1.
     """
 
     def __init__(self, size, dim, seed=0, with_ids=False, **kwargs):
@@ -43,10 +43,11 @@ class Queue(keras.layers.Layer):
         self.built = True
 
     def enqueue(self, keys, ids=None):
-        """Writes N keys (N, C) and ids (N,) at the pointer, goes on at row 0 after the last, and moves it by N; any N.
+        """Writes any N keys (N, C) and ids (N,) at the pointer, continues at row 0 after the last, moves it by N.
 
-        The cost is O(N), as long as `self.keys` is only ever read by `dictionary.look_up`: once written in place,
-        TensorFlow copies all of a variable that is read as a tensor. Order this after its last use in the step.
+        The cost is O(N), as long as only `dictionary.look_up` reads `self.keys`: once a variable was written in place,
+        TensorFlow copies all of it when it is read as a tensor. Call this after the last use of `self.keys` in the
+        step.
         """
         count = tf.shape(keys, out_type=tf.int64)[0]
         surplus = tf.maximum(count - self.size, 0)  # only the last `size` keys would survive

@@ -1,11 +1,11 @@
-"""What models have in common that learn in one of two frames: among the batch's, or with momentum keys and a queue."""
+"""The base class of models with two frames: they learn with the batch's keys, or with momentum keys and a queue."""
 
 from moco_tf.methods.ema import cosine_momentum
 from moco_tf.methods.pretrainer import Pretrainer
 
 
 class QueueFrame(Pretrainer):
-    """A `Pretrainer` whose `frame` may be "queue"; there it has a momentum, as `MoCo` has it, else none.
+    """A `Pretrainer` whose `frame` may be "queue"; in this frame it has a momentum, as `MoCo` has, otherwise none.
 
     Attributes:
       frame, queue_size, momentum, momentum_rise_steps, temperature, seed: set by the model, and kept in its config.

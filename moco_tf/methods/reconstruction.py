@@ -1,8 +1,8 @@
-"""A pretext task that is a reconstruction: an encoder sees a spoilt image, and a decoder tells what it was.
+"""A pretext task that is a reconstruction: an encoder sees a spoilt image, and a decoder predicts what it was.
 
-How it is spoilt and what is told are a task's own: `denoise.py`, `inpaint.py`, `colorize.py`.
+Each task defines how to spoil an image and what to predict: `denoise.py`, `inpaint.py`, `colorize.py`.
 
-Axes: n images of this replica, N of the global batch, S side, D features, C channels of what is told.
+Axes: n images of this replica, N of the global batch, S side, D features, C channels of the prediction.
 """
 
 from typing import ClassVar, NamedTuple
@@ -18,21 +18,21 @@ from moco_tf.methods.shuffle_bn import groups_here, set_groups
 
 
 class Terms(NamedTuple):
-    """A value an image."""
+    """One value per image."""
 
     loss: tf.Tensor  # n
     embeddings: tf.Tensor  # n x D, of unit length
 
 
 class Reconstruction(Pretrainer):
-    """Learns an encoder by what a decoder can tell of its last maps.
+    """Learns an encoder by what a decoder predicts from its last maps.
 
-    A batch is (images,), and the loss an image's own, as `loss_of` has it.
+    A batch is (images,). Each image has its own loss, see `loss_of`.
 
     Args:
       backbone: a ResNet of this package, for images of one size.
-      channels: C; None: those of the images.
-      shrinks: by how much the decoder's pictures are smaller than the images.
+      channels: C; None: the images' channels.
+      shrinks: how many times smaller the decoder's pictures are than the images.
       bn_groups, preprocessing, seed: as in `MoCo`.
 
     Attributes:
@@ -62,16 +62,19 @@ class Reconstruction(Pretrainer):
             set_groups(part, self.groups_here)
 
     def spoilt(self, images, draw):
-        """What the encoder sees of images (n, S, S, 3), and what `loss_of` needs beside them.
+        """Returns what the encoder sees of images (n, S, S, 3), and what `loss_of` needs beside them.
 
-        draw: a function of a shape, and of `tf.random.stateless_uniform` or another of its kind, -> random numbers
-        (n, *shape), this replica's rows of those of the global batch. Called once a step: it draws the same again.
-        In evaluation it draws what step 0 does.
+        draw: a function of a shape, and of `tf.random.stateless_uniform` or a similar function, -> random numbers
+        (n, *shape), this replica's rows of the global batch's numbers. Call it once per step: a second call draws the
+        same numbers. In evaluation it draws the numbers of step 0.
         """
         raise NotImplementedError
 
     def loss_of(self, told, images, beside):
-        """The loss of each image (n,): told (n, S / shrinks, S / shrinks, C) float32, beside: of `spoilt`."""
+        """Returns each image's loss (n,).
+
+        told: the decoder's pictures (n, S / shrinks, S / shrinks, C) float32; beside: the second result of `spoilt`.
+        """
         raise NotImplementedError
 
     def objective(self, batch, context, training=True):

@@ -17,7 +17,7 @@ def model(config, options, inputs, source):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class Rotation(Classification):
-    """A batch is (images,); all four turns of each are in it (arXiv:1901.09005). See `Classification`."""
+    """A batch is (images,); a step uses all four turns of each image (arXiv:1901.09005). See `Classification`."""
 
     def __init__(self, backbone, **settings):
         super().__init__(backbone, answers=TURNS, **settings)

@@ -1,15 +1,15 @@
 """SimCSE: a sentence passes an encoder twice, and dropout makes the two views (Gao et al. 2021, arXiv:2104.08821).
 
-Each first pass looks for its second among those of the batch. A head follows in training only; what is kept is what
-the encoder gives. Two frames:
+Each first pass looks for its second pass among those of the batch. A head follows in training only; the features are
+the encoder's output. Two frames:
 
-  in_batch  SimCSE's: gradients to both passes, the negatives are the other sentences of the batch;
-  queue     MoCo's: keys by a momentum encoder, without dropout, and a short queue beside the batch's (as MoCoSE, Cao
-            et al. 2022, and ESimCSE, Wu et al. 2021, arXiv:2109.04380, found it best).
+  in_batch  SimCSE's: gradients go to both passes, and the negatives are the other sentences of the batch;
+  queue     MoCo's: a momentum encoder makes keys without dropout, and a short queue adds keys to the batch's (MoCoSE,
+            Cao et al. 2022, and ESimCSE, Wu et al. 2021, arXiv:2109.04380, found this best).
 
-Departs from them: features are the mean over the words, where they have the [CLS] token's; with a queue all keys are
-the momentum encoder's, where ESimCSE has the query encoder's for the batch's own, and MoCoSE a predictor and shared
-embeddings; attention's weights have no dropout.
+Differs from the papers: features are the mean over the words, not the [CLS] token's features. With a queue, all keys
+come from the momentum encoder; ESimCSE takes the batch's own keys from the query encoder, and MoCoSE has a predictor
+and shared embeddings. The attention weights have no dropout.
 
 Axes: n sentences of this replica, N of the global batch, L words, D features.
 """
@@ -54,23 +54,24 @@ def model(config, options, inputs, source):
 
 @keras.saving.register_keras_serializable("moco_tf")
 class SimCSE(QueueFrame):
-    """Learns an encoder of sentences: a batch is two of words, int32 (N, L), of the same sentences.
+    """Learns an encoder of sentences: a batch is two tensors of words, int32 (N, L), of the same sentences.
 
     Args:
       backbone: a Keras model of words, int32 (N, L), L fixed -> (N, D). Its dropout makes the views. With
-        `text.Dropout` it is a function of seed and step, so that a run goes on bit for bit; with Keras' own it is not.
+        `text.Dropout` the dropout is a function of seed and step, so that a run resumes bit for bit; with Keras' own
+        dropout it is not.
       frame: "in_batch" or "queue".
-      queue_size, momentum, momentum_rise_steps: of the queue's frame, as in `MoCo`; ESimCSE has 160 (2.5 batches) and
+      queue_size, momentum, momentum_rise_steps: for the queue's frame, as in `MoCo`; ESimCSE has 160 (2.5 batches) and
         0.995.
       temperature: T; 0.05 in the paper.
-      preprocessing: how `predict`, kNN and export make the backbone's numbers of texts, a `Words`; None: `Words` of
-        the backbone's length. A backbone with a vocabulary of its own is trained on batches of its numbers, and keeps
-        its own way from texts to them.
-      seed: of dropout and of the queue's first keys.
+      preprocessing: a `Words`: how `predict`, kNN and export make the backbone's numbers from texts. None: `Words` of
+        the backbone's length. A backbone with its own vocabulary trains on batches of its own numbers, and keeps its
+        own conversion from texts to numbers.
+      seed: seed of dropout and of the queue's first keys.
 
     Attributes:
-      query_encoder: a model of words -> {"features", "projection"}; the latter is for training. In the queue's frame
-        key_encoder, too.
+      query_encoder: a model of words -> {"features", "projection"}; the projection is for training. The queue's frame
+        has a key_encoder too.
     """
 
     METRICS = CONTRAST_METRICS
@@ -109,7 +110,7 @@ class SimCSE(QueueFrame):
             self.queue = Queue(queue_size, backbone.output_shape[-1], seed=seed, name="queue")
 
     def _check_dropout(self):
-        """Warns where two passes give the same."""
+        """Warns if two passes give the same features."""
         if not tf.executing_eagerly() or replicas.count() > 1:
             return
         words = 1 + tf.zeros((1, self.preprocessing.length), tf.int32)
@@ -122,7 +123,7 @@ class SimCSE(QueueFrame):
             )
 
     def prepare(self, batch, training=True):
-        """In the queue's frame: moves the momentum encoder; keys (N, D) of the second copies, without dropout."""
+        """In the queue's frame, moves the momentum encoder; returns keys (N, D) of second copies, without dropout."""
         if self.frame == "in_batch":
             return ()
         if training:
@@ -146,15 +147,15 @@ class SimCSE(QueueFrame):
             self.queue.enqueue(context)
 
     def encode(self, words):
-        """The features; as they are, and of unit length. The head is left out."""
+        """Returns the features, and as embedding the features scaled to unit length; leaves out the head."""
         features = self.query_encoder(words, training=False)["features"]
         return {"features": features, "embedding": unit_length(features)}
 
     def predict(self, x, *args, **kwargs):
-        """Features (N, D), a NumPy array, of texts: a list, an array or a dataset of batches of strings.
+        """Returns features (N, D), a NumPy array, of texts: a list, an array or a dataset of batches of strings.
 
         Raises:
-          ValueError: it is something else.
+          ValueError: x is something else.
         """
         if not isinstance(x, tf.data.Dataset):
             texts = np.asarray(x)
@@ -167,7 +168,7 @@ class SimCSE(QueueFrame):
         return keras.Model.predict(self, x, *args, **kwargs)
 
     def _pass(self, words, training, second=False):
-        """Projections (n, D) of unit length; either pass has dropout masks of its own."""
+        """Returns projections (n, D) of unit length; each pass has its own dropout masks."""
         seed = lambda: tf.stack([tf.constant(2 * self.seed + second, tf.int64), self.step.value])  # noqa: E731
         with text.drawing_from(keras_internals.layers_of(self.query_encoder), seed):
             return unit_length(self.query_encoder(words, training=training)["projection"])

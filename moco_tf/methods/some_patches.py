@@ -1,7 +1,7 @@
-"""An encoder in training whose ViT sees the class token and a random share of the patches only.
+"""An encoder in training whose ViT sees only the class token and a random share of the patches.
 
-For MoCo v3 with token dropout, MAE, and what joins them. Which patches an image keeps is a function of a seed and of
-its row in the global batch, so that a run goes on bit for bit and replicas do what one device does.
+For MoCo v3 with token dropout, MAE, and the method that joins them. Which patches an image keeps is a function of a
+seed and of its row in the global batch, so that a run resumes bit for bit and replicas do what one device does.
 
 Axes: n images of this replica, H W image, L patches of an image, M kept ones, D width, C length of the projection.
 """
@@ -16,7 +16,7 @@ from moco_tf.methods.keras_internals import layers_of
 
 
 class Seen(NamedTuple):
-    """What an encoder makes of some patches."""
+    """An encoder's outputs for some patches."""
 
     projection: tf.Tensor  # n x C
     tokens: tf.Tensor  # n x (1 + M) x D, the class token first, after the last LayerNorm
@@ -24,13 +24,13 @@ class Seen(NamedTuple):
 
 
 def encoder_of(encoder, share):
-    """The encoder where its ViT keeps a random `share` of the patches, at least one.
+    """Makes a function that encodes with a random `share` of a ViT's patches, at least one.
 
     Positions are added before patches are left out.
 
     Returns:
-      A function (images (n, H, W, 3), seed of two integers, training) -> `Seen`. Replica r keeps what rows r * n to
-      (r + 1) * n of the global batch would keep.
+      A function (images (n, H, W, 3), seed of two integers, training) -> `Seen`. Replica r keeps the patches of
+      rows r * n to (r + 1) * n of the global batch.
     """
     backbone = heads.trunk(encoder)
     if "tokens" not in [layer.name for layer in layers_of(backbone)]:
@@ -51,10 +51,10 @@ def encoder_of(encoder, share):
 
 
 def number(backbone):
-    """L of a ViT."""
+    """Returns L of a ViT."""
     return backbone.get_layer("tokens").output.shape[1] - 1
 
 
 def number_kept(patches, share):
-    """M, of so many patches."""
+    """Returns M, how many of `patches` patches are kept."""
     return max(1, round(share * patches))

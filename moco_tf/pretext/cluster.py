@@ -1,6 +1,6 @@
 """Clusters: in which group of images is this one? The groups are found anew in each epoch (arXiv:1807.05520).
 
-Data: images. Supervision: none but what the encoder itself finds alike. Source: DeepCluster (Caron et al. 2018).
+Data: images. Supervision: only what the encoder itself finds similar. Source: DeepCluster (Caron et al. 2018).
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ UNUSED = ("dim", "hidden_dim", "temperature")
 
 @dataclasses.dataclass(frozen=True)
 class Options(flags.BNGroups, crops.PlainCropping):
-    """How many groups there are, of what they are found, and how an image is cropped."""
+    """How many groups there are, in how many components k-means finds them, and how an image is cropped."""
 
     clusters: int = flag(100, "k: groups of images. DeepCluster: 10000 for 1000 classes, ten times as many.")
     components: int = flag(
@@ -36,10 +36,10 @@ class Options(flags.BNGroups, crops.PlainCropping):
 
 
 def records(source, options):
-    """The source, if it can be read by number and has more images than groups.
+    """Returns the source, if it can be read by number and has more images than groups.
 
     Raises:
-      ValueError: it is a stream, or smaller; or scikit-learn is missing.
+      ValueError: the source is a stream or has too few images, or scikit-learn is missing.
     """
     from moco_tf.data.sources import Source
 

@@ -1,7 +1,7 @@
 """Contrastive multiview coding: luminance and colour of one image are the two views (CMC, arXiv:1906.05849).
 
 Data: images in colour; or images with depth maps, which then are the two views. Supervision: that a grey picture and
-its colours belong together. Crops are flipped, and never made grey: that would leave nothing to find.
+its colours belong together. Crops are flipped, and never made grey: a grey crop leaves nothing to find.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from moco_tf.config import flag
 from moco_tf.methods import flags
 from moco_tf.pretext import crops
 
-SHOWN_LUMINANCE = 65.0  # of the colours in a picture, of 100
+SHOWN_LUMINANCE = 65.0  # out of 100, for the colours in a picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +78,12 @@ class Options(flags.ShuffleBN, flags.Head, flags.KeyEncoder, flags.Negatives, fl
             raise ConfigError("XLA has no way to draw a memory bank's negatives: --xla is auto or off; got on")
 
     def bank_bytes(self, size):
-        """What both memory banks of `size` images take, in each replica."""
+        """Returns the number of bytes that both memory banks of `size` images take in each replica."""
         return 2 * super().bank_bytes(size)
 
 
 def inputs(config, options):
-    """What the encoder expects: images with depth; None: images, as everywhere."""
+    """Returns what the encoder expects: images with depth; None: images, as in other tasks."""
     from moco_tf.data.inputs.image_and_depth import ImageAndDepth
 
     if options.modalities != "rgb,depth":
@@ -92,17 +92,17 @@ def inputs(config, options):
 
 
 def records(source, options):
-    """The source; says how many of the first images have no colours."""
+    """Returns the source; logs how many of the first images have no colours."""
     return source if options.modalities == "rgb,depth" else crops.with_colors(source)
 
 
 def kinds(inputs, options):
-    """What the crops are, query first: an `augment.View` each."""
+    """Returns an `augment.View` for each crop, query first."""
     return (crops.plain_kind(inputs, options, leave_out=("grayscale",)),) * number_of_crops(options)
 
 
 def number_of_crops(options):
-    """Of an image, in a step: a second one is for keys by momentum encoders."""
+    """Returns the number of crops of an image in a step; the second crop is for keys by momentum encoders."""
     return 2 if options.frame == "queue" else 1
 
 
@@ -112,17 +112,17 @@ def views(record, seed, inputs, options):
 
 
 def at_once(source, options):
-    """What `views` does, for all records of a batch, or None."""
+    """Returns a function that does the work of `views` for all records of a batch, or None."""
     return crops.pictures_of(source, number_of_crops(options), options)
 
 
 def on_device(inputs, options):
-    """What the training step does of a batch's views, or None."""
+    """Returns the training step's part of making a batch's views, a function, or None."""
     return crops.device_part(kinds(inputs, options), inputs, options)
 
 
 def picture(views, inputs, options):
-    """The views as people see them: each crop, below it its two modalities, colour as if all were equally light."""
+    """Returns the views as a picture: each crop, and below it its two modalities, with all colours equally light."""
     import tensorflow as tf
 
     from moco_tf.data.inputs.image import sheet

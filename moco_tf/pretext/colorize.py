@@ -1,6 +1,6 @@
 """Colorization: which colours does a grey picture have? (Zhang, Isola and Efros 2016, arXiv:1603.08511).
 
-Data: images in colour. Supervision: their colours, as classes of the plane of a and b of Lab. Crops are flipped, and
+Data: images in colour. Supervision: their colours, as classes in Lab's plane of a and b. Crops are flipped, and
 never made grey. The encoder takes colour images, and drops their colours itself.
 """
 
@@ -33,7 +33,7 @@ class Options(inpaint.Decoded):
 
 
 def records(source, options):
-    """The source; says how many of the first images have no colours."""
+    """Returns the source; logs how many of the first images have no colours."""
     return crops.with_colors(source)
 
 

@@ -1,8 +1,8 @@
 """Contrastive predictive coding: what patch comes further down in the image? (CPC, arXiv:1807.03748, 1905.09272).
 
 Data: images, best of 64 pixels and more. Supervision: where a patch stands. An image is cropped, flipped half of the
-time, and cut into overlapping patches. Each keeps one of its three channels, and is flipped, apart from the others
-(CPC v2), so that no low-level trace goes on from one patch to the next.
+time, and cut into overlapping patches. Each patch keeps one of its three channels, and is flipped, independently of
+the others (CPC v2), so that no low-level trace continues from one patch to the next.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from moco_tf.pretext import crops
 
 @dataclasses.dataclass(frozen=True)
 class Options(flags.KeyEncoder, flags.Negatives):
-    """Grid, what is predicted, frame."""
+    """The grid, the predicted patches, and the frame."""
 
     grid: int = flag(
         7,
@@ -84,7 +84,7 @@ def views(record, seed, inputs, options):
 
 
 def augmented(patches, drawn):
-    """Patches (G, G, P, P, 3): each has one of its channels in place of all three, and is flipped half of the time.
+    """Puts one channel of each patch (G, G, P, P, 3) in place of all three, and flips the patch half of the time.
 
     drawn: (2, G, G) in [0, 1).
     """

@@ -44,7 +44,7 @@ class Cropping:
 
 @dataclasses.dataclass(frozen=True)
 class PlainCropping(Cropping):
-    """The same of a task whose views are flipped and, by default, nothing else."""
+    """`Cropping` for a task whose views are flipped and, by default, not distorted otherwise."""
 
     augment: str = flag(
         "flip",
@@ -82,9 +82,9 @@ class Options(Cropping):
 
 
 def views(record, seed, inputs, options):
-    """(query view, P key views, M small ones) of an image, float32 (S, S, 3) each, normalised.
+    """Returns (query view, P key views, M small views) of an image, float32 (S, S, 3) each, normalised.
 
-    Or what `on_device` goes on from.
+    Or returns unfinished views, which `on_device` finishes.
 
     record: a dict with "image", encoded bytes or uint8; seed: int64 (2,); inputs: the encoder's `Preprocessing`.
     """
@@ -92,7 +92,7 @@ def views(record, seed, inputs, options):
 
 
 def recipe(inputs, options):
-    """The recipe of --augment, whose query and key are an `augment.View` each; of flip, `flipped` for both."""
+    """Returns the recipe of --augment: its query and key are an `augment.View` each; for flip, both are `flipped`."""
     from moco_tf.data import augment
 
     if options.augment == "flip":
@@ -102,14 +102,14 @@ def recipe(inputs, options):
 
 
 def flipped(options):
-    """A view that is a crop of 0.2 of the image or more, flipped half of the time, as CMC, CPC and MAE have it."""
+    """Returns the view of CMC, CPC and MAE: a crop of 0.2 of the image or more, flipped half of the time."""
     from moco_tf.data import augment
 
     return augment.View(crop_scale=(options.crop_min or 0.2, 1.0), steps=("flip",))
 
 
 def kinds(inputs, options):
-    """What the views are, query first: an `augment.View` each."""
+    """Returns an `augment.View` for each view, query first."""
     pair = recipe(inputs, options)
     small = dataclasses.replace(
         pair.query,
@@ -120,28 +120,31 @@ def kinds(inputs, options):
 
 
 def plain_kind(inputs, options, leave_out=()):
-    """What the view of a task with one is, the query of its recipe less some steps: an `augment.View`."""
+    """Returns the `augment.View` of a task with one view: the query of its recipe without some steps."""
     view = recipe(inputs, options).query
     return dataclasses.replace(view, steps=tuple(step for step in view.steps if step not in leave_out))
 
 
 def plain_views(record, seed, inputs, options, leave_out=()):
-    """One view of an image by `plain_kind`, float32 (S, S, 3), normalised; of tasks whose step does the rest."""
+    """Returns one view of an image by `plain_kind`, float32 (S, S, 3), normalised.
+
+    For tasks whose step does the rest.
+    """
     return host_part(record, seed, (plain_kind(inputs, options, leave_out),), inputs, options)
 
 
 def plain_at_once(source, options):
-    """What `plain_views` does, for all records of a batch, or None."""
+    """Returns a function that does the work of `plain_views` for all records of a batch, or None."""
     return pictures_of(source, 1, options)
 
 
 def plain_on_device(inputs, options, leave_out=()):
-    """What the training step does of a batch's `plain_views`, or None."""
+    """Returns the training step's part of making a batch's `plain_views`, a function, or None."""
     return device_part((plain_kind(inputs, options, leave_out),), inputs, options)
 
 
 def require_colors(config):
-    """Refuses other images than in colour, for tasks that learn from colours.
+    """Raises if images are not in colour, for tasks that learn from colours.
 
     Raises:
       ConfigError: --channels is not 3.
@@ -154,7 +157,7 @@ def require_colors(config):
 
 
 def with_colors(source):
-    """The source, for tasks that learn from colours; says how many of the first images have none."""
+    """Returns the source, for tasks that learn from colours; logs how many of the first images have no colours."""
     import tensorflow as tf
 
     from moco_tf.data.encoded import pixels
@@ -173,7 +176,7 @@ def with_colors(source):
 
 
 def host_part(record, seed, kinds, inputs, options):
-    """Views of one picture, as far as the host makes them."""
+    """Returns the views of one picture, as far as the host makes them."""
     from moco_tf.data import augment
 
     if options.views_on == "device":
@@ -185,20 +188,20 @@ def host_part(record, seed, kinds, inputs, options):
 
 
 def at_once(source, options):
-    """What `views` does, for all records of a batch: (numbers (N,), seeds (N, 2)) -> views; None: one by one."""
+    """Returns a function that makes a batch's views, (numbers (N,), seeds (N, 2)) -> views; None: one by one."""
     return pictures_of(source, 1 + options.positives + options.small_views, options)
 
 
 def on_device(inputs, options):
-    """What the training step does of a batch's views, a function of their tuple; None: nothing."""
+    """Returns the training step's part of making a batch's views, a function of their tuple; None: nothing."""
     return device_part(kinds(inputs, options), inputs, options)
 
 
 def pictures_of(source, count, options):
-    """So many pictures of each record of a batch, all to be cropped by the step; None: they are read one by one.
+    """Returns a function that gives `count` pictures of each record, for the step to crop; None: read one by one.
 
     Raises:
-      ValueError: they are a stream, of several sizes, or too many for the memory.
+      ValueError: the images are a stream, of several sizes, or too many for the memory.
     """
     from moco_tf.data import augment, in_memory
     from moco_tf.data.sources import Source
@@ -212,11 +215,11 @@ def pictures_of(source, count, options):
 
 
 def device_part(kinds, inputs, options):
-    """What is left of a batch's views of these kinds for the step; None: nothing."""
+    """Returns the step's part of making a batch's views of these kinds, a function; None: nothing."""
     from moco_tf.data import augment
 
     def finish(views):
-        of_these = kinds[: len(views)]  # a memory bank takes the first alone
+        of_these = kinds[: len(views)]  # a memory bank takes only the first
         if options.views_on == "device":
             views = augment.crops_of(views, of_these, inputs.image_size)
         return tuple(augment.distorted(views, of_these, inputs))

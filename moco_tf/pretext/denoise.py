@@ -1,6 +1,6 @@
-"""Denoising: what was an image before noise was added? (denoising autoencoders, Vincent et al. 2008).
+"""Denoising: what did an image look like before noise was added? (denoising autoencoders, Vincent et al. 2008).
 
-Data: images. Supervision: the images themselves. At evaluation the encoder sees them without noise.
+Data: images. Supervision: the images themselves. In evaluation the encoder sees images without noise.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
-"""Exemplar: of which image is this a distorted copy? (Dosovitskiy et al. 2014, arXiv:1406.6909).
+"""Exemplar: which image is this a distorted copy of? (Dosovitskiy et al. 2014, arXiv:1406.6909).
 
-Data: images. Supervision: that copies come from one image, each of which is a class of its own. Beyond some thousand
-images a softmax over them holds too much, and a triplet loss stands in for it, as in arXiv:1901.09005.
+Data: images. Supervision: that copies come from one image. Each image is a class. Beyond some thousand images a
+softmax over the classes needs too much memory, and a triplet loss replaces it, as in arXiv:1901.09005.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from moco_tf.config import flag
 from moco_tf.methods import flags
 from moco_tf.pretext import crops
 
-LIMIT = 50_000  # images of a softmax over them
+LIMIT = 50_000  # images as classes of a softmax
 
 UNUSED = ("hidden_dim", "temperature")
 
@@ -36,7 +36,7 @@ class Options(flags.BNGroups, crops.Cropping):
 
 
 def kinds(inputs, options):
-    """What the copies are: an `augment.View` each."""
+    """Returns an `augment.View` for each copy."""
     return (crops.recipe(inputs, options).query,) * options.copies
 
 
@@ -46,20 +46,20 @@ def views(record, seed, inputs, options):
 
 
 def at_once(source, options):
-    """What `views` does, for all records of a batch, or None."""
+    """Returns a function that does the work of `views` for all records of a batch, or None."""
     return crops.pictures_of(source, options.copies, options)
 
 
 def on_device(inputs, options):
-    """What the training step does of a batch's views, or None."""
+    """Returns the training step's part of making a batch's views, a function, or None."""
     return crops.device_part(kinds(inputs, options), inputs, options)
 
 
 def records(source, options):
-    """The source, if its images can be classes.
+    """Returns the source, if its images can be classes.
 
     Raises:
-      ValueError: there are too many.
+      ValueError: there are too many images.
     """
     if options.loss == "softmax" and source.size > LIMIT:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Inpainting: what was in the regions that are missing? (context encoders, Pathak et al. 2016, arXiv:1604.07379).
+"""Inpainting: what was in the missing regions? (context encoders, Pathak et al. 2016, arXiv:1604.07379).
 
-Data: images. Supervision: the images themselves. Regions are random, as in the paper's own features; its adversarial
-loss, which makes pictures sharper, is left out, as there.
+Data: images. Supervision: the images themselves. As for the paper's own features, regions are random, and the
+adversarial loss, which makes pictures sharper, is left out.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ UNUSED = ("dim", "hidden_dim", "temperature")
 
 @dataclasses.dataclass(frozen=True)
 class Decoded(flags.BNGroups, crops.PlainCropping):
-    """How an image is cropped that is told again by a decoder of a ResNet's maps."""
+    """How an image is cropped, for a decoder that reconstructs it from a ResNet's maps."""
 
     def check(self):
         shrunk = 8 if self.stem == "cifar" else 32

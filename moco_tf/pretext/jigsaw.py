@@ -17,7 +17,7 @@ UNUSED = ("dim", "temperature")
 
 @dataclasses.dataclass(frozen=True)
 class Options(position.Tiles):
-    """Tiles, and in how many orders they come."""
+    """The tiles, and the number of their orders."""
 
     permutations: int = flag(
         100, "P: orders in which tiles come, chosen far apart from one another. Jigsaw: 100 or 1000, VISSL: to 10000."

@@ -1,8 +1,10 @@
-"""MoCo with labels: images of one class are one thing. What ids can give at best, and no self-supervision.
+"""MoCo with labels: images of one class are one thing.
+
+This is the best that ids can give, and not self-supervised.
 
 Data: images with labels. Supervision: the labels. Sources: SupCon (arXiv:2004.11362) and its code's MoCo form, UberNCE
 (arXiv:2010.09709): the positives of a query are its own key and all keys of its label in batch and queue. An image
-without a label has its own key alone. Views are those of `crops`.
+without a label has only its own key. Views are those of `crops`.
 """
 
 import dataclasses
@@ -27,10 +29,10 @@ class Options(MoCo, crops.Options):
 
 
 def records(source, options):
-    """The source, if it has labels.
+    """Returns the source, if it has labels.
 
     Raises:
-      ValueError: it has none.
+      ValueError: the source has no labels.
     """
     if not len(source.class_names):
         raise ValueError(

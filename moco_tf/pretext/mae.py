@@ -1,7 +1,7 @@
-"""Masked autoencoder: tell the hidden patches of an image from the visible ones (MAE, arXiv:2111.06377).
+"""Masked autoencoder: predict the hidden patches of an image from the visible ones (MAE, arXiv:2111.06377).
 
-Data: images. Supervision: their own pixels. One crop of an image, flipped half of the time and distorted in no other
-way; a ViT sees a quarter of its patches.
+Data: images. Supervision: their own pixels. The view is one crop of an image, flipped half of the time and not
+distorted otherwise. A ViT sees a quarter of its patches.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ views, at_once, on_device = crops.plain_views, crops.plain_at_once, crops.plain_
 
 @dataclasses.dataclass(frozen=True)
 class Masking(crops.Cropping):
-    """What is hidden, and what tells it."""
+    """Which patches are hidden, and the decoder that predicts them."""
 
     arch: str = flag("vit_small", "A ViT, whose patches can be hidden. MAE: vit_base and larger.", ARCHITECTURES)
     patch_size: int = flag(16, "Side of the patches, in pixels; --image_size is a multiple of it. MAE: 16.")
@@ -57,7 +57,7 @@ class Options(crops.PlainCropping, Masking):
 
 
 def picture(views, inputs, options):
-    """The views as people see them: each crop, below it what the encoder sees of it at step 0 with --seed=0."""
+    """Returns the views as a picture: each crop, and below it what the encoder sees at step 0 with --seed=0."""
     from moco_tf.data.inputs.image import sheet
 
     rows = []
@@ -68,7 +68,7 @@ def picture(views, inputs, options):
 
 
 def hidden_in_grey(images, options, seed):
-    """Images (N, S, S, 3) of 0..255 whose hidden patches are grey."""
+    """Makes the hidden patches of images (N, S, S, 3) of 0..255 grey."""
     import tensorflow as tf
 
     from moco_tf.encoders import decoders, vit

@@ -1,7 +1,7 @@
-"""MoCo v3 and MAE at once: two views look for one another, and each tells its hidden patches from its visible ones.
+"""MoCo v3 and MAE at once: two views look for each other; each predicts its hidden patches from its visible ones.
 
 Data: images. Supervision: that two views come from one image, and their own pixels. Source: this package's own mix of
-CAN (arXiv:2210.16870) and CMAE (arXiv:2207.13532) in the frame of MoCo v3; `methods/mae_moco.py` has it in steps.
+CAN (arXiv:2210.16870) and CMAE (arXiv:2207.13532) in the frame of MoCo v3; `methods/mae_moco.py` lists its steps.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Options(mae.Masking, flags.KeyEncoder):
 
 
 def kinds(inputs, options):
-    """What the two views are: an `augment.View` each."""
+    """Returns an `augment.View` for each of the two views."""
     recipe = crops.recipe(inputs, options)
     return (recipe.query, recipe.key)
 
@@ -50,12 +50,12 @@ def views(record, seed, inputs, options):
 
 
 def at_once(source, options):
-    """What `views` does, for all records of a batch, or None."""
+    """Returns a function that does the work of `views` for all records of a batch, or None."""
     return crops.pictures_of(source, 2, options)
 
 
 def on_device(inputs, options):
-    """What the training step does of a batch's views, or None."""
+    """Returns the training step's part of making a batch's views, a function, or None."""
     return crops.device_part(kinds(inputs, options), inputs, options)
 
 

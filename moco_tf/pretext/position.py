@@ -1,9 +1,9 @@
 """Relative position: where does a patch stand beside another one? (Doersch et al. 2015, arXiv:1505.05192).
 
 Data: images, best of 64 pixels and more. Supervision: where a patch stands. A crop is cut into 3 x 3 tiles as in
-"Revisiting Self-Supervised Visual Representation Learning" (arXiv:1901.09005): each at a random place of its cell,
-so that neighbours do not adjoin; standardised by itself; and two thirds of the images are grey, as colour fringes
-tell how far from the lens's centre a tile is.
+"Revisiting Self-Supervised Visual Representation Learning" (arXiv:1901.09005). Each tile has a random place in its
+cell, so that neighbours do not touch, and is standardised by itself. Two thirds of the images are grey, because colour
+fringes show how far a tile is from the lens's centre.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class Tiles(flags.BNGroups):
 
 @dataclasses.dataclass(frozen=True)
 class Options(Tiles):
-    """Tiles of which the middle one is asked about with each other."""
+    """The tiles; each question is about the middle tile and one other."""
 
 
 def views(record, seed, inputs, options):
@@ -82,7 +82,7 @@ def views(record, seed, inputs, options):
 
 
 def cut(image, drawn, side, gap):
-    """Tiles (3, 3, side, side, C) of an image (S, S, C), each at a random place of its cell, S // 3 wide.
+    """Cuts tiles (3, 3, side, side, C) from an image (S, S, C), each at a random place in its cell, S // 3 wide.
 
     drawn: (2, 3, 3) in [0, 1): how far down and to the right. Tiles stay gap / 2 away from the ends of their cells.
     """
@@ -100,11 +100,11 @@ def cut(image, drawn, side, gap):
 
 
 def standardized(tiles):
-    """Tiles (..., s, s, C), each of zero mean and unit variance over its pixels, channel by channel."""
+    """Scales each tile (..., s, s, C) to zero mean and unit variance over its pixels, channel by channel."""
     import tensorflow as tf
 
     mean, variance = tf.nn.moments(tiles, axes=[-3, -2], keepdims=True)
-    return (tiles - mean) / tf.maximum(tf.sqrt(variance), 1e-2)  # an even tile stays even
+    return (tiles - mean) / tf.maximum(tf.sqrt(variance), 1e-2)  # a uniform tile stays uniform
 
 
 def model(config, options, inputs, source):

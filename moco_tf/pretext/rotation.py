@@ -1,7 +1,7 @@
 """Rotation: by which quarter turn was an image turned? (Gidaris et al. 2018, arXiv:1803.07728).
 
-Data: images that have an upper end. Supervision: which end that is. A crop is square and turned exactly, so that
-neither borders nor interpolation give the turn away.
+Data: images that have an upper side. Supervision: which side is the upper one. A crop is square and turned exactly, so
+that neither borders nor interpolation reveal the turn.
 """
 
 import dataclasses

@@ -1,8 +1,9 @@
-"""Several pictures of one thing: the views of a record are crops of different pictures, frames of a clip, say.
+"""Several pictures of one thing: the views of a record are crops of different pictures, such as frames of a clip.
 
-Data: a folder with a sub-folder a thing. Supervision: that two pictures are of one thing. Sources: rho-MoCo (arXiv:
-2104.14558) and VINCE (arXiv:2003.07990), whose several keys of a query each stand beside the negatives alone; CVRL
-(arXiv:2008.03800) for distances that fall linearly. Things are drawn alike, however many pictures they have.
+Data: a folder with one sub-folder per thing. Supervision: that two pictures show one thing. Sources: rho-MoCo (arXiv:
+2104.14558) and VINCE (arXiv:2003.07990), where each of a query's several keys is compared with the negatives alone;
+CVRL (arXiv:2008.03800), where the probability falls linearly with the distance. Things are drawn equally often,
+however many pictures they have.
 
 Axes: F pictures of a thing, P keys.
 """
@@ -40,10 +41,10 @@ class Options(crops.Options):
 
 
 def records(source, options):
-    """The things of a source of images; says what they are.
+    """Returns the things of a source of images; logs how many they are, and of how many pictures.
 
     Raises:
-      ValueError: no thing has as many pictures as views are wanted of different ones.
+      ValueError: no thing has a different picture for the query and each key.
     """
     from moco_tf.data import things
 
@@ -100,13 +101,13 @@ on_device = crops.on_device
 
 
 def pictures(count, seed, options):
-    """Places (1 + P,) of the pictures of query and keys among `count`, a function of the seed.
+    """Returns the places (1 + P,) of the pictures of query and keys among `count`, a function of the seed.
 
-    The distance t of the query and its first key is drawn first, then where the earlier one stands, then which of
-    the two is the query: with "uniform" all pairs are equally likely; with "linear" P(t) = (2 (D - t) + 1) / D^2, the
-    share of CVRL's density 2 / D (1 - t / D) between t - 1 and t, D the longest distance. The other keys are drawn
-    without replacement, as likely as each would have been the first. The query's picture is not a key's, unless there
-    is no other; where others are too few, they come again.
+    The distance t of the query and its first key is drawn first, then the place of the earlier of the two, then which
+    of the two is the query. With "uniform" all pairs are equally likely. With "linear"
+    P(t) = (2 (D - t) + 1) / D^2, the share of CVRL's density 2 / D (1 - t / D) between t - 1 and t, where D is the
+    longest distance. The other keys are drawn without replacement, each as likely as it would have been as the first
+    key. The query's picture is not a key's, unless there is no other picture. If the others are too few, they repeat.
     """
     import tensorflow as tf
 
@@ -114,7 +115,7 @@ def pictures(count, seed, options):
     longest = tf.minimum(options.max_distance or count - 1, count - 1)  # D
 
     def weights(distances):
-        """How likely one pair so far apart is, up to a factor."""
+        """Returns how likely one pair at each distance is, up to a factor."""
         if options.distance == "uniform":
             return tf.ones_like(distances, tf.float32)
         return tf.cast(2 * (longest - distances) + 1, tf.float32) / tf.cast(count - distances, tf.float32)

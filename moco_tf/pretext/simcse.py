@@ -1,7 +1,8 @@
-"""SimCSE: two passes of a sentence, which dropout tells apart, belong together (arXiv:2104.08821).
+"""SimCSE: two passes of a sentence, which dropout makes different, belong together (arXiv:2104.08821).
 
-Data: sentences, a line each (`data/texts.py`). Supervision: that they are one sentence. The paper begins with BERT,
-and its authors say that from scratch it does not work: what is learnt without a language model is the weight of words.
+Data: sentences, one per line (`data/texts.py`). Supervision: that both passes are of one sentence. The paper starts
+from BERT, and its authors say that it does not work from scratch: without a language model, training learns the weight
+of words.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ UNUSED = ("arch", "stem", "dim", "hidden_dim", "image_size", "channels", "growin
 
 @dataclasses.dataclass(frozen=True)
 class Options(flags.KeyEncoder, flags.Negatives):
-    """Words, the network, dropout, frame."""
+    """The words, the network, the dropout and the frame."""
 
     frame: str = flag(
         "in_batch",
@@ -64,13 +65,13 @@ def inputs(config, options):
 
 
 def views(record, seed, inputs, options):
-    """The words of a sentence twice, int32 (L,); in the second some are repeated, if asked for."""
+    """Returns the words of a sentence twice, int32 (L,); in the second copy some words are repeated, if asked for."""
     words = inputs.of_record(record)
     return words, repeated(words, seed, options.word_repetition) if options.word_repetition else words
 
 
 def at_once(source, options):
-    """What `views` does, for all records of a batch: (numbers (N,), seeds (N, 2)) -> views."""
+    """Returns a function that does the work of `views` for a batch: (numbers (N,), seeds (N, 2)) -> views."""
     import tensorflow as tf
 
     words_of = inputs(None, options)
@@ -86,7 +87,7 @@ def at_once(source, options):
 
 
 def repeated(words, seed, share):
-    """Some words (L,) twice: any number below min(10, int(share x words)), as ESimCSE's code draws it; cut to L."""
+    """Repeats some words of (L,), any number below min(10, int(share x words)), as ESimCSE's code does; cuts to L."""
     import tensorflow as tf
 
     length = tf.shape(words)[0]

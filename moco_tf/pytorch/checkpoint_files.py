@@ -1,11 +1,11 @@
-"""Tensors out of PyTorch's files and into them, without PyTorch and without running anything that a file holds.
+"""Reads tensors from PyTorch's files and writes them, without PyTorch and without running code from a file.
 
-Three formats: the zip archive that `torch.save` writes today, the pickle stream that it wrote before (PyTorch < 1.6;
-the early MoCo checkpoints), and safetensors. Both of PyTorch's hold a pickle, which can name any Python callable. The
-small machine below reads pickles by itself: it knows tensors, containers and plain values, refuses every other name,
-and imports nothing. What describes the tensors is small in a file of tensors, so its size is bounded, and with it the
-memory that a hostile file can ask for; the numbers take what the file has. Detectron2's .pkl is written only.
-`moco_tf.torch_weights` calls this.
+There are three formats: the zip archive that `torch.save` writes today, the pickle stream that it wrote before
+(PyTorch < 1.6; the early MoCo checkpoints), and safetensors. Both PyTorch formats contain a pickle, which can name any
+Python callable. The small machine below reads pickles by itself. It knows tensors, containers and plain values,
+refuses every other name, and imports nothing. In a file of tensors the description of the tensors is small, so its
+size is bounded. This also bounds the memory that a hostile file can ask for. The numbers take as much memory as the
+file has. Detectron2's .pkl is written only. `moco_tf.torch_weights` calls this module.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ import safetensors.numpy
 
 from moco_tf import files
 
-DTYPES = {  # of safetensors; all little-endian
+DTYPES = {  # safetensors' names; all little-endian
     "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
@@ -52,35 +52,36 @@ STORAGES = {
     "torch.ByteStorage": "U8",
     "torch.BoolStorage": "BOOL",
 }
-ENDINGS = {  # of the files that are written, by whose names the tensors have
+ENDINGS = {  # of the written files, by the library whose names the tensors have
     "pytorch": (".safetensors", ".pth", ".pt"),
     "detectron2": (".pkl", ".safetensors"),
 }
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 MAX_DIMENSIONS = 16
-MAX_NUMBERS = 2**48  # of a tensor or a storage: strides and offsets in bytes stay far from 2^63
+MAX_NUMBERS = 2**48  # in a tensor or a storage: strides and offsets in bytes stay far from 2^63
 
-# Of what describes the tensors: a pickle, the directory of a zip archive, the header of a .safetensors file. A tensor
-# takes about 120 bytes and 31 operations of torch.save's pickle (measured in v2_zip.pth.tar of tests/torch_files).
+# Limits of the tensors' description: a pickle, the directory of a zip archive, or the header of a .safetensors file.
+# A tensor takes about 120 bytes and 31 operations of torch.save's pickle (measured in v2_zip.pth.tar of
+# tests/torch_files).
 MAX_DESCRIPTION = 4 * 2**20  # bytes
-MAX_OPERATIONS = 2**20  # each adds one object at most to what the stack, the memo and the containers hold
+MAX_OPERATIONS = 2**20  # each adds at most one object to the stack, the memo and the containers
 
 ALONE = "; where you trust the file, save its state_dict alone in PyTorch and bring that"
 
 
 class TorchFileError(ValueError):
-    """A file that cannot be taken. The message is one line; it names the file and the reason."""
+    """A file cannot be read or written. The message is one line; it names the file and the reason."""
 
 
 def read(path):
-    """The state dict in a file: {name: NumPy array}, read-only, in the file's order and types.
+    """Reads the state dict in a file: {name: NumPy array}, read-only, in the file's order and types.
 
-    Takes a state dict as it is, or a dict that holds one under "state_dict" or "model"; whatever else such a dict
-    holds (epoch, optimizer) is left alone.
+    Takes a state dict as it is, or a dict that holds one under "state_dict" or "model". Ignores the other entries of
+    such a dict (epoch, optimizer).
 
     Raises:
-      TorchFileError: no such file, none of the three formats, damaged, or asking for what a file of tensors has no
-        need of.
+      TorchFileError: the file does not exist, has none of the three formats, is damaged, or asks for something that
+        a file of tensors does not need.
     """
     try:
         with open(path, "rb") as file:
@@ -101,32 +102,32 @@ def write(path, tensors, to="pytorch"):
     to: "detectron2" takes .safetensors, or the .pkl of Detectron2's model zoo.
 
     Raises:
-      TorchFileError: the file exists, its ending is another, or PyTorch is missing.
+      TorchFileError: the file exists, has another ending, or needs PyTorch, which is missing.
     """
     path = Path(path)
     check_writable(path, to)
     tensors = {
         name: np.array(value, order="C") for name, value in tensors.items()
-    }  # safetensors takes memory as it lies
+    }  # safetensors writes an array's memory and ignores its strides
     try:
         with files.aside(path, replaces=False) as aside, open(aside, "wb") as file:
             if path.suffix == ".safetensors":
                 file.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
             elif path.suffix == ".pkl":
                 contents = {"model": tensors, "__author__": "MOCO", "matching_heuristics": True}
-                _ArrayPickler(file, protocol=5).dump(contents)  # older ones have no bytes that NumPy may write to
+                _ArrayPickler(file, protocol=5).dump(contents)  # older protocols have no bytes that NumPy may write to
             else:
                 import torch
 
                 torch.save({name: torch.from_numpy(value) for name, value in tensors.items()}, file)
-    except FileExistsError:  # it came meanwhile
+    except FileExistsError:  # the file was made meanwhile
         raise _exists(path) from None
     except OSError as error:
         raise TorchFileError(f"{path}: {error.strerror or error}") from None
 
 
 def check_writable(path, to="pytorch"):
-    """Refuses what `write` would refuse, before the work that leads to it."""
+    """Raises as `write` would, before the work whose result it writes."""
     path = Path(path)
     if path.suffix not in ENDINGS[to]:
         *others, last = ENDINGS[to]
@@ -148,7 +149,7 @@ def check_writable(path, to="pytorch"):
 class _ArrayPickler(pickle.Pickler):
     """Pickles arrays as calls of `numpy.ndarray`, the only name in the file.
 
-    NumPy 2 would name a module that NumPy 1.23 does not have, and Detectron2 often runs beside an old NumPy.
+    NumPy 2 would name a module that NumPy 1.23 does not have, and Detectron2 often runs with an old NumPy.
     """
 
     def reducer_override(self, value):
@@ -157,7 +158,7 @@ class _ArrayPickler(pickle.Pickler):
         return NotImplemented
 
 
-# What a pickle's tensors become; their numbers stay in the file until `array` asks for them.
+# These classes stand for a pickle's tensors; the numbers stay in the file until `array` loads them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,9 +233,9 @@ def _read_safetensors(file, header):
 
 
 def _read_zip(file, size):
-    """The unpickled tree of `torch.save`'s archive, and a function storage -> bytes."""
+    """Returns the unpickled tree of `torch.save`'s archive, and a function storage -> bytes."""
     faults = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
-    faults += (OverflowError, OSError)  # a place beyond 2^63, or before the file
+    faults += (OverflowError, OSError)  # an offset beyond 2^63, or before the file
     bounded = _Bounded(file.raw)
     try:
         archive = zipfile.ZipFile(bounded)
@@ -242,7 +243,7 @@ def _read_zip(file, size):
         raise
     except faults as error:
         raise TorchFileError(f"a damaged zip archive: {_short(str(error))}") from None
-    bounded.most = sys.maxsize  # of entries, whose sizes are checked below
+    bounded.most = sys.maxsize  # for the entries: the code below checks their sizes
     entries = {info.filename: info for info in archive.infolist()}
     roots = [name.removesuffix("data.pkl") for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(roots) != 1:
@@ -281,7 +282,7 @@ def _read_zip(file, size):
 
 
 class _Bounded(io.BufferedReader):
-    """A file of which at most `most` bytes are read at a time: zipfile reads the directory of an archive in one go."""
+    """A file that gives at most `most` bytes per read, as zipfile reads the directory of an archive in one read."""
 
     most = MAX_DESCRIPTION
 
@@ -292,12 +293,12 @@ class _Bounded(io.BufferedReader):
 
 
 def _read_legacy(file, size):
-    """The unpickled tree of the old format (five pickles, then the numbers), and a function storage -> bytes."""
+    """Returns the unpickled tree of the old format (five pickles, then numbers), and a function storage -> bytes."""
 
     def unpickled():
-        """(what the next pickle describes, the machine that read it)."""
+        """Returns the object that the next pickle describes, and the machine that read it."""
         start = file.tell()
-        stream = io.BytesIO(file.read(MAX_DESCRIPTION + 1))  # `read` of it takes no memory for a length that lies
+        stream = io.BytesIO(file.read(MAX_DESCRIPTION + 1))  # its `read` takes no memory for a false length
         machine = _Machine(stream)
         try:
             tree = machine.run()
@@ -348,7 +349,7 @@ def _read_legacy(file, size):
     return tree, load
 
 
-# The names that a pickle may ask for, and what each gives when it is called (`Callable`) or passed on (np.dtype).
+# The names that a pickle may ask for. The pickle calls a name's value (`Callable`) or passes it on (np.dtype).
 
 
 def _ordered_dict():
@@ -390,20 +391,20 @@ _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 
 
 class _Machine:
-    """Interprets one pickle from where `file` stands up to its end; knows the operations that tensors need.
+    """Interprets one pickle from the position of `file` to the pickle's end; knows the operations that tensors need.
 
-    `pickletools` takes the stream apart; nothing here is looked up, imported or called by a name from the file.
+    `pickletools` splits the stream. The machine never looks up, imports or calls anything by a name from the file.
     """
 
     def __init__(self, file):
         self._file = file
         self._stack = []
-        self._marks = []  # places in the stack
+        self._marks = []  # positions in the stack
         self._memo = {}
         self.storages = {}
 
     def run(self):
-        """The object that the pickle describes; _Tensor in place of tensors."""
+        """Returns the object that the pickle describes, with `_Tensor` in place of tensors."""
         try:
             for count, (operation, argument, _) in enumerate(pickletools.genops(self._file)):
                 if count == MAX_OPERATIONS:
@@ -515,7 +516,7 @@ def _is_count(number):
 
 
 def _is_shape(size):
-    """Whether an array can have these sizes; of (0, 2^40, 2^40) NumPy multiplies the others and overflows."""
+    """Says whether an array can have these sizes; for (0, 2^40, 2^40) NumPy's product of the other two overflows."""
     return len(size) <= MAX_DIMENSIONS and math.prod(n or 1 for n in size) < MAX_NUMBERS
 
 
@@ -528,6 +529,6 @@ def _too_large(what):
 
 
 def _short(value):
-    """A value from the file, fit for one line of a message."""
+    """Returns a value from the file as text that fits in one line of a message."""
     text = repr(value if isinstance(value, str) or _is_count(value) else type(value).__name__)
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,6 +1,6 @@
-"""Between PyTorch's state dicts and models: a run or an encoder of a checkpoint's `Contents`, and back.
+"""Converts between PyTorch's state dicts and models: from a checkpoint's `Contents` to a run or an encoder, and back.
 
-`moco_tf.torch_weights` is the command; `tensor_names` says which tensor is which weight.
+`moco_tf.torch_weights` is the command; `tensor_names` maps tensors to weights.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ from moco_tf.methods.keras_internals import layers_of
 from moco_tf.pytorch import tensor_names
 from moco_tf.pytorch.tensor_names import ENCODERS, POINTER, QUEUE, Mismatch, match, recognise, to_keras, without_head
 
-# A run's settings that differ from `Config`'s defaults, unless flags say otherwise: the papers' 8 GPUs, and v1.
+# A run's settings that differ from `Config`'s defaults, unless flags set them: for the papers' 8 GPUs, and for v1.
 EIGHT_GPUS = {"bn_groups": 8}
 V1 = {"augment": "v1", "temperature": 0.07, "lr_schedule": "step"}
 CIFAR = {"image_size": 32, "augment": "cifar"}
-DEMO = CIFAR | {  # of the authors' CIFAR-10 demo
+DEMO = CIFAR | {  # the authors' CIFAR-10 demo
     "batch_size": 512,
     "epochs": 200,
     "lr": 0.06,
@@ -53,23 +53,23 @@ V3_VIT = V3 | {
     "weight_decay": 0.1,
     "temperature": 0.2,
 }
-BORDER = "conv1.border"  # the layer
+BORDER = "conv1.border"  # the name of a layer
 
 
 # In.
 
 
 def run_config(architecture, queue_size, values, named, scheme=""):
-    """The `Config` of a run that goes on with a checkpoint.
+    """Returns the `Config` of a run that continues from a checkpoint.
 
     Args:
       architecture: the checkpoint's `Architecture`.
       queue_size: K; None in MoCo v3, which has no queue.
       values: {name: value} of all flags of MoCo's and MoCo v3's runs; named: the names that the user set.
-      scheme: as in `Contents`; the demo has settings of its own.
+      scheme: as in `Contents`; the demo has its own settings.
 
     Raises:
-      ConfigError: a flag that was given contradicts the file.
+      ConfigError: a flag that the user set contradicts the file.
     """
     held = {
         "method": "moco",
@@ -87,7 +87,7 @@ def run_config(architecture, queue_size, values, named, scheme=""):
         defaults = V3_VIT if architecture.is_vit else V3
     else:
         held |= {"head": architecture.head, "queue_size": queue_size}
-        if architecture.hidden_dim == architecture.features:  # 0 says so, unless the user does in figures
+        if architecture.hidden_dim == architecture.features:  # 0 means this width, unless the user set the number
             held["hidden_dim"] = values["hidden_dim"] if values["hidden_dim"] == architecture.features else 0
         defaults = EIGHT_GPUS | (V1 if architecture.head == "linear" else {})
         defaults = EIGHT_GPUS | DEMO if scheme == tensor_names.DEMO else defaults
@@ -103,7 +103,7 @@ def run_config(architecture, queue_size, values, named, scheme=""):
 
 
 def queue_size(contents):
-    """K of a MoCo v1 or v2 checkpoint, None for v3's."""
+    """Returns K of a MoCo v1 or v2 checkpoint, None for a v3 checkpoint."""
     if contents.method == "moco_v3":
         return None
     for name in (QUEUE, POINTER):
@@ -116,13 +116,13 @@ def queue_size(contents):
 
 
 def load_run(model, contents):
-    """Sets a `MoCo` or `MoCoV3` to a checkpoint's `Contents`; nothing is set if anything does not fit.
+    """Loads a checkpoint's `Contents` into a `MoCo` or `MoCoV3`; sets nothing if a tensor does not fit.
 
     Returns:
       A line for each tensor.
 
     Raises:
-      Mismatch: names the tensor.
+      Mismatch: a tensor does not fit; the message names it.
     """
     parts = zip(ENCODERS[contents.method], _encoders(model), (contents.query, contents.key), strict=True)
     matched = [(prefix, match(encoder, tensors, prefix)) for prefix, encoder, tensors in parts]
@@ -137,12 +137,12 @@ def load_run(model, contents):
 
 
 def _encoders(model):
-    """A trained model's encoders: the query's and, where there is one, the key's."""
+    """Returns a trained model's encoders: the query encoder and, if the model has one, the key encoder."""
     return [getattr(model, name) for name in ("query_encoder", "key_encoder") if hasattr(model, name)]
 
 
 def _queue(model, tensors):
-    """A checkpoint's queue (C, K) and its pointer, an integer."""
+    """Returns a checkpoint's queue (C, K) and its pointer, an integer."""
     queue, pointer = tensors[QUEUE], tensors[POINTER]
     expected = (model.dim, model.queue.size)
     if queue.shape != expected or queue.dtype.kind == "i":
@@ -153,15 +153,16 @@ def _queue(model, tensors):
 
 
 def load_encoder(model, tensors):
-    """Sets an encoder's weights to a state dict's; returns a line for each tensor, raises as `load_run` does."""
+    """Loads a state dict into an encoder; returns a line for each tensor, raises as `load_run` does."""
     return _assign(match(model, tensors))
 
 
 def encoder(architecture, image_size, heads=0):
-    """An `Architecture` as a functional model: normalised images -> {"features", and by its head "projection" (N, dim)
-    or "logits" (N, classes)}. The weights are fresh.
+    """Builds an `Architecture` as a functional model with fresh weights.
 
-    image_size: of a ResNet's input; a ViT has its own. heads: of a ViT; 0: as MoCo v3 has them.
+    The model maps normalised images to {"features", and by its head "projection" (N, dim) or "logits" (N, classes)}.
+
+    image_size: of a ResNet's input; a ViT has its own. heads: of a ViT; 0: as in MoCo v3.
     """
     row = getattr(vit if architecture.is_vit else resnet, architecture.arch)
     if architecture.is_vit:
@@ -175,7 +176,7 @@ def encoder(architecture, image_size, heads=0):
             channels=architecture.channels,
         )
     else:
-        border = architecture.stem_padding - 1  # zeros around the image do what the stem's padding beyond 1 would
+        border = architecture.stem_padding - 1  # zeros around the image replace the stem's padding beyond 1
         settings = {"width": architecture.width, "stem": architecture.stem, "channels": architecture.channels}
         backbone = row(image_size=image_size + 2 * border, **settings)
         if border:
@@ -194,7 +195,7 @@ def encoder(architecture, image_size, heads=0):
 
 
 def _assign(pairs, prefix=""):
-    """Sets variables to tensors; returns a line for each."""
+    """Assigns tensors to variables; returns a line for each pair."""
     lines = []
     for name, value, variable in pairs:
         variable.assign(to_keras(value).astype(variable.dtype))
@@ -204,7 +205,7 @@ def _assign(pairs, prefix=""):
 
 
 def counters(contents, architecture, whole):
-    """BatchNorm's counters under the names by which `whole_state_dict` will ask for them: {name: number}."""
+    """Returns BatchNorm's counters under the names that `whole_state_dict` looks up: {name: number}."""
     projects = architecture.head not in ("classifier", "")
     query, key = ENCODERS[contents.method] if contents.method and projects else ("", "")
     parts = [(query, contents.query)] + ([(key, contents.key), ("", contents.rest)] if whole else [])
@@ -215,7 +216,7 @@ def counters(contents, architecture, whole):
 
 
 def backbone_state_dict(model, counters=None):
-    """The query encoder's backbone under torchvision's or timm's names, with its classifier if any: {name: array}.
+    """Returns the query encoder's backbone, with any classifier, under torchvision's or timm's names: {name: array}.
 
     Args:
       model: a `MoCo`, a `MoCoV3`, or an encoder with or without a head.
@@ -229,7 +230,7 @@ def backbone_state_dict(model, counters=None):
 
 
 def whole_state_dict(model, counters=None):
-    """Everything under the authors' names, "module." before each; without a projection, the backbone.
+    """Returns all tensors under the authors' names, each with "module." before it; without a projection, the backbone.
 
     Takes what `backbone_state_dict` takes.
     """
@@ -247,12 +248,12 @@ def whole_state_dict(model, counters=None):
 
 
 def _state_dicts(model, counters):
-    """[(prefix, {name: array})] of the query encoder first, then of key encoder and predictor where there are any.
+    """Lists (prefix, {name: array}) of the query encoder, then of the key encoder and the predictor if they exist.
 
-    The prefix is "" for what has no projection.
+    The prefix is "" for a part without a projection.
     """
 
-    trained = hasattr(model, "query_encoder")  # else an encoder
+    trained = hasattr(model, "query_encoder")  # otherwise the model is an encoder
     encoders = _encoders(model) if trained else [model]
     prefixes, passes = ("", ""), 1
     if "projection" in _outputs(encoders[0]) and heads_lib.has_projector(encoders[0]):
@@ -267,12 +268,12 @@ def _state_dicts(model, counters):
 
 
 def has_border(model):
-    """Whether an `Architecture` with a stem padded by more than 1 was built so."""
+    """Says whether a model was built from an `Architecture` whose stem is padded by more than 1."""
     return any(layer.name == BORDER for layer in layers_of(model))
 
 
 def _outputs(encoder):
-    """The names of a functional model's outputs, where it has names for them."""
+    """Returns the names of a functional model's outputs, if it names them."""
     outputs = getattr(encoder, "output", None)  # subclassed models have none
     return tuple(outputs) if isinstance(outputs, dict) else ()
 

@@ -1,9 +1,9 @@
-"""A ResNet's weights under Detectron2's names, and the settings with which Detectron2 builds that ResNet.
+"""Writes a ResNet's weights under Detectron2's names, with the settings by which Detectron2 builds that ResNet.
 
-The names are those of the authors' converter (github.com/facebookresearch/moco, detection/), the limits those of
-`build_resnet_backbone` (github.com/facebookresearch/detectron2, modeling/backbone/resnet.py). Detectron2 leaves out
-what has no place or another shape, with no more than a line in its log, so it is refused here.
-`moco_tf.torch_weights --to=detectron2` calls this.
+The names come from the authors' converter (github.com/facebookresearch/moco, detection/), the limits from
+`build_resnet_backbone` (github.com/facebookresearch/detectron2, modeling/backbone/resnet.py). Detectron2 skips a
+tensor that has no place or another shape, and only logs a line, so this module refuses such a network.
+`moco_tf.torch_weights --to=detectron2` calls this module.
 """
 
 import re
@@ -12,14 +12,14 @@ import numpy as np
 
 from moco_tf.pytorch.tensor_names import FLOATS, Mismatch, recognise, without_head
 
-RENAMED = (  # torchvision's names -> Detectron2's, one after another
+RENAMED = (  # torchvision's names -> Detectron2's; all are applied, in this order
     (r"^(?!layer)", "stem."),
     (r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}"),
     (r"\bbn(\d)", r"conv\1.norm"),
     (r"\bdownsample\.0", "shortcut"),
     (r"\bdownsample\.1", "shortcut.norm"),
 )
-DEPTHS = {  # those that Detectron2 knows; groups and widths are settings of their own
+DEPTHS = {  # the depths that Detectron2 knows; groups and widths have their own settings
     "resnet18": 18,
     "resnet34": 34,
     "resnet50": 50,
@@ -29,11 +29,11 @@ DEPTHS = {  # those that Detectron2 knows; groups and widths are settings of the
     "wide_resnet50": 50,
     "wide_resnet101": 101,
 }
-BASIC_WIDTH = 64  # of the two with basic blocks, the only one
+BASIC_WIDTH = 64  # the only width of the two depths with basic blocks
 
 
 def state_dict(tensors):
-    """A ResNet's backbone under Detectron2's names: {name: array}, float32 and BatchNorm's int64 counters.
+    """Returns a ResNet's backbone under Detectron2's names: {name: array}, float32 and BatchNorm's int64 counters.
 
     Args:
       tensors: {torchvision's name: array}; a head is left out.
@@ -51,11 +51,11 @@ def _renamed(name):
 
 
 def settings(tensors, preprocessing):
-    """Detectron2's settings that build the network of `tensors` and give it the images it knows.
+    """Returns Detectron2's settings that build the network of `tensors` and give it the images that it was trained on.
 
     Args:
       tensors: {torchvision's name: array}.
-      preprocessing: with the `mean` and `std` of red, green and blue in 0..1; Detectron2's are of 0..255.
+      preprocessing: has the `mean` and `std` of red, green and blue in 0..1; Detectron2 has them in 0..255.
 
     Returns:
       {key: value}, as Detectron2's command line takes them.
@@ -84,7 +84,7 @@ def _of_eight_bits(values):
 
 
 def _check(architecture, tensors):
-    """Refuses an `Architecture` that no setting of Detectron2 builds."""
+    """Raises for an `Architecture` that Detectron2 cannot build with any settings."""
     if architecture.is_vit:
         rule = "Detectron2's names are those of ResNets"
     elif architecture.arch not in DEPTHS:

@@ -1,7 +1,7 @@
-"""Which tensor of a PyTorch file is which weight here, and what a file's names and shapes say of its network.
+"""Maps the tensors of a PyTorch file to weights here, and tells the network from the file's names and shapes.
 
-Functions over {name: array}; the tables hold all that is particular to PyTorch, torchvision and the papers' code.
-`moco_tf.torch_weights` moves weights with them.
+The functions take {name: array}. The tables hold all details of PyTorch, torchvision and the papers' code.
+`moco_tf.torch_weights` moves weights with these functions.
 """
 
 import collections
@@ -17,7 +17,7 @@ from moco_tf.config import ARCHITECTURES
 from moco_tf.encoders import first_convolution, resnet, vit
 from moco_tf.methods.keras_internals import layers_of
 
-LEAVES = {  # a weight's name in Keras -> in PyTorch; its layer has the same name in both
+LEAVES = {  # a weight's name in Keras -> its name in PyTorch; the layer has the same name in both
     "kernel": "weight",
     "bias": "bias",
     "gamma": "weight",
@@ -25,28 +25,29 @@ LEAVES = {  # a weight's name in Keras -> in PyTorch; its layer has the same nam
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
-OWN_NAMES = ("cls_token", "pos_embed")  # weights of a ViT that no layer's name stands before
-# For each number of axes, where the target's axes stand in the source. PyTorch has (out, in, h, w) and (out, in).
+OWN_NAMES = ("cls_token", "pos_embed")  # weights of a ViT whose names have no layer's name before them
+# For each number of axes, the source's axis for each target axis. PyTorch has (out, in, h, w) and (out, in).
 TO_KERAS = {4: (2, 3, 1, 0), 2: (1, 0)}
 TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
-COUNTER = ".num_batches_tracked"  # PyTorch's BatchNorm counts its steps; ours has no such weight
+COUNTER = ".num_batches_tracked"  # PyTorch's BatchNorm counts its steps; the BatchNorm here has no such weight
 FLOATS = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 
-# What the papers' code calls its parts. A file with none of these prefixes holds a plain network.
-WRAPPER = "module."  # DistributedDataParallel's, before every name
-ENCODERS = {"moco": ("encoder_q.", "encoder_k."), "moco_v3": ("base_encoder.", "momentum_encoder.")}  # query's, key's
+# Names that the papers' code gives its parts. A file with none of these prefixes holds a plain network.
+WRAPPER = "module."  # DistributedDataParallel puts it before every name
+ENCODERS = {"moco": ("encoder_q.", "encoder_k."), "moco_v3": ("base_encoder.", "momentum_encoder.")}  # query, key
 QUEUE, POINTER, PREDICTOR = "queue", "queue_ptr", "predictor."
-HEADS = ("fc.", "head.")  # before the names of a ResNet's head, and of a ViT's
+HEADS = ("fc.", "head.")  # before the names of a ResNet's head, and of a ViT's head
 
-# What stands before an encoder's names elsewhere.
-WRAPPERS = (WRAPPER, "model.", "_orig_mod.")  # before every name: also Lightning's modules, and torch.compile's
+# Prefixes of an encoder's names in other libraries' files.
+WRAPPERS = (WRAPPER, "model.", "_orig_mod.")  # before every name: also of Lightning's modules and of torch.compile
 BACKBONES = ("backbone.", "encoder.", "resnet.", "net.", "model.")
-HEAD_LAYERS = ("mlp.", "fc.", "fc_cls.", "layers.", "classification_head.")  # between a head's name and its layers'
+HEAD_LAYERS = ("mlp.", "fc.", "fc_cls.", "layers.", "classification_head.")  # between a head's name and its layers
 LINEAR = {"weight", "bias"}
 MLP = {f"{number}.{kind}" for number in (0, 2) for kind in LINEAR}
 DEMO = "MoCo's CIFAR-10 demo"
-# A ResNet's children in an nn.Sequential: the number of layer1, and with it that of the others. At 4 torchvision's, at
-# 3 without the max-pool (the demo), at 2 without ReLU too (lightly's own ResNets); pool and Flatten before fc.
+# A ResNet's children in an nn.Sequential: the number of layer1 gives the numbers of the others. torchvision's ResNets
+# have layer1 at 4, ResNets without the max-pool at 3 (the demo), and those without ReLU too at 2 (lightly's own
+# ResNets). A pool and Flatten stand before fc.
 CHILDREN = {
     str(first): {"0": "conv1", "1": "bn1", str(first + 6): "fc"} | {str(first + i): f"layer{i + 1}" for i in range(4)}
     for first in (2, 3, 4)
@@ -55,14 +56,14 @@ CHILDREN = {
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-    """What a library's checkpoint holds beside its backbone, by how the names begin."""
+    """The parts that a library's checkpoint holds beside its backbone, by the prefixes of their names."""
 
     name: str
     projection: str
     classifier: str
     others: tuple
-    key: tuple = ()  # the key encoder's backbone and projection, where the file can hold all of a MoCo run
-    also: tuple = ()  # what such a run has no place for
+    key: tuple = ()  # the key encoder's backbone and projection, if the file can hold a whole MoCo run
+    also: tuple = ()  # parts of the file for which a run has no place
     stem_padding: int = 1  # of a 3x3 stem
 
     @property
@@ -96,7 +97,7 @@ SCHEMES = (
         ),
     ),
 )
-OLD_MM = {  # mmselfsup 0.x and OpenSelfSup, to mmpretrain's: there the query encoder has the names twice
+OLD_MM = {  # mmselfsup 0.x's and OpenSelfSup's names -> mmpretrain's; old files have the query encoder under two names
     "encoder_q.0.": "backbone.",
     "encoder_q.1.": "neck.",
     "encoder_k.0.": "encoder_k.module.0.",
@@ -113,42 +114,42 @@ VITS = {row.args[:2]: name for name in ARCHITECTURES if (row := getattr(vit, nam
 
 
 class Mismatch(ValueError):
-    """Tensors that do not make the network they are taken for. The message is one line and names the first of them."""
+    """Tensors that do not fit the expected network. The message is one line and names the first such tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """The tensors of a file by what they belong to, under their names inside that part."""
+    """The tensors of a file by the part that they belong to, under their names inside that part."""
 
     method: str  # "moco", "moco_v3", or "" for a plain network
     query: dict
     key: dict
     rest: dict  # MoCo's queue and its pointer; MoCo v3's predictor, under its whole names
     scheme: str = ""  # a name in `SCHEMES`, or `DEMO`
-    prefix: str = ""  # before the encoder's names in the file, where neither the authors nor torchvision have one
+    prefix: str = ""  # before the encoder's names in the file, if it is not a prefix of the authors or of torchvision
     left_out: tuple = ()  # names in the file
     stem_padding: int = 1  # of a 3x3 stem
 
     @property
     def origin(self):
-        """For messages: the scheme and where the encoder is in it; "" for the authors' and torchvision's files."""
+        """The scheme and the encoder's prefix, for messages; "" for the authors' and torchvision's files."""
         return " ".join(filter(None, (self.scheme, self.prefix and f"({self.prefix}*)")))
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """An encoder with its head, as `moco_tf.config` names such things; `width` and `stem` are a ResNet's."""
+    """An encoder with its head, in the terms of `moco_tf.config`; `width` and `stem` are a ResNet's."""
 
     arch: str
     width: int
     stem: str
     features: int
     head: str  # "linear", "mlp", "projector" (MoCo v3's), "classifier" or ""
-    dim: int = 0  # of the head's output
+    dim: int = 0  # the size of the head's output
     hidden_dim: int = 0
-    patch_size: int = 0  # of a ViT; its positions are those of one image size
+    patch_size: int = 0  # of a ViT; its position embeddings belong to one image size
     image_size: int = 0
-    stem_padding: int = 1  # of a 3x3 stem, which its tensors do not show
+    stem_padding: int = 1  # of a 3x3 stem; the tensors do not show it
     channels: int = 3  # of the images
 
     @property
@@ -170,7 +171,7 @@ def contents(tensors):
     """Sorts a state dict into its parts, each under the authors' or torchvision's names.
 
     Raises:
-      Mismatch: a tensor that belongs to none of them.
+      Mismatch: a tensor belongs to none of the parts.
     """
     while tensors and (wrapper := next((w for w in WRAPPERS if all(name.startswith(w) for name in tensors)), "")):
         tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
@@ -200,7 +201,7 @@ def _of_the_authors(tensors, method, prefixes):
 
 
 def _of_a_scheme(prefix, backbone, beside):
-    """Contents of a backbone behind a prefix and of what the file has beside it."""
+    """Returns the `Contents` of a backbone behind a prefix and of the tensors beside it in the file."""
     scheme = max(SCHEMES, key=lambda scheme: sum(name.startswith(scheme.parts) for name in beside))
     strays = sorted(name for name in beside if not name.startswith(scheme.parts))
     if strays:
@@ -226,7 +227,7 @@ def _of_a_scheme(prefix, backbone, beside):
 
 
 def _used_head(scheme, backbone, beside):
-    """(method, where it is, its tensors) of the head that the encoder gets: the projection, else the classifier."""
+    """Returns (method, prefix, tensors) of the head that the encoder gets: the projection, else the classifier."""
     if not any(name.startswith(HEADS) for name in backbone):
         is_vit = "patch_embed.proj.weight" in backbone
         if not is_vit and (head := _head(beside, scheme.projection, projects=True)):
@@ -237,14 +238,14 @@ def _used_head(scheme, backbone, beside):
 
 
 def _holds_a_run(scheme, projection, beside):
-    """Whether all that stands beside the backbone is a MoCo run's, key encoder included."""
+    """Says whether all tensors beside the backbone belong to a MoCo run, key encoder included."""
     parts = (projection, *scheme.key, *scheme.also)
     has_key = scheme.key and any(name.startswith(scheme.key) for name in beside)
     return has_key and all(name in (QUEUE, POINTER) or name.startswith(parts) for name in beside)
 
 
 def _backbone(tensors):
-    """(prefix, {name without it: value}, {name: value} of the others): where an encoder's first layer is."""
+    """Finds an encoder's first layer; returns (prefix, {name without it: value}, {name: value} of the others)."""
     first = (*FAMILIES, "0.weight")
     for prefix in ("", *BACKBONES):
         if any(prefix + name in tensors for name in first):
@@ -257,7 +258,7 @@ def _backbone(tensors):
 
 
 def _head(tensors, root, name="fc.", projects=False):
-    """A head's tensors as `name` if it is one that is built here, linear or, where it `projects`, an MLP; else {}."""
+    """Returns a head's tensors as `name` if it is linear or, where it `projects`, an MLP; {} for any other head."""
     head = _under(tensors, root)
     for inner in HEAD_LAYERS:
         if head and all(layer.startswith(inner) for layer in head):
@@ -268,7 +269,7 @@ def _head(tensors, root, name="fc.", projects=False):
 
 
 def _named_children(tensors, prefix):
-    """torchvision's names in place of the numbers of an nn.Sequential; `prefix` is for messages."""
+    """Replaces the numbers of an nn.Sequential by torchvision's names; `prefix` is for messages."""
     stages = [match[1] for name in tensors if (match := re.fullmatch(r"(\d+)\.0\.conv1\.weight", name))]
     first = min(stages, key=lambda number: (len(number), number), default="")
     if not first:
@@ -299,7 +300,7 @@ def _named_children(tensors, prefix):
 
 
 def _of_old_mm(tensors):
-    """mmpretrain's names for OpenSelfSup's and mmselfsup 0.x's."""
+    """Replaces OpenSelfSup's and mmselfsup 0.x's names by mmpretrain's."""
     renamed = {}
     for name, value in tensors.items():
         old = next((old for old in OLD_MM if name.startswith(old)), "")
@@ -312,12 +313,12 @@ def _of_old_mm(tensors):
 
 
 def _under(tensors, prefix):
-    """The tensors whose names begin so, without it."""
+    """Returns the tensors whose names begin with the prefix, under their names without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def left_out(contents, whole):
-    """The names of the tensors that no weight is made of, BatchNorm's counters aside."""
+    """Lists the names of the tensors that set no weight, apart from BatchNorm's counters."""
     if whole or not contents.method:
         return list(contents.left_out)
     key = ENCODERS[contents.method][1]
@@ -325,20 +326,20 @@ def left_out(contents, whole):
 
 
 def grouped(names):
-    """What to say of many names in a line: the first part of each, and how many have it."""
+    """Shortens many names for one line: returns the first part of each name, and how many names have it."""
     counts = collections.Counter(name.partition(".")[0] + ".*" * ("." in name) for name in sorted(names))
     return [f"{part} ({count} tensors)" if part.endswith("*") else part for part, count in counts.items()]
 
 
 def recognise(tensors, method=""):
-    """The `Architecture` that an encoder's names and shapes say.
+    """Returns the `Architecture` that an encoder's names and shapes describe.
 
     Args:
       tensors: an encoder's state dict.
-      method: as in `Contents`; a linear `fc` is a projection in MoCo's files and a classifier in a plain one.
+      method: as in `Contents`; a linear `fc` is a projection in MoCo's files and a classifier in a plain network.
 
     Raises:
-      Mismatch: it is none that this package builds.
+      Mismatch: this package does not build such an encoder.
     """
     for marker, family in FAMILIES.items():
         if marker in tensors:
@@ -398,11 +399,11 @@ def _vit(tensors, method):
     return Architecture(VITS[features, depth], 0, "", features, **head, **sizes, channels=channels)
 
 
-FAMILIES = {"conv1.weight": _resnet, "patch_embed.proj.weight": _vit}  # by a tensor that only they have
+FAMILIES = {"conv1.weight": _resnet, "patch_embed.proj.weight": _vit}  # by a tensor that only this family has
 
 
 def of_channels(contents, channels):
-    """The `Contents` with both encoders' first convolutions for images of so many channels."""
+    """Returns the `Contents` with both encoders' first convolutions adapted to this number of channels."""
     names = [f"{layer}.weight" for layer in first_convolution.LAYERS]
 
     def adapted(tensors):
@@ -414,16 +415,16 @@ def of_channels(contents, channels):
 
 
 def without_head(tensors):
-    """The backbone's tensors."""
+    """Returns the backbone's tensors."""
     return {name: value for name, value in tensors.items() if not name.startswith(HEADS)}
 
 
 def names(encoder):
-    """(PyTorch's name, variable) for each weight of an encoder whose layers bear PyTorch's names.
+    """Yields (PyTorch's name, variable) for each weight of an encoder whose layers have PyTorch's names.
 
     Raises:
-      Mismatch: a layer is none of PyTorch's, or two bear one name: PyTorch has no encoder of two ResNets (CMC's), of
-        patches (CPC's) or of text.
+      Mismatch: PyTorch has no such layer, or two layers have one name. PyTorch has no encoder of two ResNets (CMC's),
+        of patches (CPC's) or of text.
     """
     seen, layers = set(), layers_of(encoder)
     for layer in layers:
@@ -449,12 +450,12 @@ def names(encoder):
 
 
 def to_keras(value):
-    """PyTorch's layout to Keras'; convolutions (out, in, h, w) -> (h, w, in, out), linears (out, in) -> (in, out)."""
+    """PyTorch's layout -> Keras': convolutions (out, in, h, w) -> (h, w, in, out), linears (out, in) -> (in, out)."""
     return value.transpose(TO_KERAS.get(value.ndim, range(value.ndim)))
 
 
 def to_torch(value):
-    """Keras' layout to PyTorch's."""
+    """Transposes from Keras' layout to PyTorch's."""
     return value.transpose(TO_TORCH.get(value.ndim, range(value.ndim)))
 
 
@@ -465,7 +466,7 @@ def match(encoder, tensors, prefix=""):
       [(name, tensor, variable)]; BatchNorm's counters are left out.
 
     Raises:
-      Mismatch: a tensor that is missing, left over, of another shape, or of integers.
+      Mismatch: a tensor is missing or left over, or has another shape, or has integers.
     """
     pairs, missing = [], []
     for name, variable in names(encoder):
@@ -491,7 +492,7 @@ def match(encoder, tensors, prefix=""):
 
 
 def counters(tensors):
-    """BatchNorm's counters of steps: {name: number}."""
+    """Returns BatchNorm's step counters: {name: number}."""
     counters = {name: value for name, value in tensors.items() if name.endswith(COUNTER)}
     for name, value in counters.items():
         if value.size != 1 or value.dtype != np.int64:
@@ -500,10 +501,10 @@ def counters(tensors):
 
 
 def state_dict(encoder, counters=None, steps=0):
-    """An encoder's weights under PyTorch's names and in its layout: {name: array}.
+    """Returns an encoder's weights under PyTorch's names and in PyTorch's layout: {name: array}.
 
     Args:
-      counters: BatchNorm's counters when the weights came in, {name: number}; None: each was 0.
+      counters: BatchNorm's counters when the weights were loaded, {name: number}; None: each was 0.
       steps: training steps since then.
     """
     tensors = {}
@@ -516,7 +517,7 @@ def state_dict(encoder, counters=None, steps=0):
 
 
 def _wanted(tensors, name, axes):
-    """The shape of a tensor that must be there, with that many axes and none of them empty."""
+    """Returns the shape of a tensor that must exist, with this number of axes and none of them empty."""
     if name not in tensors:
         raise Mismatch(f"missing: {name}")
     if tensors[name].ndim != axes or 0 in tensors[name].shape:

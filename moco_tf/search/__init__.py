@@ -1,1 +1,1 @@
-"""Finds images in a folder: look-alikes, near-duplicates, odd ones. A command a file; docs/search.md."""
+"""Finds images in a folder: look-alikes, near-duplicates, odd ones. Each command has its own file; docs/search.md."""

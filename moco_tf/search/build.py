@@ -1,7 +1,8 @@
-"""`python -m moco_tf.search.build --encoder=DIR --images=photos --output=INDEX`: an index of a folder of images.
+"""`python -m moco_tf.search.build --encoder=DIR --images=photos --output=INDEX`: indexes a folder of images.
 
-Encodes all images at any depth of --images and writes what the other commands of moco_tf.search read. Started again,
-it goes on where it was stopped, encodes what is new or has changed, and drops what is gone. No image is written to.
+Encodes all images at any depth of --images and writes the index that the other commands of moco_tf.search read.
+Started again, the command continues where it stopped, encodes new and changed images, and drops images that are gone.
+It never changes an image.
 """
 
 import dataclasses
@@ -65,7 +66,7 @@ def main(arguments):
 
 
 def build(settings):
-    """Brings the index that the settings describe up to date."""
+    """Updates the index that the settings describe."""
     from moco_tf.search import encode, index
 
     number, of = evaluation.shard(settings.shard)
@@ -78,7 +79,7 @@ def build(settings):
 
 
 def _listing(settings, number, of, channels):
-    """The `folder.Listing` of all images, or of those of a shard: the bytes of a path alone decide which it is in."""
+    """Returns the `folder.Listing` of all images, or of a shard; the bytes of a path alone decide its shard."""
     from moco_tf.data import folder
 
     try:
@@ -99,7 +100,7 @@ def _listing(settings, number, of, channels):
 
 
 def _update(settings, folder, encoder, listing):
-    """Encodes what is missing, and builds the index where anything is new, gone, or asked for otherwise."""
+    """Encodes the missing images; builds the index if images are new or gone, or if another index type is wanted."""
     from moco_tf.data.folder import divided
     from moco_tf.search import encode, index
 
@@ -126,14 +127,14 @@ def _update(settings, folder, encoder, listing):
 
 
 def compare(listing, pieces):
-    """What a folder holds beside the parts of an index.
+    """Compares a folder with the parts of an index.
 
     Returns:
-      {path: (size, mtime_ns)} of what the index is to hold, the numbers of the files in the listing to encode, and how
-      many files are gone.
+      {path: (size, mtime_ns)} of the files that the index should hold, the numbers in the listing of the files to
+      encode, and how many files are gone.
 
     Raises:
-      ConfigError: none of the files that are known is there.
+      ConfigError: none of the known files exists.
     """
     known = {path: stat for piece in pieces for path, stat in piece.known().items()}
     wanted = dict(zip(listing.files, zip(listing.sizes.tolist(), listing.times.tolist(), strict=True), strict=True))
@@ -153,7 +154,7 @@ def compare(listing, pieces):
 
 
 def _encoded(settings, folder, encoder, listings, total):
-    """The parts of listings, one after the other; each is saved before the next begins."""
+    """Yields the parts of listings, one after the other; saves each before it starts the next."""
     from moco_tf.search import encode, index
 
     started, done, function = time.monotonic(), 0, encode.function(encoder, settings.on)

@@ -1,4 +1,4 @@
-"""Which image files are exact copies of one another: the same bytes, or other files of the same pixels."""
+"""Finds image files that are exact copies: files with the same bytes, or files of other bytes with the same pixels."""
 
 import hashlib
 
@@ -7,21 +7,21 @@ from moco_tf.data.errors import ERRORS
 
 
 def copies(paths):
-    """What each file is a copy of.
+    """Finds the earlier file that each file is a copy of.
 
     Args:
-      paths: of image files; one that is gone or cannot be decoded any more equals none.
+      paths: of image files; a file that is gone or no longer decodes is a copy of no file.
 
     Returns:
-      For each (place of the first file with its bytes, place of the first with its pixels and other bytes); None where
-      there is none before it.
+      For each file (place of the first file with the same bytes, place of the first file with the same pixels but
+      other bytes); None where no earlier file is equal.
     """
     by_bytes, by_pixels, found = {}, {}, []
     for place, path in enumerate(paths):
         try:
             content = archive.read(path)
             of_bytes = by_bytes.setdefault(hashlib.sha256(content).digest(), place)
-            if of_bytes != place:  # its pixels are known
+            if of_bytes != place:  # the pixels are known already
                 found.append((of_bytes, None))
                 continue
             pixels = encoded.decode_file(content).numpy()

@@ -1,7 +1,8 @@
 """`python -m moco_tf.search.duplicates --index=INDEX --output=DIR`: groups of images that are nearly the same.
 
-Two images are near-duplicates if their cosine reaches a threshold, which is chosen from the cosines of nearest images
-or given; groups are what such pairs connect. Writes duplicates.csv and duplicates.html. Deletes and moves nothing.
+Two images are near-duplicates if their cosine reaches a threshold. The command chooses the threshold from the cosines
+of nearest images, or the user gives it. Pairs of near-duplicates connect images to groups. Writes duplicates.csv and
+duplicates.html. Deletes and moves nothing.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from moco_tf.files import printable
 from moco_tf.search import groups
 from moco_tf.search import settings as common
 
-NEIGHBOURS = 16  # of each image that are compared with the threshold; groups may be larger
+NEIGHBOURS = 16  # neighbours of each image that are compared with the threshold; groups may be larger
 SHOWN_OF_GROUP = 24  # images of a group on the page
 
 log = logging.getLogger("moco_tf")
@@ -46,9 +47,9 @@ class Member:
     """An image of a group.
 
     Attributes:
-      number: in the index; cosine: the highest with another image of the group.
-      same_bytes_as, same_pixels_as: the number of the first image of the group that is equal to it; None: it is that
-        image, or none is.
+      number: in the index; cosine: the highest cosine with another image of the group.
+      same_bytes_as, same_pixels_as: the number of the first image of the group that is equal to it; None: it is itself
+        the first one, or no image is equal.
     """
 
     number: int
@@ -101,11 +102,11 @@ def find(settings):
 
 
 def pairs(cosines, numbers, threshold, vectors):
-    """(number, other number, cosine) of the images whose cosine reaches the threshold.
+    """Yields (number, other number, cosine) of the images whose cosine reaches the threshold.
 
     Args:
-      cosines, numbers: of the nearest others, (N, k); vectors: float16 (N, D), of which equal ones are pairs whatever
-        else is as near: of many copies each has only k neighbours.
+      cosines, numbers: of the nearest other images, (N, k).
+      vectors: float16 (N, D); equal vectors are always pairs, as an image with many copies has only k neighbours.
     """
     for one, place in zip(*np.nonzero((cosines >= threshold) & (numbers >= 0)), strict=True):
         yield int(one), int(numbers[one, place]), float(cosines[one, place])
@@ -117,7 +118,7 @@ def pairs(cosines, numbers, threshold, vectors):
 
 
 def grouped(pairs):
-    """Groups of `Member`, those with the highest cosines first."""
+    """Returns groups of `Member`, the groups with the highest cosines first."""
     pairs, best = list(pairs), {}
     for one, other, cosine in pairs:
         for number in (one, other):
@@ -127,9 +128,9 @@ def grouped(pairs):
 
 
 def _with_copies(group, opened):
-    """The group with what is equal in it to the byte or to the pixel, as the files are now.
+    """Returns the group with its copies marked, equal to the byte or to the pixel; compares the files as they are now.
 
-    Only images that are as near as copies are to one another are read.
+    Reads only images that are as near to one another as copies.
     """
     from moco_tf.search.copies import copies
 

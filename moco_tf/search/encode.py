@@ -1,4 +1,4 @@
-"""Files of images -> vectors of unit length, and what is known of each image. Axes: N images, D numbers."""
+"""Encodes image files as vectors of unit length, with the facts of each image. Axes: N images, D numbers."""
 
 import numpy as np
 import tensorflow as tf
@@ -17,10 +17,10 @@ from moco_tf.search import parts
 
 
 def open_encoder(settings):
-    """The `Encoder` that --encoder names.
+    """Returns the `Encoder` that --encoder names.
 
     Raises:
-      ConfigError: it is not one of single images.
+      ConfigError: the encoder does not take single images.
     """
     encoder, _ = subject.encoder(settings)
     if type(encoder.preprocessing) is not Preprocessing:
@@ -29,9 +29,9 @@ def open_encoder(settings):
 
 
 def by_engine(encoder, engine, listing, numbers):
-    """The encoder, computed by what --engine names, for the files of a `folder.Listing` with these numbers.
+    """Returns the encoder, computed by --engine, for the files of a `folder.Listing` with these numbers.
 
-    A few of them, evenly spread, check and time the engine; TensorFlow stays where none of them can be decoded.
+    A few of the files, evenly spread, check and time the engine. If none of them can be decoded, TensorFlow stays.
     """
     if engine == "tensorflow" or not numbers:
         return encoder
@@ -44,7 +44,7 @@ def by_engine(encoder, engine, listing, numbers):
 
 
 def function(encoder, on):
-    """A function of normalised images (N, S, S, C) -> (N, D + 2): vectors of unit length, brightness, contrast.
+    """Returns a function of normalised images (N, S, S, C) -> (N, D + 2): unit-length vectors, brightness, contrast.
 
     on: which of the encoder's outputs.
     """
@@ -62,10 +62,10 @@ def encode_listing(encode, preprocessing, listing):
     """Encodes the files of a `folder.Listing`.
 
     Args:
-      encode: what `function` makes.
+      encode: a function that `function` returned.
 
     Returns:
-      A list of `parts.Image`, one of `parts.Broken`, and the vectors of the former, float32 (N, D).
+      A list of `parts.Image`, a list of `parts.Broken`, and the vectors of the `parts.Image`, float32 (N, D).
 
     Raises:
       ConfigError: a vector is not finite.
@@ -74,7 +74,7 @@ def encode_listing(encode, preprocessing, listing):
     facts = list(zip(listing.files, listing.sizes.tolist(), listing.times.tolist(), checked.verdicts, strict=True))
     broken = [parts.Broken(*file, verdict.problem) for *file, verdict in facts if verdict.problem]
     good = [fact for fact in facts if not fact[-1].problem]
-    rows = [encode(tf.zeros((1, *preprocessing.spec.shape[1:]))).numpy()[:0]]  # the width, where none is good
+    rows = [encode(tf.zeros((1, *preprocessing.spec.shape[1:]))).numpy()[:0]]  # gives the width if no file is good
     if good:
         batches = _views(preprocessing, checked)
         rows += [rows_of for rows_of, _, _ in stream(encode, batches, len(good))]
@@ -91,5 +91,5 @@ def encode_listing(encode, preprocessing, listing):
 
 
 def _views(preprocessing, checked):
-    """Batches of the central views of the good files of a `manifest.Checked`, as `data.views.central` makes them."""
+    """Returns batches of the central views of the good files of a `manifest.Checked`, by `data.views.central`."""
     return central(preprocessing.records_of(checked.source()).in_order(), preprocessing)

@@ -1,8 +1,8 @@
-"""The folder of an index: what it is of, its images and vectors, and the faiss index of these.
+"""The folder of an index: its description, its images and vectors, and the faiss index of the vectors.
 
-index.json says which encoder, output and folder of images it is of, and names the folder, built-1 and so on, that
-holds the rest: a `parts.Part` and vectors.faiss. A new one is written beside the old one, and counts once index.json
-names it. encoded/ holds parts that a build has encoded and not yet taken in.
+index.json records the encoder, its output and the folder of images, and names the folder, built-1 and so on, that
+holds the rest: a `parts.Part` and vectors.faiss. A build writes a new folder beside the old one. The new folder is
+valid once index.json names it. encoded/ holds parts that a build has encoded but has not yet added to the index.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ DESCRIPTION = "index.json"
 VERSION = 1
 VECTORS = "vectors.faiss"
 PENDING = "encoded"
-SHARD = "shard-{}-of-{}"  # the folder of a part of the images, an index of its own until it is merged
+SHARD = "shard-{}-of-{}"  # the folder of a part of the images; it is an index itself until it is merged
 
 log = logging.getLogger("moco_tf")
 
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What an index is of.
+    """The description of an index.
 
     Attributes:
-      encoder: where it was, a path; identity: its `Encoder.identity`; on: which of its outputs.
+      encoder: the path of the encoder; identity: its `Encoder.identity`; on: which of the encoder's outputs.
       images: the folder that the images' paths start from.
       index_type: "flat", "hnsw" or "ivfpq"; built: the name of the folder that holds it; None: nothing is built yet.
     """
@@ -48,23 +48,23 @@ class About:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:
-    """An index that is open: what it is of, its `Part`, and the faiss index of its vectors."""
+    """An open index: its description, its `Part`, and the faiss index of its vectors."""
 
     about: About
     part: parts.Part
     vectors: object
 
     def search(self, queries, k):
-        """Cosines float32 (Q, k) and numbers of images int64 (Q, k) of the nearest to each query (Q, D)."""
+        """Returns cosines float32 (Q, k) and numbers int64 (Q, k) of the images nearest to each query (Q, D)."""
         return vector_index.search(self.vectors, self.about.index_type, self.part.vectors, queries, k)
 
     def path(self, number):
-        """Where the image of this number lies."""
+        """Returns the path of the image with this number."""
         return self.about.images / self.part.images[number].path
 
 
 def about(folder):
-    """What the index in a folder is of, an `About`; None where there is none.
+    """Returns the `About` of the index in a folder, or None if there is no index.
 
     Raises:
       ConfigError: index.json is damaged.
@@ -88,10 +88,10 @@ def describe(folder, about):
 
 
 def read(folder):
-    """The `Index` in a folder.
+    """Returns the `Index` in a folder.
 
     Raises:
-      ConfigError: there is none, it is not finished, or it is damaged.
+      ConfigError: there is no index, or it is not finished or damaged.
     """
     folder = Path(folder)
     known = about(folder)
@@ -113,13 +113,13 @@ def _vectors(folder, about, part):
 
 
 def begin(folder, settings, identity, images):
-    """The `About` of an index that a build makes in a folder or goes on with.
+    """Returns the `About` of an index that a build makes in a folder or continues.
 
     Args:
-      settings: with `encoder` and `on`; identity: of the encoder; images: the folder of images, which may have moved.
+      settings: has `encoder` and `on`; identity: of the encoder; images: the folder of images, which may have moved.
 
     Raises:
-      ConfigError: the folder holds an index of another encoder, or of another of its outputs.
+      ConfigError: the folder holds an index of another encoder, or of another output of the encoder.
     """
     before = about(folder) or About(Path(settings.encoder), identity, settings.on, images)
     if before.identity != identity:
@@ -135,13 +135,13 @@ def begin(folder, settings, identity, images):
 
 
 def pieces(folder, about):
-    """The parts in a folder: what is built, and what has been encoded since."""
+    """Returns the parts in a folder: the part of the built index, and the parts encoded since."""
     built = [folder / about.built] if about.built else []
     return [parts.read(path) for path in (*built, *sorted((Path(folder) / PENDING).glob("[0-9]*")))]
 
 
 def save(folder, images, broken, vectors):
-    """Keeps what has been encoded, whole or not at all, for the next `write`; returns the part."""
+    """Saves an encoded part, whole or not at all, for the next `write`; returns the part."""
     place = Path(folder) / PENDING
     files.make_folder(place)
     path = place / f"{len(list(place.glob('[0-9]*'))):06d}"
@@ -152,7 +152,7 @@ def save(folder, images, broken, vectors):
 
 
 def is_whole(folder, about, part):
-    """Whether the index of this part is built, and can be read."""
+    """Says whether the index of this part is built and can be read."""
     try:
         return about.built is not None and bool(_vectors(folder, about, part))
     except ConfigError as error:
@@ -161,10 +161,10 @@ def is_whole(folder, about, part):
 
 
 def write(folder, about, kind, pieces, wanted=None):
-    """Builds the index of parts, which takes the place of the one before once it is whole; returns its `About`.
+    """Builds the index of parts, which replaces the previous index once it is whole; returns its `About`.
 
     Args:
-      kind: "flat", "hnsw" or "ivfpq"; None: what suits the number of images.
+      kind: "flat", "hnsw" or "ivfpq"; None: the kind that suits the number of images.
       pieces, wanted: as `parts.merged` takes them.
 
     Raises:
@@ -192,10 +192,10 @@ def write(folder, about, kind, pieces, wanted=None):
 
 @contextlib.contextmanager
 def held(folder):
-    """Makes a folder and holds it, so that one process at a time writes to it.
+    """Makes a folder and locks it, so that one process at a time writes to it.
 
     Raises:
-      ConfigError: another one does, or the folder cannot be made.
+      ConfigError: another process writes to the folder, or the folder cannot be made.
     """
     folder = Path(folder)
     try:
@@ -206,13 +206,13 @@ def held(folder):
     except OSError as error:
         raise ConfigError(f"{printable(folder)} cannot be made or written to: {error.strerror}") from None
     with lock:
-        for path in (*folder.glob(".writing-*"), *folder.glob(f"{PENDING}/.writing-*")):  # of killed processes
+        for path in (*folder.glob(".writing-*"), *folder.glob(f"{PENDING}/.writing-*")):  # left by killed processes
             shutil.rmtree(path, ignore_errors=True)
         yield
 
 
 def _uri(path):
-    return Path(os.path.abspath(path)).as_uri()  # keeps the bytes of names that are not text
+    return Path(os.path.abspath(path)).as_uri()  # keeps the bytes of names that are not valid text
 
 
 def _path(uri):

@@ -1,7 +1,7 @@
-"""`python -m moco_tf.search.merge --index=INDEX`: one index of the shards that several machines have built.
+"""`python -m moco_tf.search.merge --index=INDEX`: makes one index of the shards that several machines have built.
 
 Takes the folders INDEX/shard-1-of-16 to shard-16-of-16, as moco_tf.search.build --shard=... writes them, and leaves
-them where they are; encodes nothing.
+them where they are. Encodes nothing.
 """
 
 import dataclasses
@@ -54,10 +54,10 @@ def merge(settings):
 
 
 def shards(folder):
-    """The folders of all shards of an index.
+    """Returns the folders of all shards of an index.
 
     Raises:
-      ConfigError: there are none, some are missing, or they are parts of several divisions.
+      ConfigError: there are no shards, some are missing, or they belong to several divisions.
     """
     numbers = {}
     for path in Path(folder).glob("shard-*-of-*"):

@@ -1,4 +1,4 @@
-"""The nearest others of each image of an index, by blocks. Axes: N images, k neighbours of each."""
+"""Finds the nearest other images of each image of an index, in blocks. Axes: N images, k neighbours of each."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ log = logging.getLogger("moco_tf")
 
 
 def nearest_others(index, k):
-    """The k nearest other images of each image of an `Index`, the nearest first.
+    """Finds the k nearest other images of each image of an `Index`, the nearest first.
 
     Returns:
       cosines float32 (N, k), numbers int32 (N, k), -1 where an approximate index finds no more; k is at most N - 1.
@@ -24,7 +24,7 @@ def nearest_others(index, k):
     for block in vector_index.blocks(index.part.vectors):
         near, rows = _nearest(index, block, k + 1)
         itself = rows == np.arange(first, first + len(block))[:, None]
-        itself[~itself.any(axis=1), -1] = True  # among k + 1 copies it need not find itself: the last one goes
+        itself[~itself.any(axis=1), -1] = True  # among k + 1 copies, it may miss itself: drop the last one
         cosines[first : first + len(block)] = near[~itself].reshape(len(block), k)
         numbers[first : first + len(block)] = rows[~itself].reshape(len(block), k)
         first += len(block)
@@ -35,6 +35,6 @@ def nearest_others(index, k):
 
 
 def _nearest(index, queries, k):
-    if index.about.index_type == "flat":  # as exact, by matrix products: for many queries at once several times faster
+    if index.about.index_type == "flat":  # also exact; matrix products are several times faster for many queries
         return nearest_neighbors.nearest(index.part.vectors, queries, k)
     return index.search(queries, k)

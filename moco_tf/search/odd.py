@@ -1,7 +1,7 @@
-"""`python -m moco_tf.search.odd --index=INDEX --output=DIR`: the images of an index that stand out.
+"""`python -m moco_tf.search.odd --index=INDEX --output=DIR`: finds the images of an index that stand out.
 
-Those far from all others, and those that are near-uniform, very dark or very small. Writes odd.csv (reason, path,
-value, limit) and odd.html. Deletes and moves nothing.
+Finds images that are far from all others, near-uniform, very dark or very small. Writes odd.csv (reason, path, value,
+limit) and odd.html. Deletes and moves nothing.
 """
 
 import dataclasses
@@ -51,9 +51,9 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Reason:
-    """Why images are odd: the value of each, (N,), and the limit below which it is.
+    """A reason why images are odd: the value of each image, (N,), and the limit below which an image is odd.
 
-    title: with {} for the limit, as it is written.
+    title: has {} in place of the limit's text.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Reason:
 
     @property
     def odd(self):
-        """The numbers of the images that are, the oddest first."""
+        """The numbers of the odd images, the oddest first."""
         numbers = np.flatnonzero(self.values < self.limit)
         return numbers[np.argsort(self.values[numbers], kind="stable")].tolist()
 
@@ -102,9 +102,9 @@ def find(settings):
 
 
 def why(settings, images, nearest):
-    """The `Reason`s for which some of a list of `parts.Image` may be odd.
+    """Returns the `Reason`s for which images of a list of `parts.Image` may be odd.
 
-    nearest: (N,) cosines with the nearest other.
+    nearest: (N,) cosines of each image with the nearest other image.
     """
     far = settings.far or groups.far_threshold(nearest)
     contrasts, lights = (

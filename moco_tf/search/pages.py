@@ -1,4 +1,4 @@
-"""The pages of search: images of a folder with what there is to say of each, as HTML that opens from disk."""
+"""The pages of search: images of a folder with facts on each, as HTML that opens from disk."""
 
 import time
 
@@ -9,32 +9,32 @@ from moco_tf.data.errors import ERRORS
 from moco_tf.data.resize import resize
 from moco_tf.evaluate import page
 
-SIDE = 240  # of a thumbnail's longer side, pixels: sharp on screens of two pixels a point
+SIDE = 240  # pixels of a thumbnail's longer side: sharp on screens with two pixels per point
 
 
 def row(figures):
-    """Figures side by side."""
+    """Puts figures side by side."""
     return f'<div class="row files">{"".join(figures)}</div>'
 
 
 def figure(path, name, lines, mark="", kind=""):
-    """An image file, HTML.
+    """Shows an image file as HTML.
 
     Args:
-      path: of the file; name: what it is called on the page.
-      lines: texts below the name; mark: one that stands out; kind: "query", or nothing.
+      path: of the file; name: its name on the page.
+      lines: texts below the name; mark: a text that stands out; kind: "query", or nothing.
     """
     title = page.text(name)
     thumbnail = _thumbnail(path)
     picture = page.image(thumbnail, title) if thumbnail else '<div class="missing">cannot be read</div>'
     caption = "".join(f"<span>{page.text(line)}</span>" for line in lines)
     marked = f'<span class="mark">{page.text(mark)}</span>' if mark else ""
-    # Isolated, so that a name from right to left turns nothing round.
+    # <bdi> isolates the name, so a right-to-left name does not reverse other text.
     return page.figure(picture, f"<span><bdi>{title}</bdi></span>{caption}{marked}", kind, title)
 
 
 def facts(image):
-    """Texts on a `parts.Image`: its size on the screen and on disk, and its date."""
+    """Returns texts on a `parts.Image`: its size in pixels and on disk, and its date."""
     date = time.strftime("%Y-%m-%d %H:%M", time.localtime(image.mtime_ns / 1e9))
     return [f"{image.width} x {image.height}, {_bytes(image.size)}", date]
 
@@ -44,7 +44,7 @@ def _bytes(size):
 
 
 def _thumbnail(path):
-    """A small JPEG of a file; None where it is gone, or cannot be decoded any more."""
+    """Returns a small JPEG of a file; None if the file is gone or no longer decodes."""
     try:
         image = arrays.shown(encoded.decode_file(archive.read(path)))
     except (OSError, ValueError, *ERRORS):

@@ -1,6 +1,6 @@
-"""Encoded images on disk: a folder with a line an image and its vector. An index is one, and what is merged into one.
+"""A part: a folder on disk with a line and a vector for each image. An index holds one part, merged from others.
 
-images.csv has a line for each image that was encoded, vectors.npy a row for each such line, float16 of unit length;
+images.csv has a line for each encoded image. vectors.npy has a row for each such line, float16 of unit length.
 broken.csv has the images that cannot be decoded. Paths are relative to the folder of images and keep their bytes.
 Axes: N images, D numbers of a vector.
 """
@@ -42,22 +42,22 @@ class Broken(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """images, broken: lists of `Image` and `Broken`, by path; vectors: float16 (N, D), on disk."""
+    """images, broken: lists of `Image` and `Broken`, sorted by path; vectors: float16 (N, D), on disk."""
 
     images: list
     broken: list
     vectors: np.ndarray
 
     def known(self):
-        """{path: (size, mtime_ns)} of all files, the broken ones as well."""
+        """Returns {path: (size, mtime_ns)} of all files, including broken files."""
         return {file.path: (file.size, file.mtime_ns) for file in (*self.images, *self.broken)}
 
 
 def write(folder, images, broken, blocks, width):
-    """Writes a part into a folder that is there and empty.
+    """Writes a part into an empty folder that exists.
 
     Args:
-      blocks: arrays (n, D) of vectors, together a row for each of `images`; width: D.
+      blocks: arrays (n, D) of vectors, together one row for each of `images`; width: D.
     """
     folder = Path(folder)
     files.write_csv(folder / "images.csv", Image._fields, images)
@@ -70,10 +70,10 @@ def write(folder, images, broken, blocks, width):
 
 
 def read(folder):
-    """The `Part` in a folder.
+    """Returns the `Part` in a folder.
 
     Raises:
-      ConfigError: a file is missing or not as `write` leaves it.
+      ConfigError: a file is missing or differs from what `write` makes.
     """
     folder = Path(folder)
     images, broken = _read_rows(folder / "images.csv", Image), _read_rows(folder / "broken.csv", Broken)
@@ -88,7 +88,7 @@ def read(folder):
 
 
 def damaged(path):
-    """The refusal of a file of an index that is not as it was written."""
+    """Returns the error for a file of an index that is missing or damaged."""
     return ConfigError(
         f"{printable(path)} is missing or damaged: move the folder {printable(path.parent.parent)} away, and build "
         "the index anew"
@@ -96,10 +96,10 @@ def damaged(path):
 
 
 def merged(parts, wanted=None):
-    """(images, broken, blocks of their vectors) of several parts, each sorted by path, as `write` takes them.
+    """Merges parts; returns (images, broken, blocks of the images' vectors), sorted by path, as `write` takes them.
 
-    parts: of a file that several have, the last counts.
-    wanted: {path: (size, mtime_ns)}: leaves out what is not in it, or has another size or time; None: takes all.
+    parts: if several parts have a file, the last part counts.
+    wanted: {path: (size, mtime_ns)}: leaves out files not in it, or with another size or time; None: takes all files.
     """
     good, broken = {}, {}
     for number, part in enumerate(parts):
@@ -116,7 +116,7 @@ def merged(parts, wanted=None):
 
 
 def _gathered(parts, places):
-    """Blocks of the vectors at (number of the part, row)."""
+    """Yields blocks of the vectors at (number of the part, row)."""
     for first in range(0, len(places), BLOCK):
         numbers, rows = np.array(places[first : first + BLOCK]).T
         block = np.empty((len(rows), parts[numbers[0]].vectors.shape[1]), np.float16)

@@ -1,7 +1,7 @@
-"""`python -m moco_tf.search.query --index=INDEX --image=FILE`: the images of an index that look most like a given one.
+"""`python -m moco_tf.search.query --index=INDEX --image=FILE`: finds the most similar images in an index.
 
-Prints cosines and paths, the nearest first. A folder of images gives a CSV (query, rank, path, cosine). --html writes
-a page with thumbnails, which are inside it.
+Prints cosines and paths, the nearest first. For a folder of images, writes a CSV (query, rank, path, cosine). --html
+writes a page that contains thumbnails.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Settings:
         if not self.image:
             raise ConfigError("--image=FILE names an image, or a folder of images")
         try:
-            is_there = archive.is_file(self.image) or archive.is_dir(self.image)  # reading a pipe would wait for ever
+            is_there = archive.is_file(self.image) or archive.is_dir(self.image)  # reading a pipe would wait forever
         except ValueError as error:
             raise ConfigError(f"--image={printable(self.image)}: {error}") from None
         if not is_there:
@@ -52,7 +52,7 @@ def main(arguments):
 
 
 def query(settings):
-    """Finds the neighbours that the settings ask for, prints or writes them."""
+    """Finds the neighbours that the settings ask for, and prints or writes them."""
     from moco_tf.search import encode, index
 
     opened = index.read(settings.index)
@@ -81,7 +81,7 @@ def query(settings):
 
 
 def _listings(path, channels):
-    """The listings of a file, or of a folder's images, a block each; channels: which they are to be read as."""
+    """Returns the listings of a file or of a folder's images, in blocks; channels: how many to read of each image."""
     import numpy as np
 
     from moco_tf.data import folder

@@ -1,6 +1,6 @@
-"""What the commands of search have in common: how they run, and what they refuse.
+"""Code that the commands of search share: how they run, and what they refuse.
 
-Imports nothing heavy, so that a wrong flag is answered at once.
+The module imports nothing heavy, so a wrong flag is answered at once.
 """
 
 import logging
@@ -24,12 +24,12 @@ def run(program, doc, kind, function, arguments):
             import faiss  # noqa: F401
         except ImportError:
             raise ConfigError("search needs faiss: pip install 'moco_tf[search]'") from None
-        load_tensorflow()  # takes seconds: wrong flags have been answered by now
+        load_tensorflow()  # takes seconds; the flags are already checked
         from moco_tf.data.errors import ERRORS, reason
 
         try:
             function(settings)
-        except ERRORS as error:  # an image that changed after it was checked, or too little memory
+        except ERRORS as error:  # an image changed after it was checked, or memory ran out
             log.error(f"Stopped: {reason(error)}. The same command goes on where it stopped.")
             return 1
         return 0
@@ -38,7 +38,7 @@ def run(program, doc, kind, function, arguments):
 
 
 def require_folder(path, name):
-    """Refuses a flag that is to name a folder to write to, or to make, and does not."""
+    """Refuses a flag that does not name a folder to make or to write to."""
     if not path:
         raise ConfigError(f"--{name}=DIR names the folder to write to")
     if Path(path).exists() and not Path(path).is_dir():
@@ -46,6 +46,6 @@ def require_folder(path, name):
 
 
 def require_index(path):
-    """Refuses an --index that is not given."""
+    """Refuses a missing --index."""
     if not path:
         raise ConfigError("--index=DIR names an index, as moco_tf.search.build writes it")

@@ -1,7 +1,7 @@
-"""Embeddings from a TF Serving server: files of images go out in batches, arrays come back.
+"""Gets embeddings from a TF Serving server: sends image files in batches, receives arrays.
 
-REST needs the standard library and NumPy; gRPC needs tensorflow-serving-api, which brings TensorFlow. Both send
-encoded images, of any sizes, to the signature `encoded_images`; see `saved_model.py`.
+REST needs the standard library and NumPy. gRPC needs tensorflow-serving-api, which installs TensorFlow. REST and gRPC
+send encoded images of any size to the signature `encoded_images`; see `saved_model.py`.
 """
 
 import base64
@@ -19,8 +19,8 @@ from moco_tf import files as files_lib
 from moco_tf.command import ConfigError
 
 SIGNATURE = "encoded_images"
-MOST_BYTES, MOST_TEXT = 2**28, 2**16  # of an answer, of what a refusal says
-# How the files begin that `data/encoded.py` reads.
+MOST_BYTES, MOST_TEXT = 2**28, 2**16  # bytes of an answer, bytes of an error message
+# The first bytes of the files that `data/encoded.py` reads.
 STARTS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|BM|GIF8|RIFF....WEBP", re.DOTALL)
 
 
@@ -29,7 +29,7 @@ class ServerError(ConfigError):
 
 
 def image_files(path):
-    """The images at a path, sorted: the file itself, or those at any depth of a folder, by their first bytes."""
+    """Returns the image files at a path, sorted: the file, or those at any depth of a folder, by their first bytes."""
     path = Path(path)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     images = [file for file in files if STARTS.match(_start(file))]
@@ -43,7 +43,7 @@ def _start(file):
 
 
 def _read(file, most=-1):
-    """The first bytes of a file, or all; refuses one that cannot be read."""
+    """Returns the first bytes of a file, or all bytes; refuses a file that cannot be read."""
     try:
         with open(file, "rb") as opened:
             return opened.read(most)
@@ -53,14 +53,14 @@ def _read(file, most=-1):
 
 
 def embed(files, predict, batch_size):
-    """Sends files, in batches.
+    """Sends files in batches.
 
     Args:
       files: paths, at least one.
-      predict: list of bytes -> {output's name: array (N, ...)}, as `rest`, `grpc` and `local` make them.
+      predict: a function, list of bytes -> {output's name: array (N, ...)}, that `rest`, `grpc` or `local` made.
 
     Returns:
-      {output's name: array}, a row a file.
+      {output's name: array}, one row per file.
     """
     batches = []
     for first in range(0, len(files), batch_size):
@@ -73,7 +73,7 @@ def embed(files, predict, batch_size):
 
 
 def _name_files(message, files):
-    """The graph's refusal of undecodable images with the files' names; another message as it is."""
+    """Puts the files' names into the graph's refusal of undecodable images; returns any other message as it is."""
     by_index = re.search(r"images that cannot be decoded, by their index in the batch of \d+: \[([\d ]+)\]", message)
     if not by_index:
         return message
@@ -82,7 +82,7 @@ def _name_files(message, files):
 
 
 def rest(server, model, timeout, version=0, label=""):
-    """`predict` over REST.
+    """Makes `predict` over REST.
 
     Args:
       server: host:port.
@@ -126,7 +126,7 @@ def _array(value):
 
 
 def _reason(error):
-    """What an HTTP error's body says, on one line."""
+    """Returns the text of an HTTP error's body, on one line."""
     text = error.read(MOST_TEXT).decode(errors="replace")
     with contextlib.suppress(ValueError, KeyError, TypeError):
         text = json.loads(text)["error"]
@@ -134,7 +134,7 @@ def _reason(error):
 
 
 def _line(text):
-    """What a server says, in a line without characters that would steer a terminal."""
+    """Returns a server's text as one line, without characters that control a terminal."""
     return files_lib.printable(" ".join(str(text).split()))
 
 
@@ -143,7 +143,7 @@ def _too_slow(server, timeout):
 
 
 def grpc(server, model, timeout, version=0, label=""):
-    """`predict` over gRPC; the arguments are `rest`'s."""
+    """Makes `predict` over gRPC; the arguments are those of `rest`."""
     try:
         import grpc
         import tensorflow as tf
@@ -177,7 +177,7 @@ def grpc(server, model, timeout, version=0, label=""):
 
 
 def local(path):
-    """`predict` by a SavedModel of this machine; needs TensorFlow."""
+    """Makes `predict` from a SavedModel on this machine; needs TensorFlow."""
     import tensorflow as tf
 
     from moco_tf import frozen
@@ -194,7 +194,7 @@ def local(path):
 
 
 def deviations(answer, expected):
-    """{output's name: max|difference| / max|value|} of two answers; infinite where names or shapes differ."""
+    """Returns {output's name: max|difference| / max|value|} of two answers; infinite where names or shapes differ."""
     return {name: _deviation(answer.get(name), expected.get(name)) for name in sorted(answer.keys() | expected.keys())}
 
 

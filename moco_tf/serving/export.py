@@ -1,10 +1,10 @@
-"""What a run leaves for a server, and what asks the server: one command a word, which stands before the flags.
+"""Exports a run for a server, or asks the server: a word before the flags chooses the command.
 
-  python -m moco_tf.serving.export encoder --run_dir=RUN --output=DIR                   # its encoder
+  python -m moco_tf.serving.export encoder --run_dir=RUN --output=DIR                   # the run's encoder
   python -m moco_tf.serving.export classifier --run_dir=RUN --probe=PROBE --output=DIR  # with a probe's classifier
   python -m moco_tf.serving.export client --images=PATH --output=FILE.npz               # images to vectors
 
-Without a word it is encoder. --help after a word lists its flags. What is written: docs/serving.md.
+Without a word, the command is encoder. --help after a word lists its flags. docs/serving.md describes the output.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""A run's encoder with the classifier of a linear probe, as a SavedModel for TF Serving.
+"""Writes a run's encoder with the classifier of a linear probe, as a SavedModel for TF Serving.
 
   python -m moco_tf.serving.export classifier --run_dir=runs/v2 --probe=runs/v2_probe --output=models/classifier
 
-It answers as an exported encoder does, and also with `probabilities` and `label`: docs/serving.md.
+It answers like an exported encoder, and also returns `probabilities` and `label`: docs/serving.md.
 """
 
 import dataclasses
@@ -46,13 +46,13 @@ class Settings:
 
 
 def main(arguments, program=PROGRAM):
-    """Runs the command, under the name that it was called by; returns the process's exit status."""
+    """Runs the command under the name that the user called; returns the process's exit status."""
     doc = __doc__.replace(PROGRAM, program)
     return command.run(program, doc, lambda words: _run(command.parse(Settings, program, words)), arguments)
 
 
 def _run(settings):
-    load_tensorflow()  # takes seconds: wrong flags have been answered by now
+    load_tensorflow()  # takes seconds; the flags are already checked
     from moco_tf.serving import saved_model
 
     path = saved_model.version_to_write(settings.output, settings.version)

@@ -1,11 +1,11 @@
-"""Images to embeddings by a server: a file or a folder goes out in batches, one .npz file comes back.
+"""Embeds images with a server: sends a file or a folder in batches, writes one .npz file.
 
   python -m moco_tf.serving.export client --images=photos --output=photos.npz
   python -m moco_tf.serving.export client --images=photos --protocol=grpc --server=gpu1:8500 \\
       --compare=models/encoder
 
-The first asks localhost:8501 over REST. The .npz file holds `files` and, a row a file, each of the model's outputs.
-REST needs neither TensorFlow nor more than NumPy. With --compare, the exit status is 1 where server and SavedModel
+The first command asks localhost:8501 over REST. The .npz file holds `files` and each of the model's outputs, with one
+row per file. REST needs only NumPy, not TensorFlow. With --compare, the exit status is 1 if server and SavedModel
 differ.
 """
 
@@ -52,7 +52,7 @@ class Settings:
 
 
 def main(arguments, program=PROGRAM):
-    """Runs the command, under the name that it was called by; returns the process's exit status."""
+    """Runs the command under the name that the user called; returns the process's exit status."""
     doc = __doc__.replace(PROGRAM, program)
     return command.run(program, doc, lambda words: _run(command.parse(Settings, program, words)), arguments)
 

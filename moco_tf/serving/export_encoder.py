@@ -1,10 +1,10 @@
-"""A run's encoder as a SavedModel for TF Serving, or as an ONNX file.
+"""Writes a run's encoder as a SavedModel for TF Serving, or as an ONNX file.
 
   python -m moco_tf.serving.export encoder --run_dir=runs/v2 --output=models/encoder
   python -m moco_tf.serving.export encoder --run_dir=runs/v2 --output=encoder.onnx --format=onnx
   python -m moco_tf.serving.export encoder --run_dir=runs/v2 --output=int8.onnx --format=onnx --quantize=int8
 
-The first writes models/encoder/<next version>/. What is written and how it is called: docs/serving.md.
+The first command writes models/encoder/<next version>/. docs/serving.md describes the output and how to call it.
 """
 
 import dataclasses
@@ -87,13 +87,13 @@ class Settings:
 
 
 def main(arguments, program=PROGRAM):
-    """Runs the command, under the name that it was called by; returns the process's exit status."""
+    """Runs the command under the name that the user called; returns the process's exit status."""
     doc = __doc__.replace(PROGRAM, program)
     return command.run(program, doc, lambda words: _run(command.parse(Settings, program, words)), arguments)
 
 
 def _run(settings):
-    load_tensorflow()  # takes seconds: wrong flags have been answered by now
+    load_tensorflow()  # takes seconds; the flags are already checked
     if settings.quantize == "int8":
         from moco_tf.serving import int8_file
 

@@ -1,7 +1,8 @@
-"""An encoder as an ONNX file that computes in 8 bits: ONNX Runtime's static quantiser, calibrated on images.
+"""Writes an encoder as an ONNX file that computes in 8 bits: ONNX Runtime's static quantiser, calibrated on images.
 
-The file takes what the float32 file of `onnx_file.py` takes. It is kept only if its features of other images than
-those that it was calibrated on point where the float32 encoder's do. Axes: N images, S side, C channels, D features.
+The file takes the same input as the float32 file of `onnx_file.py`. It is kept only if its features agree with the
+float32 encoder's features by cosine, on images that did not calibrate it. Axes: N images, S side, C channels, D
+features.
 """
 
 import dataclasses
@@ -20,17 +21,17 @@ from moco_tf.serving import model_card, onnx_file, saved_model
 
 LEAST_COSINE = 0.99
 FEWEST = 16  # images to calibrate on
-# Sums beside convolutions stay in 8 bits; those of a transformer's branches, which have outliers, in float32.
+# Sums beside convolutions stay in 8 bits. Sums of a transformer's branches, which have outliers, stay in float32.
 OF_CONVOLUTIONS = ["Conv", "MatMul", "Gemm", "Add", "MaxPool", "Pad"]
 OF_PRODUCTS = ["Conv", "MatMul", "Gemm"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How an 8-bit encoder's features lie to float32's.
+    """How well an 8-bit encoder's features agree with float32's.
 
     Attributes:
-      mean, lowest: of `cosines` over the held-out images; images: how many these are.
+      mean, lowest: of `cosines` over the held-out images; images: the number of held-out images.
     """
 
     mean: float
@@ -45,7 +46,7 @@ class Agreement:
 def export_run(run_dir, path, calibrate="", number=256, least=LEAST_COSINE):
     """Writes the encoder of a run folder's last checkpoint; returns and raises as `export`.
 
-    calibrate: images, as --dataset names them; "": the run's.
+    calibrate: images, as --dataset names them; "": the run's images.
     """
     config, manifest = run_folder.recorded(run_dir), Path(run_dir) / "train_images.csv"
     model = build.trained(run_dir)
@@ -53,7 +54,7 @@ def export_run(run_dir, path, calibrate="", number=256, least=LEAST_COSINE):
     if calibrate:
         split = dataset.find(calibrate, "", config.train_split, config.max_bad_fraction, channels=channels)
         source = split.open()
-    else:  # those that the run's manifest names need not be checked again
+    else:  # the images in the run's manifest are already checked
         begun = manifest.exists()
         where = config.dataset, config.data_dir, config.train_split
         split = dataset.find(*where, config.max_bad_fraction, begun, config.exif, channels)
@@ -66,18 +67,19 @@ def export_run(run_dir, path, calibrate="", number=256, least=LEAST_COSINE):
 
 
 def export(model, path, source, number=256, least=LEAST_COSINE, preprocessing=None, about=None):
-    """Writes an ONNX file as `onnx_file.export` does, whose convolutions and matrix products are of 8-bit integers.
+    """Writes an ONNX file as `onnx_file.export` does, but with convolutions and matrix products of 8-bit integers.
 
     Args:
       model, preprocessing, path, about: as `onnx_file.export` takes them.
-      source: a `Source` of images. `number` of them calibrate, as many others judge; all are evenly spread.
+      source: a `Source` of images. `number` of them calibrate, and as many others judge; all are evenly spread.
       least: the mean of `cosines` below which nothing is written.
 
     Returns:
       An `Agreement`.
 
     Raises:
-      ConfigError: as `onnx_file.export`; the encoder is not one of images, there are too few, or the cosine is less.
+      ConfigError: as `onnx_file.export`; or the encoder does not take single images, there are too few images, or the
+        mean cosine is less than `least`.
     """
     encoder = frozen.of_model(model, preprocessing)
     if type(encoder.preprocessing) is not Preprocessing or source.unit != "images":
@@ -103,9 +105,10 @@ def export(model, path, source, number=256, least=LEAST_COSINE, preprocessing=No
 
 
 def cosines(found, expected):
-    """The cosine of each row with its own: both (N, D), from the mean row of what is expected. (N,) float64.
+    """Returns the cosines (N,), float64, of the rows of two arrays (N, D), each minus the mean row of `expected`.
 
-    From the origin all of an encoder's features may point nearly the same way; what tells images apart does not.
+    Seen from the origin, all of an encoder's features may point in nearly one direction. Without the mean, only the
+    part that tells images apart remains.
     """
     centre = expected.mean(axis=0, dtype=np.float64)
     a, b = found - centre, expected - centre
@@ -114,7 +117,7 @@ def cosines(found, expected):
 
 
 def _quantised(encoder, images):
-    """The encoder's network in 8 bits, calibrated on encoded images: an ONNX model of normalised ones (N, S, S, C)."""
+    """Returns the encoder's network in 8 bits, calibrated on encoded images: an ONNX model of views (N, S, S, C)."""
     spec = encoder.preprocessing.spec
     model = onnx_file.converted(encoder.encode, spec)
     import onnx
@@ -131,7 +134,7 @@ def _quantised(encoder, images):
     with tempfile.TemporaryDirectory() as folder:
         whole, prepared, file = (Path(folder) / f"{name}.onnx" for name in ("whole", "prepared", "int8"))
         onnx.save(model, whole)
-        quant_pre_process(whole, prepared, skip_symbolic_shape=True)  # which would take another package
+        quant_pre_process(whole, prepared, skip_symbolic_shape=True)  # shape inference needs another package
         quantization.quantize_static(
             prepared,
             file,
@@ -140,7 +143,7 @@ def _quantised(encoder, images):
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            # AVX2 and AVX-512 without VNNI add two products in 16 bits, which overflow where weights take all 8.
+            # AVX2 and AVX-512 without VNNI add two products in 16 bits, which overflow if weights use all 8 bits.
             reduce_range=True,
             extra_options={"MatMulConstBOnly": True},
         )
@@ -148,7 +151,7 @@ def _quantised(encoder, images):
 
 
 def _after_pixels(encoder, network):
-    """The network after the float32 resizing and normalising of `serving_default`: an ONNX model of pixels."""
+    """Puts the float32 resizing and normalising of `serving_default` before the network: an ONNX model of pixels."""
     from onnx import compose
 
     signature = encoder.preprocessing.signatures()["serving_default"]
@@ -163,12 +166,12 @@ def _after_pixels(encoder, network):
 
 
 def _view(encoder, image):
-    """The central view (1, S, S, C) of an encoded image."""
+    """Returns the central view (1, S, S, C) of an encoded image."""
     return encoder.preprocessing.of_encoded(tf.constant(image))[tf.newaxis]
 
 
 def _agreement(encoder, session, images):
-    """The `Agreement` of what a session makes of the pixels of encoded images with the encoder's features."""
+    """Returns the `Agreement` of a session's features with the encoder's features, on encoded images."""
     channels = encoder.preprocessing.channels
     pixels = (decode_safely(tf.constant(image), channels).numpy()[np.newaxis] for image in images)
     found = np.concatenate([session.run(["features"], {"images": one})[0] for one in pixels])

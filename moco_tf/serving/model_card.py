@@ -1,4 +1,4 @@
-"""What is said of an exported encoder: encoder.json for programs, README.md for people. Both lie beside the graph."""
+"""Describes an exported encoder in encoder.json for programs and in README.md for people, both beside the graph."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ CARD = "README.md"
 
 
 def of_run(run_dir):
-    """What a run folder knows of its encoder, a dict that JSON takes: method, architecture, recipe, data, metrics."""
+    """Returns a run folder's facts on its encoder, a dict for JSON: method, architecture, recipe, data, metrics."""
     run_dir, config = Path(run_dir), run_folder.recorded(run_dir)
     names = [field.name for field in command.fields(type(config)) if config.uses(field.name)]
     recipe = {name: getattr(config, name) for name in names if name not in ("run_dir", "resume")}
@@ -38,16 +38,16 @@ def _json(path):
 
 
 def write(folder, description, signatures):
-    """Writes both files into a Path's folder; see `card`."""
+    """Writes encoder.json and README.md into a folder, a Path; see `card`."""
     files.write_json(folder / DESCRIPTION, description)
     files.write_text(folder / CARD, card(description, signatures))
 
 
 def card(description, signatures):
-    """The text for people: what encoder.json holds, in words.
+    """Returns the text for people: the contents of encoder.json in words.
 
     Args:
-      description: a dict with "input", "outputs", "parameters", and what `of_run` gives, as far as it is known.
+      description: a dict with "input", "outputs", "parameters", and the entries of `of_run`, as far as they are known.
       signatures: {name: what its argument is}.
     """
     what = description["input"]
@@ -101,7 +101,7 @@ def card(description, signatures):
 
 
 def _how_input_is_made(what):
-    """A sentence on the input's settings."""
+    """Returns a sentence on the input's settings."""
     if "image_size" not in what:
         return (
             "`serving_default` makes lower case, splits where there is no letter, mark or digit, and takes the first "

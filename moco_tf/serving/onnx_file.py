@@ -1,6 +1,6 @@
-"""An encoder as an ONNX file: the signature `serving_default` with its resize, checked in ONNX Runtime.
+"""Writes an encoder as an ONNX file: the signature `serving_default` with its resize, checked in ONNX Runtime.
 
-`converted` and `session` are also what the engines of evaluation (`evaluate/engines.py`) and `int8_file.py` stand on.
+The engines of evaluation (`evaluate/engines.py`) and `int8_file.py` also use `converted` and `session`.
 """
 
 import logging
@@ -28,14 +28,14 @@ def export(model, path, preprocessing=None, about=None):
 
     Args:
       model, preprocessing: as `frozen.of_model` takes them.
-      path: a file to be made.
-      about: what the file's property "encoder.json" is to say, a dict that JSON takes.
+      path: the file to make.
+      about: entries of the file's property "encoder.json", a dict for JSON.
 
     Returns:
-      How far ONNX Runtime is from TensorFlow: the largest max|difference| / max|value| of an output.
+      The deviation of ONNX Runtime from TensorFlow: the largest max|difference| / max|value| of an output.
 
     Raises:
-      ConfigError: the file exists, a package is missing, or ONNX Runtime does not compute the same.
+      ConfigError: the file exists, a package is missing, or ONNX Runtime computes other values.
     """
     encoder = frozen.of_model(model, preprocessing)
     function, spec = signatures.of(encoder)["serving_default"]
@@ -49,7 +49,7 @@ def export(model, path, preprocessing=None, about=None):
 
 
 def converted(function, spec):
-    """A TensorFlow function of one tensor -> {name: tensor} as an ONNX model, an `onnx.ModelProto`.
+    """Converts a TensorFlow function of one tensor -> {name: tensor} to an ONNX model, an `onnx.ModelProto`.
 
     spec: the `tf.TensorSpec` of its argument.
 
@@ -65,30 +65,30 @@ def converted(function, spec):
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     try:
         return tf2onnx.convert.from_function(function, input_signature=[spec], opset=OPSET)[0]
-    except Exception as error:  # whatever the converter says of an operation that it does not know
+    except Exception as error:  # the converter raises any class for an operation that it does not know
         raise ConfigError(f"ONNX cannot express this encoder: {_first_line(error)}") from None
 
 
 def session(model):
-    """The `onnxruntime.InferenceSession` of a model, its path or its bytes, on this process's processors.
+    """Returns the `onnxruntime.InferenceSession` of a model, given as path or bytes, on this process's processors.
 
     Raises:
-      ConfigError: ONNX Runtime does not take it.
+      ConfigError: ONNX Runtime does not take the model.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = PROCESSORS
-    # Threads that wait for work would take the processors from those that decode the next images.
+    # Waiting threads would take the processors from the threads that decode the next images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # it has a class of errors for each reason
+    except Exception as error:  # ONNX Runtime has a class of errors for each reason
         raise ConfigError(f"ONNX Runtime does not take this encoder: {_first_line(error)}") from None
 
 
 def save(model, file, description):
-    """Writes a model with encoder.json as a property; returns the `session` of what is in the file."""
+    """Writes a model with encoder.json as a property; returns the `session` of the written file."""
     import onnx
 
     onnx.helper.set_model_props(model, {frozen.DESCRIPTION: files.json_text(description)})
@@ -97,19 +97,19 @@ def save(model, file, description):
 
 
 def description(encoder, model, about):
-    """What encoder.json is to say of a model's `Encoder`: `about`, if anything, its input and its outputs."""
+    """Returns the contents of encoder.json for a model's `Encoder`: `about`, if given, its input and its outputs."""
     return (about or {}) | saved_model.describe(encoder, [frozen.query_encoder(model)])
 
 
 def deviation(found, expected):
-    """How far {name: array} is from what is expected: the largest of `client.deviations`, or NaN."""
+    """Returns how far {name: array} is from the expected arrays: the largest of `client.deviations`, or NaN."""
     expected = {name: np.asarray(values) for name, values in expected.items()}
     found = {name: np.asarray(values) for name, values in found.items()}
-    return float(np.max(list(client.deviations(found, expected).values())))  # Python's max would pass over NaN
+    return float(np.max(list(client.deviations(found, expected).values())))  # Python's max would ignore NaN
 
 
 def _largest_deviation(function, session, preprocessing):
-    """The largest `deviation` over two batches of random images of two sizes."""
+    """Returns the largest `deviation` over two batches of random images of two sizes."""
     size, channels = preprocessing.image_size, preprocessing.channels
     rng, names = np.random.default_rng(0), [output.name for output in session.get_outputs()]
     deviations = []

@@ -1,15 +1,15 @@
-"""SavedModels of encoders, written for TF Serving; `frozen.read` reads them back.
+"""Writes SavedModels of encoders for TF Serving; `frozen.read` reads them back.
 
-`DIR/<version>/` has the tag `serve` and three signatures, which all return `features` float32 (N, D) and `embedding`
-float32 (N, dim), of unit length: the projection, or the features where there is no projection. Axes: N images, H W
-their sides, C channels, S side of the encoder's input, D features, L classes.
+`DIR/<version>/` has the tag `serve` and three signatures. They all return `features` float32 (N, D) and `embedding`
+float32 (N, dim), of unit length: the projection, or the features if there is no projection. Axes: N images, H W their
+sides, C channels, S side of the encoder's input, D features, L classes.
 
   serving_default  `images`: uint8 (N, H, W, C), any H and W
-  encoded_images   `images`: string (N,), encoded; of any size, each its own; where C is 1 or 3, as files have it
+  encoded_images   `images`: string (N,), encoded; each image may have its own size; only if C is 1 or 3, as in files
   preprocessed     `images`: float32 (N, S, S, C), normalised; for probes with their own augmentation
-  feature_maps     where asked for: `images`: float32 (N, H, W, C), normalised, any H and W; returns P2 to P5
+  feature_maps     on request: `images`: float32 (N, H, W, C), normalised, any H and W; returns P2 to P5
 
-A classifier's also return `probabilities` float32 (N, L) and `label` int64 (N,).
+A classifier's signatures also return `probabilities` float32 (N, L) and `label` int64 (N,).
 """
 
 import contextlib
@@ -40,11 +40,11 @@ def export_run(run_dir, path, **options):
 
 
 def export_probe(run_dir, probe, path, **options):
-    """Writes a run folder's encoder with the classifier that `moco_tf.evaluate.linear_probe` left in a folder.
+    """Writes a run folder's encoder with the classifier that `moco_tf.evaluate.linear_probe` wrote into a folder.
 
     Args:
       probe: the folder, with probe.npz (`kernel`, `bias`) and summary.json (`class_names`).
-      options: `export_classifier`'s.
+      options: of `export_classifier`.
     """
     kernel, bias, summary = read_probe(probe)
     model = build.trained(run_dir)
@@ -53,7 +53,7 @@ def export_probe(run_dir, probe, path, **options):
 
 
 def read_probe(folder):
-    """(kernel (D, L), bias (L,), summary) of a linear probe's folder; refuses what does not hold them."""
+    """Returns (kernel (D, L), bias (L,), summary) of a linear probe's folder; refuses a folder without them."""
     folder = Path(folder)
     try:
         summary = json.loads((folder / "summary.json").read_text())
@@ -69,7 +69,7 @@ def read_probe(folder):
 
 
 def version_to_write(folder, version=0):
-    """The folder of a version; 0: of the one after the highest in `folder`, 1 in a new one."""
+    """Returns the folder of a version; 0: of the version after the highest in `folder`, 1 in a new folder."""
     numbers = [int(path.name) for path in Path(folder).glob("*") if path.name.isdigit()]
     return Path(folder) / str(version or max(numbers, default=0) + 1)
 
@@ -91,12 +91,13 @@ def export_encoder(
 
     Args:
       model, preprocessing: as `frozen.of_model` takes them.
-      path: its version folder, such as encoder/1, to be made; a server polls the folder around it.
-      on_bad_image: what `encoded_images` does about bytes that cannot be decoded. "error": refuses the batch, naming
-        their indices. "zeros": gives rows of zeros, and `valid` bool (N,), false there.
-      about: what encoder.json is to say beside input and outputs, a dict that JSON takes.
+      path: the version folder to make, such as encoder/1; a server polls the folder around it.
+      on_bad_image: what `encoded_images` does about bytes that cannot be decoded. "error": refuses the batch and names
+        the indices of the bytes. "zeros": returns rows of zeros, and `valid` bool (N,), false there.
+      about: entries of encoder.json beside input and outputs, a dict for JSON.
       feature_maps: whether to write a signature `feature_maps`, the encoder's pyramid (`encoders.pyramid`).
-      request_megapixels: that a request's `encoded_images` may have together; more are refused by their headers.
+      request_megapixels: the most that the images of a request to `encoded_images` may have together; a larger request
+        is refused by the images' headers.
 
     Raises:
       ConfigError: a ValueError; the path exists, or does not end in a whole number; the encoder has no pyramid.
@@ -117,15 +118,15 @@ def export_classifier(
     about=None,
     request_megapixels=REQUEST_MEGAPIXELS,
 ):
-    """`export_encoder` with a linear classifier on the features, as a linear probe trains it.
+    """Does `export_encoder` with a linear classifier on the features, as a linear probe trains it.
 
     Args:
       kernel, bias: (D, L) and (L,), float32.
       class_names: L names for encoder.json, or none.
-      The others are `export_encoder`'s. Where an image is bad, "zeros" gives the label -1.
+      The other arguments are those of `export_encoder`. For a bad image, "zeros" returns the label -1.
 
     Raises:
-      ConfigError: as `export_encoder`; the classifier is of another number of features, classes or names.
+      ConfigError: as `export_encoder`; or the classifier has another number of features, classes or names.
     """
     encoder = frozen.of_model(model, preprocessing)
     width = encoder.encode.get_concrete_function().structured_outputs["features"].shape[1]
@@ -153,7 +154,7 @@ def export_classifier(
 
 
 def _maps_of(model):
-    """The pyramid of a model of which ResNets take images of any size; refuses what has none or grows new layers."""
+    """Returns a model's pyramid, of any image size for ResNets; refuses a model without one or with untrained maps."""
     try:
         maps = pyramid(model)
     except ValueError as error:
@@ -164,7 +165,7 @@ def _maps_of(model):
 
 
 def _write(encoder, parts, path, on_bad_image, request_megapixels, about, maps=None):
-    """Writes an encoder; `parts` are the layers that own its variables, `maps` its pyramid, if that is wanted."""
+    """Writes an encoder; `parts` are the layers that own its variables, `maps` is its pyramid, if wanted."""
     path = Path(path)
     if not path.name.isdigit():
         raise ConfigError(f"a SavedModel's folder ends in its version, a whole number, as in encoder/1; got {path}")
@@ -173,8 +174,8 @@ def _write(encoder, parts, path, on_bad_image, request_megapixels, about, maps=N
     if not request_megapixels > 0:
         raise ConfigError(f"request_megapixels is more than 0; got {request_megapixels}")
     with aside(path) as folder:
-        # Nothing is tracked by hand: the archive keeps the variables that its endpoints read, and would store tracked
-        # ones once more.
+        # The archive keeps the variables that its endpoints read. This code tracks no variables itself, as the archive
+        # would store tracked variables twice.
         archive = keras.export.ExportArchive()
         for name, (answer, spec) in signatures.of(encoder, on_bad_image, request_megapixels).items():
             archive.add_endpoint(name, answer, [spec])
@@ -193,7 +194,7 @@ def _write(encoder, parts, path, on_bad_image, request_megapixels, about, maps=N
 
 
 def describe(encoder, parts):
-    """What encoder.json says of any encoder: its input, its outputs, the parameters of its `parts`."""
+    """Returns the entries of encoder.json for any encoder: its input, its outputs, the parameters of its `parts`."""
     specs = encoder.encode.get_concrete_function().structured_outputs
     shapes = {name: ", ".join(map(str, ("N", *spec.shape[1:]))) for name, spec in specs.items()}
     return {
@@ -205,10 +206,10 @@ def describe(encoder, parts):
 
 @contextlib.contextmanager
 def aside(path):
-    """A path to write to; what is there becomes `path` in one step when all is well: a server never sees half of it.
+    """Gives a path to write to and moves it to `path` in one step after success: a server never sees half of it.
 
     Raises:
-      ConfigError: there is something at `path`, or it cannot be made.
+      ConfigError: `path` exists or cannot be made.
     """
     absolute = Path(path).absolute()
     exists = ConfigError(f"{path} exists: choose another place, or delete it yourself")
@@ -219,8 +220,8 @@ def aside(path):
         with files.aside(absolute, replaces=False) as writing:
             yield writing
     except OSError as error:
-        if os.path.lexists(absolute):  # it came meanwhile
+        if os.path.lexists(absolute):  # the path was made meanwhile
             raise exists from None
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from None
-    except ERRORS as error:  # TensorFlow's own writing
+    except ERRORS as error:  # TensorFlow failed to write
         raise ConfigError(f"{path} cannot be written: {reason(error)}") from None

@@ -1,6 +1,6 @@
-"""The signatures of a SavedModel: what a server may be asked, as functions of a request.
+"""The signatures of a SavedModel: what a client may ask a server, as functions of a request.
 
-Which there are is a matter of the encoder's input: its `signatures` names them (`data/inputs/`).
+The encoder's input decides which signatures exist: its `signatures` names them (`data/inputs/`).
 """
 
 import tensorflow as tf
@@ -9,7 +9,7 @@ from moco_tf.data.encoded_batch import REQUEST_MEGAPIXELS, all_valid
 
 
 def of(encoder, on_bad_image="error", request_megapixels=REQUEST_MEGAPIXELS):
-    """{name: (function, the specification of its argument)}; the first is the server's default."""
+    """Returns {name: (function, the specification of its argument)}; the first is the server's default."""
     return {
         name: (_answer(encoder, signature.of_batch, on_bad_image), signature.argument)
         for name, signature in encoder.preprocessing.signatures(request_megapixels).items()
@@ -17,7 +17,7 @@ def of(encoder, on_bad_image="error", request_megapixels=REQUEST_MEGAPIXELS):
 
 
 def _answer(encoder, of_batch, on_bad_image):
-    """A function of a request's batch, of which `of_batch` makes the encoder's input."""
+    """Returns a function of a request's batch; `of_batch` turns the batch into the encoder's input."""
 
     def answer(images):
         views, valid = of_batch(images)
@@ -33,13 +33,13 @@ def _answer(encoder, of_batch, on_bad_image):
 
 
 def _encode(encoder, views):
-    """`encoder.encode`, also of no view at all, to which oneDNN's convolutions give a wrong shape: one is added."""
+    """Calls `encoder.encode`; adds a view to an empty batch, for which oneDNN's convolutions give a wrong shape."""
     number = tf.shape(views)[0]
     missing = tf.zeros([tf.cast(number == 0, tf.int32), *views.shape[1:]], views.dtype)
     return {name: value[:number] for name, value in encoder.encode(tf.concat([views, missing], axis=0)).items()}
 
 
 def _keep(valid, rows):
-    """Rows (N,) or (N, C) where valid, elsewhere 0, of integers -1."""
+    """Keeps rows (N,) or (N, C) where valid; elsewhere returns 0, or -1 for integers."""
     valid = tf.reshape(valid, [-1] + [1] * (rows.shape.rank - 1))
     return tf.where(valid, rows, tf.zeros_like(rows) - (1 if rows.dtype.is_integer else 0))

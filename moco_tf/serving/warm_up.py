@@ -1,7 +1,8 @@
-"""The requests that TF Serving replays when it loads a model, so that the first user does not wait for set-up.
+"""Writes the requests that TF Serving replays when it loads a model, so that the first user does not wait for set-up.
 
-They are messages of tensorflow-serving-api, a package that only clients need; `saved_model.py` writes these few fields
-without it, and the tests read them with it. Encoding: https://protobuf.dev/programming-guides/encoding.
+The requests are messages of tensorflow-serving-api, a package that only clients need. `saved_model.py` writes their
+few fields without the package, and the tests read them with it. Encoding:
+https://protobuf.dev/programming-guides/encoding.
 """
 
 import tensorflow as tf
@@ -25,7 +26,7 @@ def write(folder, requests):
 
 
 def prediction_log(signature, inputs):
-    """A serialised `PredictionLog` of one request."""
+    """Returns a serialised `PredictionLog` of one request."""
     model_spec = _field(1, b"encoder") + _field(3, signature.encode())
     request = _field(1, model_spec)
     for name, value in inputs.items():
@@ -34,7 +35,7 @@ def prediction_log(signature, inputs):
 
 
 def _field(number, payload):
-    """A field of bytes: its number with the wire type 2, the length, the bytes."""
+    """Returns a field of bytes: its number with the wire type 2, the length, the bytes."""
     return _varint(number << 3 | 2) + _varint(len(payload)) + payload
 
 

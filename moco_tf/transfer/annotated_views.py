@@ -1,7 +1,7 @@
-"""Images with boxes or masks on a square canvas: scaled, moved and mirrored at random, or as they are judged.
+"""Puts images with boxes or masks on a square canvas: scaled, moved and mirrored at random, or as they are judged.
 
-A view is a function of (record, seed). Axes: H W a record's image, S side of the canvas, n boxes. What an image does
-not cover is filled with the mean colour, zero after normalisation.
+A view is a function of (record, seed). Axes: H W a record's image, S side of the canvas, n boxes. The mean colour,
+zero after normalisation, fills the part of the canvas that an image does not cover.
 """
 
 import dataclasses
@@ -17,18 +17,18 @@ from moco_tf.data.masks import IGNORED
 from moco_tf.data.masks import decode as decode_mask
 from moco_tf.data.pipeline import PREFETCH, fixed, parallel_map
 
-NOTHING = -1  # in place of a box, coordinates and class
-CROWD = -2  # in place of a class: keras-cv's sign for what is neither an object nor background
-LEAST_VISIBLE = 1.0  # side of a box on the canvas, in pixels: of what lies beyond the edge, less is no object
+NOTHING = -1  # in place of a box: its coordinates and class
+CROWD = -2  # in place of a class: keras-cv's mark for a box that is neither an object nor background
+LEAST_VISIBLE = 1.0  # pixels: a box of which the canvas shows a shorter side is no object
 
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:
-    """How images come onto a square of `size` pixels.
+    """Places images on a square of `size` pixels.
 
-    enlarge: scale every image so that its longer side fills the canvas (detection); else only those that are larger
-    than the canvas become smaller (segmentation, where images are judged at their own size).
-    scales: of that, at random in training, between these factors.
+    enlarge: scale every image so that its longer side fills the canvas (detection); else shrink only the images that
+    are larger than the canvas (segmentation, where images are judged at their own size).
+    scales: in training, multiply that scale by a random factor between these two.
     """
 
     preprocessing: Preprocessing  # mean and std
@@ -37,10 +37,10 @@ class Canvas:
     scales: tuple = (1.0, 1.0)
 
     def place(self, height, width, seed=None):
-        """How an image of H x W pixels is laid on the canvas; seed int64 (2,): at random.
+        """Chooses the place of an image of H x W pixels on the canvas; seed int64 (2,): at random.
 
         Returns:
-          (size int32 (2,) of the scaled image, offset int32 (2,) of its part that the canvas shows, mirrored bool).
+          (size int32 (2,) of the scaled image, offset int32 (2,) of the part that the canvas shows, mirrored bool).
         """
         extent = tf.cast(tf.stack([height, width]), tf.float32)
         scale = tf.cast(self.size, tf.float32) / tf.reduce_max(extent)
@@ -84,7 +84,7 @@ class Canvas:
         return tf.ensure_shape(padded, (self.size, self.size, image.shape[-1]))
 
     def boxes(self, boxes, place, extent):
-        """(n, 4) in pixels of the image, of H x W = `extent` -> (n, 4) on the canvas, and bool (n,): still there."""
+        """(n, 4) in pixels of the image, of H x W = `extent` -> (n, 4) on the canvas, and bool (n,): still visible."""
         scaled, offset, mirrored = (tf.cast(value, tf.float32) for value in place)
         down, across = tf.unstack(scaled / tf.cast(tf.stack(extent), tf.float32))
         left, top, right, bottom = tf.unstack(boxes * tf.stack([across, down, across, down]), axis=1)
@@ -99,12 +99,12 @@ class Canvas:
 
 @tf.autograph.experimental.do_not_convert
 def boxed(canvas, record, seed=None):
-    """What a detector sees of a record, a dict.
+    """Returns a detector's view of a record, a dict.
 
     "image" (S, S, 3); "boxes" float32 (n + 1, 4) on the canvas and "classes" int64 (n + 1,), `CROWD` for crowds; the
-    last is `NOTHING`. With seed None, also what judging needs: "id"; "true_boxes" (n, 4) in pixels of the image,
-    "true_classes" int64 (n,), "crowds" bool (n,); "size" and "scaled", int32 (2,): height and width of the image, and
-    of it on the canvas.
+    last box and class are `NOTHING`. With seed None, also the entries for judging: "id"; "true_boxes" (n, 4) in pixels
+    of the image, "true_classes" int64 (n,), "crowds" bool (n,); "size" int32 (2,), height and width of the image; and
+    "scaled" int32 (2,), its height and width on the canvas.
     """
     image = decode(record["image"])
     size = tf.shape(image)[:2]
@@ -126,9 +126,9 @@ def boxed(canvas, record, seed=None):
 
 
 def to_image(boxes, size, scaled):
-    """Boxes (..., m, 4) on the canvas -> in pixels of the image, cut off at its edges.
+    """Converts boxes (..., m, 4) on the canvas to pixels of the image, and cuts them off at its edges.
 
-    size, scaled: (..., 2), height and width of the image, and of it on the canvas.
+    size, scaled: (..., 2), height and width of the image, and its height and width on the canvas.
     """
     size, scaled = tf.cast(size, tf.float32), tf.cast(scaled, tf.float32)
     edges = tf.gather(size, [1, 0, 1, 0], axis=-1)[..., tf.newaxis, :]
@@ -138,10 +138,10 @@ def to_image(boxes, size, scaled):
 
 @tf.autograph.experimental.do_not_convert
 def masked(canvas, record, seed=None):
-    """What a segmenter sees of a record, a dict: "image" (S, S, 3), "mask" uint8 (S, S, 1).
+    """Returns a segmenter's view of a record, a dict: "image" (S, S, 3), "mask" uint8 (S, S, 1).
 
-    With seed None, also "id", "true_mask", the mask as it is, uint8 (H, W, 1), and "scaled", int32 (2,): the size of
-    the image on the canvas. An error where a mask has another size than its image.
+    With seed None, also "id", "true_mask", the original mask, uint8 (H, W, 1), and "scaled", int32 (2,): the size of
+    the image on the canvas. Raises if a mask has another size than its image.
     """
     image, mask = decode(record["image"]), decode_mask(record["mask"])
     same = tf.debugging.Assert(
@@ -158,9 +158,9 @@ def masked(canvas, record, seed=None):
 
 
 def batches(source, view, batch_size, seed, step):
-    """Endless batches of `view(record, seed)` from number `step` on; boxes are padded with `NOTHING` to the longest.
+    """Yields endless batches of `view(record, seed)` from number `step` on; pads boxes with `NOTHING` to the longest.
 
-    As in pre-training, a view is a function of (seed, epoch, record), an epoch the whole batches of the source in a
+    As in pre-training, a view is a function of (seed, epoch, record). An epoch is the whole batches of the source in a
     new order.
     """
     per_epoch = source.size // batch_size * batch_size
@@ -177,11 +177,11 @@ def batches(source, view, batch_size, seed, step):
 
 
 def in_order(source, view):
-    """`view(record)` of each good record, once, one by one."""
+    """Yields `view(record)` of each good record once, one by one."""
     return fixed(parallel_map(source.in_order(), view).prefetch(PREFETCH))
 
 
 def groups(iterator, size):
-    """Lists of up to `size` of what an iterator gives."""
+    """Yields lists of up to `size` items of an iterator."""
     while group := list(itertools.islice(iterator, size)):
         yield group

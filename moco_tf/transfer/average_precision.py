@@ -7,11 +7,11 @@ import numpy as np
 
 from moco_tf.command import ConfigError
 
-MOST_DETECTIONS = 100  # of an image
+MOST_DETECTIONS = 100  # per image
 
 
 def require_pycocotools():
-    """Refuses to begin without it."""
+    """Raises if pycocotools is missing."""
     try:
         import pycocotools.cocoeval  # noqa: F401
     except ImportError:
@@ -19,13 +19,13 @@ def require_pycocotools():
 
 
 def average_precision(truth, detections, classes):
-    """AP (IoU .50 to .95), AP50, AP75, AP50 without regard to classes, and AP of each class, in percent.
+    """Computes AP (IoU .50 to .95), AP50, AP75, AP50 regardless of class, and AP of each class, in percent.
 
     Args:
-      truth: of each image (boxes (n, 4), left, top, right, bottom; classes (n,); crowds bool (n,)). What is found in a
-        crowd is not counted, nor is a crowd that is not found.
-      detections: of each image (boxes (m, 4), scores (m,), classes (m,)).
-      classes: how many there are.
+      truth: for each image (boxes (n, 4), left, top, right, bottom; classes (n,); crowds bool (n,)). Detections in a
+        crowd do not count, and neither does a missed crowd.
+      detections: for each image (boxes (m, 4), scores (m,), classes (m,)).
+      classes: the number of classes.
 
     Returns:
       {"ap", "ap50", "ap75", "ap50_any_class": float, "ap_of_class": (classes,)}; NaN where there is nothing to find.
@@ -53,7 +53,7 @@ def average_precision(truth, detections, classes):
         present = {annotation["category_id"] - 1 for annotation in annotations if not annotation["iscrowd"]}
         nothing[list(present)] = 0.0
         return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0, "ap50_any_class": 0.0, "ap_of_class": nothing}
-    with contextlib.redirect_stdout(io.StringIO()):  # it narrates
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         coco = COCO()
         coco.dataset = {
             "images": [{"id": number} for number in range(1, len(truth) + 1)],
@@ -69,7 +69,7 @@ def average_precision(truth, detections, classes):
         any_class.params.useCats = 0
         any_class.evaluate()
         any_class.accumulate()
-    precision = judged.eval["precision"][..., 0, -1]  # IoU x recall x class, of any area, with most detections
+    precision = judged.eval["precision"][..., 0, -1]  # IoU x recall x class, for any area, with MOST_DETECTIONS
     return {
         "ap": _mean(precision),
         "ap50": _mean(precision[0]),
@@ -85,6 +85,6 @@ def _xywh(box):
 
 
 def _mean(precision):
-    """In percent, of what there is something to find of; pycocotools writes -1 elsewhere."""
+    """Returns the mean in percent where there is something to find; pycocotools writes -1 elsewhere."""
     there = precision[precision > -1]
     return float(100 * there.mean()) if there.size else float("nan")

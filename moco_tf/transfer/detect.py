@@ -1,8 +1,9 @@
-"""`python -m moco_tf.transfer.detect --encoder=RUN --dataset=DIR`: a detector on a pre-trained encoder.
+"""`python -m moco_tf.transfer.detect --encoder=RUN --dataset=DIR`: trains a detector on a pre-trained encoder.
 
-RetinaNet of keras-cv on the encoder's P3 to P5, all of it trained; judged by COCO's average precision. Writes
-metrics.csv, summary.json, pictures of what is found beside what is there, and checkpoints, from which the same command
-goes on bit for bit. --init=random starts the same network from scratch. `moco_tf.transfer.export` makes a SavedModel.
+Trains the whole network, keras-cv's RetinaNet on the encoder's P3 to P5, and judges it by COCO's average precision.
+Writes metrics.csv, summary.json, pictures of the found boxes beside the true boxes, and checkpoints. The same command
+resumes from a checkpoint bit for bit. --init=random starts the same network from scratch. `moco_tf.transfer.export`
+makes a SavedModel.
 """
 
 import dataclasses
@@ -57,7 +58,7 @@ def detect(settings):
 
 
 def network(settings, classes, start=True):
-    """(the detector, how images become its input); start: as `trunk.trunk` has it."""
+    """Returns the detector and its input format; start: as `trunk.trunk` takes it."""
     from moco_tf.transfer import retinanet, trunk
 
     maps, inputs = trunk.trunk(settings, start=start)

@@ -1,13 +1,13 @@
-"""`python -m moco_tf.transfer.export --run_dir=RUN --output=DIR`: a detector or segmenter as a SavedModel.
+"""`python -m moco_tf.transfer.export --run_dir=RUN --output=DIR`: exports a detector or segmenter as a SavedModel.
 
-RUN is the folder that moco_tf.transfer.detect or segment left. DIR/<version>/ has two signatures, `serving_default`
-(`images`: uint8 (N, H, W, 3), any H and W) and `encoded_images` (`images`: string (N,), each of its own size; one that
-cannot be decoded fails the batch, with an error that names its index).
+RUN is a folder that moco_tf.transfer.detect or segment wrote. DIR/<version>/ has two signatures: `serving_default`
+(`images`: uint8 (N, H, W, 3), any H and W) and `encoded_images` (`images`: string (N,), each of its own size). If an
+encoded image cannot be decoded, the batch fails with an error that names the image's index.
 
-A detector returns `boxes` float32 (N, 100, 4): left, top, right, bottom in pixels of the image as it was sent,
-`scores` float32 (N, 100), best first, and `classes` int64 (N, 100), -1 beyond what was found. A segmenter's
-serving_default returns `classes` int64 (N, H, W); its encoded_images `classes` int64 (N, S, S), of the image scaled to
-`size` int64 (N, 2), height and width, in the upper left of a canvas of S. transfer.json names the classes.
+A detector returns `boxes` float32 (N, 100, 4): left, top, right, bottom in pixels of the sent image, `scores` float32
+(N, 100), best first, and `classes` int64 (N, 100), -1 after the last found box. A segmenter's serving_default returns
+`classes` int64 (N, H, W). Its encoded_images returns `classes` int64 (N, S, S) of a canvas of S with the image in the
+upper left, scaled to `size` int64 (N, 2), height and width. transfer.json names the classes.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from moco_tf.command import ConfigError
 from moco_tf.serving import settings as common
 from moco_tf.startup import load_tensorflow
 
-DESCRIPTION = "transfer.json"  # beside the graph: what its numbers mean
+DESCRIPTION = "transfer.json"  # beside the graph: the meaning of its numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _export(arguments):
     example = tf.zeros((1, recorded.image_size, recorded.image_size, 3), tf.uint8)
     examples = {"serving_default": example.numpy(), "encoded_images": [tf.io.encode_png(example[0]).numpy()]}
     with saved_model.aside(path) as folder:
-        archive = keras.export.ExportArchive()  # it keeps the variables that its endpoints read
+        archive = keras.export.ExportArchive()  # keeps the variables that its endpoints read
         for name, (answer, spec) in answers.items():
             archive.add_endpoint(name, answer, [spec])
         archive.write_out(files.for_tensorflow(folder), verbose=False)
@@ -78,7 +78,7 @@ def _export(arguments):
 
 
 def _of_run(run_dir):
-    """(the module of the command that made a folder, its settings)."""
+    """Returns the module of the command that made a folder, and the command's settings."""
     from moco_tf import run_folder
     from moco_tf.transfer import detect, segment
 
@@ -86,7 +86,7 @@ def _of_run(run_dir):
     for module in (detect, segment):
         try:
             recorded = run_folder.recorded(run_dir, module.Settings.read)
-        except ConfigError as error:  # the flags of the other command, or of none
+        except ConfigError as error:  # these are flags of the other command, or of no command
             refusals.append(str(error))
             continue
         if recorded is not None:
@@ -98,7 +98,7 @@ def _of_run(run_dir):
 
 
 def _detector(model, canvas, request_megapixels):
-    """{signature: (function, spec of its argument)} of a detector."""
+    """Returns {signature: (function, spec of its argument)} of a detector."""
     from moco_tf.transfer import annotated_views, retinanet
 
     def answer(on_canvas, sizes, scaled):
@@ -109,7 +109,7 @@ def _detector(model, canvas, request_megapixels):
 
 
 def _segmenter(model, canvas, request_megapixels):
-    """As `_detector`, of a segmenter."""
+    """Returns what `_detector` returns, for a segmenter."""
     import tensorflow as tf
 
     from moco_tf.transfer import segmenters
@@ -126,7 +126,7 @@ def _segmenter(model, canvas, request_megapixels):
 
 
 def _signatures(canvas, request_megapixels, of_one_size, of_own_sizes):
-    """The two signatures, of functions of images on the canvas (N, S, S, 3), their sizes, and these on it, (N, 2)."""
+    """Makes the signatures from functions of images on a canvas (N, S, S, 3), their sizes and scaled sizes (N, 2)."""
     import tensorflow as tf
 
     from moco_tf.data import encoded_batch

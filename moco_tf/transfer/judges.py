@@ -1,4 +1,4 @@
-"""Judges of detectors and segmenters: all images of a source, a few at a time; the first are drawn."""
+"""Judges detectors and segmenters on all images of a source, a few at a time; draws the first images."""
 
 import functools
 
@@ -9,16 +9,16 @@ from moco_tf.transfer import annotated_views, average_precision, mean_iou, pictu
 from moco_tf.transfer.annotated_views import NOTHING
 
 AT_ONCE = 8  # images
-SHOWN, SHOWN_SCORE = 6, 0.3  # images in a picture; the least score of a box there
+SHOWN, SHOWN_SCORE = 6, 0.3  # images in a picture; least score of a drawn box
 
 
 class Judge:
-    """Judges a model on all images of a source (see `running.train`). A subclass says what is its own.
+    """Judges a model on all images of a source (see `running.train`). A subclass defines the following parts.
 
-    `columns`: names of what `results` gives. `view`: (canvas, record) -> a dict with an "image". `answer(images)`:
-    what the model makes of them, a tuple of tensors (N, ...). `begin()`. `add(one, answer)`: counts a view's answer,
-    and returns what `draw` shows of it, (truth, found). `results()`: ({column: percent}, further facts).
-    `of_batch(batch)`: (images, truths) of what is trained on. `draw(path, images, truths, found)`.
+    `columns`: names of the columns that `results` returns. `view`: (canvas, record) -> a dict with an "image".
+    `answer(images)`: the model's outputs, a tuple of tensors (N, ...). `begin()`. `add(one, answer)`: counts a view's
+    answer, and returns what `draw` shows of the view, (truth, found). `results()`: ({column: percent}, further facts).
+    `of_batch(batch)`: (images, truths) of a training batch. `draw(path, images, truths, found)`.
     """
 
     columns = ()
@@ -30,7 +30,7 @@ class Judge:
         self._answer = tf.function(self.answer, input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False)
 
     def judge(self, path):
-        """({column: percent}, further facts); draws the first images to a path."""
+        """Returns ({column: percent}, further facts); draws the first images to a path."""
         self.begin()
         shown = []
         seen = annotated_views.in_order(self.source, functools.partial(type(self).view, self.canvas))
@@ -44,14 +44,14 @@ class Judge:
         return self.results()
 
     def draw_training(self, path, batch):
-        """Draws the first images of a batch that is trained on."""
+        """Draws the first images of a training batch."""
         images, truths = self.of_batch(batch)
         images = [self.canvas.shown(image) for image in images[:SHOWN]]
         self.draw(path, images, truths[:SHOWN], [None] * len(images))
 
 
 class OfBoxes(Judge):
-    """COCO's average precision of a detector."""
+    """Judges a detector by COCO's average precision."""
 
     columns = ("ap", "ap50", "ap75", "ap50_any_class")
     view = annotated_views.boxed
@@ -84,7 +84,7 @@ class OfBoxes(Judge):
 
 
 class OfMasks(Judge):
-    """The mean intersection over union of a segmenter, at the images' own size."""
+    """Judges a segmenter by mean intersection over union, at the images' own size."""
 
     columns = ("miou",)
     view = annotated_views.masked
@@ -115,5 +115,5 @@ class OfMasks(Judge):
 
 
 def _objects(boxes, classes):
-    """Boxes and classes without what fills them up, and without crowds."""
+    """Returns boxes and classes without padding and crowds."""
     return boxes[classes >= 0], classes[classes >= 0]

@@ -1,6 +1,6 @@
-"""An encoder's pyramid as keras-hub's heads take and save it; needs keras-hub, which is no part of this package.
+"""An encoder's pyramid in the form that keras-hub's heads take and save; needs keras-hub, not part of this package.
 
-docs/transfer.md shows a RetinaNet and a DeepLabV3+ on it.
+docs/transfer.md shows a RetinaNet on it.
 """
 
 import math
@@ -13,11 +13,11 @@ from moco_tf.encoders.pyramid import pyramid
 
 @keras.saving.register_keras_serializable("moco_tf")
 class PyramidBackbone(keras_hub.models.FeaturePyramidBackbone):
-    """A `FeaturePyramidBackbone` with P2 to P5 of an encoder: saved with it, restored bit for bit.
+    """A `FeaturePyramidBackbone` with P2 to P5 of an encoder; saving includes the encoder, loading is bit for bit.
 
     Args:
       encoder: as `encoders.pyramid.pyramid` takes it; its layers are shared.
-      dilated: as there.
+      dilated: as `encoders.pyramid.pyramid` takes it.
     """
 
     def __init__(self, encoder, dilated=False, dtype=None, **kwargs):
@@ -39,7 +39,7 @@ class PyramidBackbone(keras_hub.models.FeaturePyramidBackbone):
 def set_prior(detector, probability=0.01):
     """Gives a keras-hub RetinaNet the biases of the paper: background likely for the classes, 0 for the boxes.
 
-    keras-hub 0.32 sets the prior on the box head instead, and first losses are in the hundreds (Lin et al. 2017,
+    keras-hub 0.32 sets the prior on the box head instead, so the first losses are in the hundreds (Lin et al. 2017,
     arXiv:1708.02002, section 4.1).
     """
     for name, bias in (("classification_head", -math.log((1 - probability) / probability)), ("box_head", 0.0)):

@@ -1,4 +1,4 @@
-"""How a head and its encoder learn: the step, what a checkpoint holds, rows of metrics.csv, an exact resume."""
+"""Trains a head and its encoder: the step, the contents of a checkpoint, rows of metrics.csv, an exact resume."""
 
 import logging
 import math
@@ -12,14 +12,14 @@ from moco_tf import command, progress, schedules
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.optimizers import SGD
 
-BEFORE = ("step", "loss", "learning_rate", "images_per_second")  # columns of metrics.csv, before what is judged
+BEFORE = ("step", "loss", "learning_rate", "images_per_second")  # columns of metrics.csv, before the judge's
 LINE_EVERY = 60  # seconds
 
 log = logging.getLogger("moco_tf")
 
 
 class Learner(keras.Model):
-    """A network, its optimizer and how far it has come: all that a checkpoint holds.
+    """A network, its optimizer and its progress: all that a checkpoint holds.
 
     Args:
       network: a Keras model.
@@ -30,8 +30,8 @@ class Learner(keras.Model):
     def __init__(self, network, loss, settings):
         super().__init__()
         self.network = network
-        self.objective = loss  # where it has a state, that is saved as well
-        # The sum of the losses, and their number, since the last row of metrics.csv.
+        self.objective = loss  # so that checkpoints save its state, if it has one
+        # The sum of the losses and their number since the last row of metrics.csv.
         self.totals = self.add_weight(name="totals", shape=(2,), initializer="zeros", trainable=False, autocast=False)
         rate = lambda: learning_rate(settings, optimizer.iterations)  # noqa: E731
         optimizer = SGD(rate, weight_decay=settings.weight_decay)
@@ -54,7 +54,7 @@ class Learner(keras.Model):
 
 
 def learning_rate(settings, step):
-    """The rate of one training step (from 0), a float64 scalar."""
+    """Returns the learning rate of one training step (from 0), a float64 scalar."""
     step = tf.cast(step, tf.float64)
     if settings.lr_schedule == "step":
         rate = schedules.steps(settings.lr, step, settings.lr_drops)
@@ -64,18 +64,18 @@ def learning_rate(settings, step):
 
 
 class Interrupt:
-    """What a signal leaves for the loop."""
+    """Holds the signal that the training loop has received."""
 
     signal = None
 
 
 def learn(settings, run, learner, batches_at, judge):
-    """Trains until --steps or --max_steps, or goes on; returns the process's exit status.
+    """Trains until --steps or --max_steps, from the last checkpoint if any; returns the process's exit status.
 
     Args:
-      run: the open `RunFolder`, begun with columns `BEFORE` and those of `judge`.
-      batches_at: step -> endless batches from there on.
-      judge: () -> {column: number}, of the network as it stands.
+      run: the open `RunFolder`, begun with the columns `BEFORE` and the columns of `judge`.
+      batches_at: step -> endless batches from that step on.
+      judge: () -> {column: number}, of the current network.
     """
     checkpoints = Checkpoints(run.checkpoints, learner)
     step = checkpoints.restore_last() or 0
@@ -88,7 +88,7 @@ def learn(settings, run, learner, batches_at, judge):
         log.info(f"Going on from step {step} of {settings.steps}.")
     interrupt = Interrupt()
     begun = said = time.monotonic()
-    counted = first = None  # when the clock began, and at which step: the first one traces, which is no training
+    counted = first = None  # start time and step of the throughput; the first step is left out, as it traces
     with command.signals_to(interrupt), progress.bar(last, "steps", done=step) as bar:
         for batch in batches_at(step):
             loss = float(learner.learn(batch))
@@ -124,7 +124,7 @@ def learn(settings, run, learner, batches_at, judge):
 
 
 def restore(run_path, learner):
-    """Brings a learner to the last checkpoint of an output folder; returns its step, None if there is none."""
+    """Restores a learner from the last checkpoint of an output folder; returns its step, None without a checkpoint."""
     return Checkpoints(run_path / "checkpoints", learner).restore_last()
 
 
@@ -135,13 +135,13 @@ def _row(settings, learner, step, images_per_second):
 
 
 def _shown(row):
-    """A row of metrics.csv in words."""
+    """Returns a row of metrics.csv in words."""
     judged = [f"{name} {value:.1f}" for name, value in row.items() if name not in BEFORE]
     speed = [f"{row['images_per_second']:.0f} images/s"] if row["images_per_second"] else []
     return ", ".join([f"loss {row['loss']:.3f}", *speed, *judged])
 
 
 def subset(count, percent, seed):
-    """The numbers of `percent` of `count` images, ascending, int64; a smaller percentage gives a part of these."""
+    """Draws `percent` of `count` images: ascending numbers, int64; a smaller percentage draws a part of them."""
     order = np.random.default_rng(seed).permutation(count)
     return np.sort(order[: max(1, round(percent / 100 * count))])

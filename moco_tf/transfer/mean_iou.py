@@ -1,10 +1,10 @@
-"""Intersection over union of masks, as PASCAL VOC's segmentation is judged: over the pixels of all images together."""
+"""Intersection over union of masks, as in PASCAL VOC's segmentation: over the pixels of all images together."""
 
 import numpy as np
 
 
 def confusions(truth, predicted, classes, ignored=255):
-    """Pixels of each pair (true class, predicted class), int64 (L, L); those of value `ignored` are left out.
+    """Counts the pixels of each pair (true class, predicted class), int64 (L, L); leaves out the value `ignored`.
 
     truth, predicted: integers of one shape, 0 to L - 1.
     """
@@ -14,12 +14,12 @@ def confusions(truth, predicted, classes, ignored=255):
 
 
 def iou_of_classes(confusion):
-    """Intersection over union of each class, in percent, (L,); NaN of one that is neither there nor predicted."""
+    """Returns intersection over union of each class, percent, (L,); NaN for a class neither present nor predicted."""
     both = np.diag(confusion).astype(np.float64)
     either = confusion.sum(axis=0) + confusion.sum(axis=1) - both
     return 100 * np.divide(both, either, out=np.full(len(both), np.nan), where=either > 0)
 
 
 def mean_iou(confusion):
-    """The mean over the classes, in percent."""
+    """Returns the mean over the classes, in percent."""
     return float(np.nanmean(iou_of_classes(confusion)))

@@ -1,4 +1,4 @@
-"""Pictures of what was predicted beside what is there, by matplotlib."""
+"""Draws predictions beside the truth, by matplotlib."""
 
 import numpy as np
 
@@ -9,10 +9,10 @@ BLEND = 0.55  # of a mask's colour over the image
 
 
 def boxes(path, images, truth, found, names):
-    """Two rows of images, uint8 (H, W, 3): above with the boxes that are there, below with those that were found.
+    """Draws two rows of images, uint8 (H, W, 3): above with the true boxes, below with the found boxes.
 
-    truth: of each image (boxes (n, 4), left, top, right, bottom; classes (n,)). found: (boxes, scores, classes), or
-    None: the image alone.
+    truth: for each image (boxes (n, 4), left, top, right, bottom; classes (n,)). found: (boxes, scores, classes), or
+    None for the image alone.
     """
     plt = plots.pyplot()
     if not plt:
@@ -41,7 +41,7 @@ def boxes(path, images, truth, found, names):
 
 
 def masks(path, images, truth, found, names):
-    """As `boxes`, of masks of class numbers, (H, W); a legend names the classes that occur."""
+    """Draws as `boxes` does, but masks of class numbers, (H, W); a legend names the classes that occur."""
     plt = plots.pyplot()
     if not plt:
         return
@@ -76,7 +76,7 @@ def _colour(plt, number):
 
 
 def _blended(plt, image, mask):
-    """uint8 (H, W, 3), the classes but background and `IGNORED` laid over it in their colours."""
+    """Lays all classes except background and `IGNORED` over an image in their colours: uint8 (H, W, 3)."""
     table = np.array([_colour(plt, number) for number in range(IGNORED + 1)]) * 255
     shown = ((mask > 0) & (mask != IGNORED))[..., np.newaxis]
     return np.where(shown, (1 - BLEND) * image + BLEND * table[mask], image).astype(np.uint8)

@@ -1,8 +1,9 @@
-"""RetinaNet (Lin et al. 2017, arXiv:1708.02002) of keras-cv on the pyramid of an encoder.
+"""keras-cv's RetinaNet (Lin et al. 2017, arXiv:1708.02002) on the pyramid of an encoder.
 
-Heads, anchors, matching, losses and the choice of boxes are keras-cv's. The feature pyramid network is built here:
-with BatchNorm, which the paper adds to new layers (He et al. 2020, section 4.2: the features of encoders trained
-without labels have other distributions, and tuning BN calibrates them). Axes: N batch, S canvas, L classes, A anchors.
+Heads, anchors, matching, losses and the choice of boxes come from keras-cv. This module builds the feature pyramid
+network with BatchNorm, which the paper adds to new layers (He et al. 2020, section 4.2: the features of encoders
+trained without labels have other distributions, and tuning BN calibrates them). Axes: N batch, S canvas, L classes, A
+anchors.
 """
 
 import math
@@ -17,20 +18,20 @@ from moco_tf.encoders.batch_norm import BatchNorm
 from moco_tf.transfer.annotated_views import NOTHING
 from moco_tf.transfer.average_precision import MOST_DETECTIONS
 
-BOXES = "xyxy"  # keras-cv's word for left, top, right, bottom in pixels
+BOXES = "xyxy"  # keras-cv's name for left, top, right, bottom in pixels
 LEVELS = ("P3", "P4", "P5", "P6", "P7")
 SCALES, ASPECT_RATIOS = (1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0)
-PRIOR = 0.01  # probability of an object before anything is learnt (section 4.1)
-BACKGROUND, IGNORED = -1.0, -2.0  # keras-cv's classes of anchors on no object, and of those between both
-MEAN_AT_FIRST, DECAY = 100.0, 0.9  # of the moving mean of anchors on objects, as Detectron2 has them
-LEAST_SCORE, MOST_OVERLAP = 0.05, 0.5  # of boxes that are kept, as Detectron2 has them
+PRIOR = 0.01  # probability of an object before training (section 4.1)
+BACKGROUND, IGNORED = -1.0, -2.0  # keras-cv's classes of anchors on no object, and of anchors between the two
+MEAN_AT_FIRST, DECAY = 100.0, 0.9  # of the moving mean of anchors on objects, as in Detectron2
+LEAST_SCORE, MOST_OVERLAP = 0.05, 0.5  # of the boxes that are kept, as in Detectron2
 
 
 def retinanet(trunk, classes, smallest_anchor, head_layers, pyramid_channels):
-    """The model: images float32 (N, S, S, 3), normalised -> {"box": (N, A, 4), "classification": (N, A, L)}.
+    """Builds the model: images float32 (N, S, S, 3), normalised -> {"box": (N, A, 4), "classification": (N, A, L)}.
 
     Args:
-      trunk: what `encoders.pyramid.pyramid` gives.
+      trunk: what `encoders.pyramid.pyramid` returns.
       smallest_anchor: side in pixels of the anchors at P3; each level doubles it. 32 in the paper.
       head_layers: convolutions of 256 channels before the predictions of boxes and of classes.
       pyramid_channels: of each map of the feature pyramid. 256 in the paper.
@@ -64,14 +65,15 @@ def retinanet(trunk, classes, smallest_anchor, head_layers, pyramid_channels):
 
 
 class Loss(tf.Module):
-    """Focal loss and smooth L1 of a batch of `annotated_views.boxed`, keras-cv's: (model, batch) -> a scalar.
+    """keras-cv's focal loss and smooth L1 of a batch of `annotated_views.boxed`: (model, batch) -> a scalar.
 
-    Both are divided by a moving mean of the number of anchors that lie on objects, as Detectron2 does. keras-cv
-    divides by the batch's own number: of a batch without objects nothing is learnt, and one with hardly any, as comes
-    now and then where many images are background, has a gradient tens of times that of others and ruins what was.
+    As in Detectron2, the losses are divided by a moving mean of the number of anchors on objects. keras-cv divides by
+    the batch's own number. Then the network learns nothing from a batch without objects. A batch with very few
+    objects, which occurs where many images are background, has a gradient tens of times as large as other batches, and
+    destroys what the network has learnt.
 
     Attributes:
-      on_objects: the moving mean, a variable. It is a part of the training's state.
+      on_objects: the moving mean, a variable. It is part of the training's state.
     """
 
     def __init__(self):
@@ -84,7 +86,7 @@ class Loss(tf.Module):
         images = batch["image"]
         predicted = model({"images": images}, training=True)
         truth = {"boxes": batch["boxes"], "classes": tf.cast(batch["classes"], tf.float32)}
-        boxes, classes = model.label_encoder(images, truth)  # (N, A, 4), (N, A): a class, or one of the two below
+        boxes, classes = model.label_encoder(images, truth)  # (N, A, 4), (N, A): a class, BACKGROUND or IGNORED
         on_object = tf.cast(classes > BACKGROUND, tf.float32)
         counts = tf.cast(classes != IGNORED, tf.float32)
         number = tf.maximum(tf.reduce_sum(on_object), 1.0)
@@ -99,7 +101,7 @@ class Loss(tf.Module):
 def detect(model, images):
     """Images float32 (N, S, S, 3), S known, -> (boxes (N, 100, 4) on the canvas, scores (N, 100), classes (N, 100)).
 
-    Classes are int64. Best first; what is less than 100 is filled with zeros, its class `NOTHING`.
+    Classes are int64. The best boxes come first. Fewer than 100 boxes are padded with zeros, with the class `NOTHING`.
     """
     found = model.decode_predictions(model({"images": images}, training=False), images)
     classes = tf.cast(found["classes"], tf.int64)
@@ -109,7 +111,7 @@ def detect(model, images):
 
 
 def _head(outputs, bias, head_layers):
-    """A head of keras-cv that predicts so many numbers for each anchor of a place, at first by `bias`."""
+    """Makes a keras-cv head that predicts `outputs` numbers for each anchor of a place and starts from `bias`."""
     return keras_cv.models.retinanet.PredictionHead(
         output_filters=len(SCALES) * len(ASPECT_RATIOS) * outputs,
         bias_initializer=keras.initializers.Constant(bias),
@@ -118,9 +120,9 @@ def _head(outputs, bias, head_layers):
 
 
 def _feature_pyramid(channels, width):
-    """P3 to P5 -> a list of P3 to P7, `width` channels each.
+    """Builds the network P3 to P5 -> a list of P3 to P7, `width` channels each.
 
-    Lin et al. 2017 (arXiv:1612.03144), with RetinaNet's P6 and P7. channels: {level: number}, of P3 to P5.
+    It follows Lin et al. 2017 (arXiv:1612.03144), with RetinaNet's P6 and P7. channels: {level: number}, of P3 to P5.
     """
     inputs = {level: keras.Input((None, None, count), name=level) for level, count in channels.items()}
     lateral = {level: _convolution(x, width, 1, f"fpn.lateral.{level}") for level, x in inputs.items()}
@@ -140,7 +142,7 @@ def _convolution(x, channels, kernel, name, strides=1):
 
 
 def anchors(model, size):
-    """The anchors of a canvas of `size` pixels, (A, 4)."""
+    """Returns the anchors of a canvas of `size` pixels, (A, 4)."""
     return np.concatenate(
         [np.asarray(level) for level in model.anchor_generator(image_shape=(size, size, 3)).values()]
     )

@@ -1,4 +1,4 @@
-"""The frame of the commands of transfer: from settings to a trained network and a folder of results."""
+"""Runs the commands of transfer: from settings to a trained network and a folder of results."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from moco_tf.run_folder import RunFolder
 from moco_tf.startup import load_tensorflow
 from moco_tf.transfer.settings import ENCODER_FLAGS
 
-CLASSES = "classes.json"  # in the output: the names of the classes, in their order
+CLASSES = "classes.json"  # in the output: the class names, in order
 SUMMARY = "summary.json"
 
 log = logging.getLogger("moco_tf")
@@ -26,12 +26,12 @@ def run(program, doc, kind, work, arguments):
 
     def call(words):
         settings = command.parse(kind, program, words).resolved()
-        load_tensorflow(training=True)  # takes seconds: wrong flags have been answered by now
+        load_tensorflow(training=True)  # takes seconds; the flags are already checked
         from moco_tf.data.errors import ERRORS, reason
 
         try:
             return work(settings)
-        except ERRORS as error:  # an image that changed after it was checked, or too little memory
+        except ERRORS as error:  # an image changed after it was checked, or memory ran out
             log.error(f"Stopped: {reason(error)}; the same command goes on from the last checkpoint.")
             return 1
 
@@ -42,10 +42,10 @@ def train(settings, find, network, loss, view, judge):
     """Trains a head and its encoder as the settings say, judges, writes the results; returns the exit status.
 
     Args:
-      find: (dataset, data_dir, split, max_bad_fraction, manifest) -> a source, as `boxes.find` and `masks.find` are.
-      network: (settings, classes, start) -> (a model, how images become its input); start: as `trunk.trunk` has it.
+      find: (dataset, data_dir, split, max_bad_fraction, manifest) -> a source, such as `boxes.find` or `masks.find`.
+      network: (settings, classes, start) -> (a model, its input format); start: as `trunk.trunk` takes it.
       loss: (model, batch) -> a scalar.
-      view: (canvas, record, seed or None) -> a dict, as `annotated_views.boxed` and `masked` are.
+      view: (canvas, record, seed or None) -> a dict, such as `annotated_views.boxed` or `masked`.
       judge: a `judges.Judge`.
     """
     from moco_tf.transfer import annotated_views, learning
@@ -81,7 +81,7 @@ def train(settings, find, network, loss, view, judge):
 
         status = learning.learn(settings, run, learner, batches_at, evaluate)
         if status == 0 and learner.steps_done == settings.steps and not (run.path / SUMMARY).exists():
-            if not facts:  # it was killed after its last checkpoint
+            if not facts:  # the run was killed after its last checkpoint
                 evaluate()
             of_run = {"init": settings.init, "labels": settings.labels, "seed": settings.seed}
             of_run |= {"train_images": train.size, "steps": learner.steps_done} | facts
@@ -97,15 +97,15 @@ def train(settings, find, network, loss, view, judge):
 
 
 def classes(output):
-    """The names of the classes that a run in this folder tells apart, a list."""
+    """Returns the names of the classes of the run in this folder, a list."""
     return json.loads(Path(output, CLASSES).read_text())
 
 
 def _as_used(settings, train, test):
-    """The sources, with the images that --labels chooses and the same classes in both.
+    """Returns the sources with the images that --labels chooses, and with the same classes in both sources.
 
     Raises:
-      ConfigError: they have other classes, fewer images than a batch, or are a stream of which none can be chosen.
+      ConfigError: the classes differ, there are fewer images than a batch, or --labels cannot choose from a stream.
     """
     from moco_tf.data.annotated import with_more_classes
     from moco_tf.transfer.learning import subset
@@ -134,7 +134,7 @@ def _as_used(settings, train, test):
 
 
 def _check_classes(run, names):
-    """Refuses other classes, or another order of them, than the run began with."""
+    """Refuses classes, or an order of classes, other than at the start of the run."""
     if run.begun and (run.path / CLASSES).exists() and classes(run.path) != list(names):
         raise ConfigError(
             f"a run goes on with the classes that it began with; {run.path} has {', '.join(classes(run.path)[:10])}, "
@@ -153,7 +153,7 @@ def _record(settings, run, source, columns):
 
 
 def _plain(facts):
-    """As JSON has it: a NaN becomes null."""
+    """Converts facts for JSON: a NaN becomes null."""
     if isinstance(facts, dict):
         return {name: _plain(value) for name, value in facts.items()}
     return None if isinstance(facts, float) and facts != facts else facts

@@ -1,8 +1,9 @@
-"""`python -m moco_tf.transfer.segment --encoder=RUN --dataset=DIR`: a segmenter on a pre-trained encoder.
+"""`python -m moco_tf.transfer.segment --encoder=RUN --dataset=DIR`: trains a segmenter on a pre-trained encoder.
 
---head=fcn is the paper's FCN-16s, deeplab DeepLabV3+ of keras-cv; all of it is trained, and judged by mean
-intersection over union at the images' own size. Writes metrics.csv, summary.json, pictures of predictions beside the
-masks, and checkpoints, from which the same command goes on bit for bit. `moco_tf.transfer.export` makes a SavedModel.
+--head=fcn is the paper's FCN-16s, --head=deeplab is keras-cv's DeepLabV3+. The command trains the whole network and
+judges it by mean intersection over union at the images' own size. Writes metrics.csv, summary.json, pictures of
+predictions beside the masks, and checkpoints. The same command resumes from a checkpoint bit for bit.
+`moco_tf.transfer.export` makes a SavedModel.
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ def segment(settings):
 
 
 def network(settings, classes, start=True):
-    """(the segmenter, how images become its input); start: as `trunk.trunk` has it."""
+    """Returns the segmenter and its input format; start: as `trunk.trunk` takes it."""
     from moco_tf.transfer import segmenters, trunk
 
     maps, inputs = trunk.trunk(settings, dilated=settings.head == "fcn", start=start)

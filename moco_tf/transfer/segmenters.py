@@ -1,6 +1,6 @@
-"""Networks that give each pixel a class: the paper's FCN-16s, and DeepLabV3+ of keras-cv.
+"""Networks that give each pixel a class: the paper's FCN-16s, and keras-cv's DeepLabV3+.
 
-Either is images float32 (N, S, S, 3), normalised -> logits (N, S, S, L).
+Each network maps images float32 (N, S, S, 3), normalised -> logits (N, S, S, L).
 """
 
 import keras
@@ -16,10 +16,11 @@ CHANNELS, DILATION = 256, 6
 
 
 def fcn(trunk, classes, size):
-    """FCN-16s as MoCo's appendix has it: on conv5, dilated, two 3x3 convolutions, then a classifier of each place.
+    """Builds FCN-16s as in MoCo's appendix: two dilated 3x3 convolutions on conv5, then a classifier of each place.
 
-    "two extra 3x3 convolutions of 256 channels, with BN and ReLU, and then a 1x1 convolution", the extra ones with
-    dilation 6 (He et al. 2020, arXiv:1911.05722, appendix A.5; Long et al. 2015). Stride 16; bilinear from there on.
+    It has "two extra 3x3 convolutions of 256 channels, with BN and ReLU, and then a 1x1 convolution"; the extra
+    convolutions have dilation 6 (He et al. 2020, arXiv:1911.05722, appendix A.5; Long et al. 2015). The stride is 16,
+    and a bilinear resize makes the full size.
     """
     images = keras.Input((size, size, 3), name="images")
     x = trunk(images)["P5"]  # N x S/16 x S/16 x C
@@ -40,10 +41,10 @@ def fcn(trunk, classes, size):
 
 
 def deeplab(trunk, classes, size):
-    """DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611) of keras-cv, on P2 and P5, at a quarter of the resolution.
+    """Builds keras-cv's DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611) on P2 and P5, at a quarter of the resolution.
 
-    Its last layers are ours, for logits, where the library ends in a softmax. What stands before them has Keras'
-    BatchNorm, whose statistics move by 1 % a step.
+    Its last layers are built here and return logits, as the library's own end in a softmax. The layers before them use
+    Keras' BatchNorm, whose statistics move by 1 % per step.
     """
     head = keras.Sequential(
         [
@@ -60,7 +61,7 @@ def deeplab(trunk, classes, size):
 
 
 def loss(model, batch):
-    """Cross-entropy over the pixels of a batch of `annotated_views.masked` that are not `IGNORED`: a scalar."""
+    """Returns the cross-entropy, a scalar, over a batch of `annotated_views.masked` without pixels of `IGNORED`."""
     logits = model(batch["image"], training=True)
     mask = tf.cast(batch["mask"][..., 0], tf.int32)
     counted = tf.cast(mask != IGNORED, tf.float32)
@@ -69,9 +70,9 @@ def loss(model, batch):
 
 
 def of_own_size(logits, scaled, size):
-    """The class of each pixel of an image at its own size: logits (S, S, L) of the canvas -> int64 (H, W).
+    """Returns the class of each pixel of an image at its own size: logits (S, S, L) of the canvas -> int64 (H, W).
 
-    scaled: height and width that the image has on the canvas; size: its own, H and W.
+    scaled: height and width of the image on the canvas; size: its own height and width, H and W.
     """
     own = logits[: scaled[0], : scaled[1]]
-    return tf.argmax(tf.image.resize(own, size), axis=-1)  # to the same size it changes nothing
+    return tf.argmax(tf.image.resize(own, size), axis=-1)  # to the same size, resizing changes nothing

@@ -1,6 +1,6 @@
-"""What the commands of transfer have in common: which encoder, which images, how it learns, where the results go.
+"""Settings that the commands of transfer share: which encoder, which images, how it learns, where the results go.
 
-Imports nothing heavy, so that a wrong flag is answered at once.
+The module imports nothing heavy, so a wrong flag is answered at once.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Settings(Recorded):
     freeze: bool = flag(
         False, "Keep the encoder as it starts, statistics of BatchNorm included; the papers train all of it."
     )
-    dataset: str = flag("", "", path=True)  # its help is each command's
+    dataset: str = flag("", "", path=True)  # each command has its own help text
     data_dir: str = flag(
         "",
         "Folder that a relative --dataset folder starts from, or that holds TFDS' prepared sets.",
@@ -68,8 +68,8 @@ class Settings(Recorded):
     )
 
     FOLDER: ClassVar[str] = "output"
-    ENLARGE: ClassVar[bool] = True  # images smaller than the canvas to fill it; else they are seen at their own size
-    NAME: ClassVar[str] = ""  # of the command, and so of the folder where --output does not say
+    ENLARGE: ClassVar[bool] = True  # images smaller than the canvas to fill it; else they keep their own size
+    NAME: ClassVar[str] = ""  # of the command, and of the output folder without --output
 
     def __post_init__(self):
         command.check_values(self)
@@ -102,10 +102,10 @@ class Settings(Recorded):
             raise ConfigError(f"--init is encoder, random or a .keras file; got {self.init!r}")
 
     def resolved(self):
-        """These settings with the output filled in.
+        """Returns these settings with the output filled in.
 
         Raises:
-          ConfigError: --encoder is no run folder.
+          ConfigError: --encoder is not a run folder.
         """
         output = self.output or str(Path(self.encoder, f"{self.NAME}-{Path(self.init).stem}-{self.labels:g}"))
         settings = dataclasses.replace(self, output=output)
@@ -113,10 +113,10 @@ class Settings(Recorded):
         return settings
 
     def encoder_config(self):
-        """The config of the run whose encoder is transferred; in an output that was begun, as it was then.
+        """Returns the config of the run whose encoder is transferred; an output that has begun has its own copy.
 
         Raises:
-          ConfigError: --encoder is no run folder.
+          ConfigError: --encoder is not a run folder.
         """
         begun = Path(self.output, ENCODER_FLAGS)
         if begun.exists():
@@ -135,7 +135,7 @@ class Settings(Recorded):
 
     @classmethod
     def read(cls, path):
-        """The settings in a flag file, as `flag_lines` writes it."""
+        """Reads the settings from a flag file, as `flag_lines` writes it."""
         program = f"moco_tf.transfer.{cls.NAME}"
         try:
             return command.parse(cls, program, [f"--flagfile={Path(path).absolute()}"])

@@ -1,4 +1,4 @@
-"""The encoder under a head: the network of a run, its weights as they are to start, as a pyramid of maps."""
+"""The encoder under a head: the network of a run with its initial weights, as a pyramid of maps."""
 
 import dataclasses
 import logging
@@ -13,20 +13,20 @@ log = logging.getLogger("moco_tf")
 
 
 def trunk(settings, dilated=False, start=True):
-    """The pyramid of the encoder of `settings`, and how images become its input.
+    """Returns the pyramid of the encoder of `settings`, and its input format.
 
     Args:
       dilated: as `pyramid` takes it.
-      start: give it the weights that --init says; else they are the caller's to bring.
+      start: give the encoder the weights that --init names; else the caller loads the weights.
 
     Raises:
-      ConfigError: there is no pyramid of this encoder, or --init has other weights.
+      ConfigError: this encoder has no pyramid, or --init has other weights.
     """
     config = settings.encoder_config()
     inputs = build.inputs(config)
     if config.is_vit and dilated:
         raise ConfigError(f"--head=fcn dilates a ResNet's last stage; of {config.arch} take --head=deeplab")
-    if config.is_vit:  # its positions are those of one size
+    if config.is_vit:  # its position embeddings belong to one image size
         config = dataclasses.replace(config, image_size=settings.image_size)
     keras.utils.set_random_seed(settings.seed)
     backbone = build.backbone(config)
@@ -37,7 +37,7 @@ def trunk(settings, dilated=False, start=True):
     if settings.freeze:
         for layer in backbone.layers:
             layer.trainable = False
-    keras.utils.set_random_seed(settings.seed)  # heads are drawn alike, wherever the encoder's weights come from
+    keras.utils.set_random_seed(settings.seed)  # draws the same head weights for every --init
     try:
         return pyramid(backbone, dilated), inputs
     except ValueError as error:
@@ -45,7 +45,7 @@ def trunk(settings, dilated=False, start=True):
 
 
 def _start(backbone, path, flag):
-    """Gives a backbone the weights of the encoder at a path; refuses one that lacks any of its layers."""
+    """Loads the weights of the encoder at a path into a backbone; refuses an encoder that lacks a layer of it."""
     taken = start_from.copy_by_name(start_from.encoder(path, flag), backbone)
     for sentence in taken.adapted:
         log.info(f"{flag}={path}: {sentence}.")

@@ -1,7 +1,7 @@
 """What encoders expect: `image.Preprocessing`, `image_and_depth.ImageAndDepth` or `text.Words`.
 
 Each says what it reads of a source (`records_of`) and of an image's file (`channels_of_files`), how a record becomes
-the encoder's input (`of_record`, `spec`), which signatures a server gets, and what kNN has
+the encoder's input (`of_record`, `spec`), which signatures a server gets, and what kNN uses
 without an encoder (`plain`).
 """
 
@@ -13,6 +13,6 @@ from moco_tf.data.inputs.text import Words
 
 
 def of_settings(settings):
-    """The inputs of which `dataclasses.asdict` made these settings; raises KeyError where one is missing."""
+    """Makes inputs again from the settings that `dataclasses.asdict` made; raises KeyError if one is missing."""
     kind = Words if "hash_buckets" in settings else ImageAndDepth if "depth_max" in settings else Preprocessing
     return kind(**{field.name: settings[field.name] for field in dataclasses.fields(kind)})

@@ -1,7 +1,7 @@
 """What an encoder of images expects: size, crop, mean and standard deviation, in one object.
 
-The model carries it; views, evaluation and export read it, nothing repeats its numbers. It says how a record becomes
-the encoder's input, which signatures a server gets of that, and how inputs are shown as a picture.
+The model carries this object. Views, evaluation and export read it, and nothing repeats its numbers. It says how a
+record becomes the encoder's input, which signatures a server gets, and how inputs are shown as a picture.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ from moco_tf.data.resize import resize, sizes
 
 
 class Signature(typing.NamedTuple):
-    """A way in which a server is asked."""
+    """One way to ask a server."""
 
     # A batch -> the encoder's input (N, ...), and bool (N,), which of the batch can be decoded; None: all.
     of_batch: Callable
     argument: tf.TensorSpec
     example: list | np.ndarray  # a batch, which warms a server up
-    about: str  # its argument, in words
+    about: str  # the argument, in words
 
 
 PLAIN_SIZE = 32  # of images whose pixels are features
@@ -33,12 +33,13 @@ PLAIN_SIZE = 32  # of images whose pixels are features
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """From 0-255 images to an encoder's input.
+    """Turns 0-255 images into an encoder's input.
 
-    `mean` and `std` are of red, green and blue in 0..1; or of as many channels as the images have.
+    `mean` and `std` are the mean and standard deviation of red, green and blue in 0..1, or of each channel that the
+    images have.
     """
 
-    unit: typing.ClassVar = "images"  # of what it makes inputs
+    unit: typing.ClassVar = "images"  # what it makes inputs of
 
     image_size: int = 224
     crop_ratio: float = 0.875
@@ -60,16 +61,16 @@ class Preprocessing:
 
     @property
     def channels(self):
-        """C, how many the images have."""
+        """C, the number of channels of the images."""
         return len(self.mean)
 
     @property
     def channels_of_files(self):
-        """How many are read of a file."""
+        """How many channels are read from a file."""
         return self.channels
 
     def of_channels(self, number):
-        """The same for images of so many channels; each new one has the mean of the figures of those there are."""
+        """Returns the same for images of `number` channels; each has the average of `mean` and that of `std`."""
         if number == self.channels:
             return self
         one_for_all = {name: (round(float(np.mean(getattr(self, name))), 6),) * number for name in ("mean", "std")}
@@ -89,20 +90,20 @@ class Preprocessing:
             )
 
     def records_of(self, source):
-        """What the encoder reads of a source of images: its images, of as many channels."""
+        """Returns what the encoder reads of a source of images: its images, with C channels."""
         return source.read_as(self.channels)
 
     def plain(self):
-        """What kNN has without an encoder: a name, the inputs for it, what makes features (N, C) of a batch."""
+        """Returns what kNN uses without an encoder: a name, the inputs, a function from a batch to features (N, C)."""
         small = dataclasses.replace(self, image_size=min(PLAIN_SIZE, self.image_size))
         return "raw pixels", small, lambda images: tf.reshape(images, (len(images), -1))
 
     @tf.autograph.experimental.do_not_convert  # tracing takes half as long
     def __call__(self, images):
-        """(N, H, W, C) of 0..255, any H and W -> normalised float32 (N, S, S, C); grey ones, too, where C is 3.
+        """(N, H, W, C) of 0..255, any H and W -> normalised float32 (N, S, S, C); takes grey images, too, if C is 3.
 
-        The shorter side is resized to S / crop_ratio, then the centre is cut: torchvision's Resize and
-        CenterCrop, to the pixel.
+        The shorter side is resized to S / crop_ratio, then the centre is cut out, as torchvision's
+        Resize and CenterCrop do, to the pixel.
         """
         images = self.with_channels(arrays.of_eight_bits(tf.convert_to_tensor(images)))
         height, width = sizes(images)[-3:-1]
@@ -112,7 +113,7 @@ class Preprocessing:
         return self.normalize(resize(images, resized, (self.image_size, self.image_size), offset))
 
     def with_channels(self, images):
-        """The tensor (..., H, W, C), or an error; grey images become RGB."""
+        """Returns the tensor (..., H, W, C), or raises an error; grey images become RGB."""
         if self.channels == 3:
             return arrays.rgb(images)
         if images.shape[-1] not in (self.channels, None):
@@ -145,7 +146,7 @@ class Preprocessing:
     def signatures(self, request_megapixels=REQUEST_MEGAPIXELS):
         """{name: `Signature`}: what a server takes; the first is its default. Files of images have 1 or 3 channels.
 
-        request_megapixels: that encoded images of a request may have together.
+        request_megapixels: the most that the encoded images of a request may have together.
         """
         size, channels = self.image_size, self.channels
         black = np.zeros((1, size, size, channels), np.uint8)
@@ -176,10 +177,10 @@ class Preprocessing:
 
         Args:
           images: string (N,).
-          request_megapixels: an error where they have more pixels together.
+          request_megapixels: the most that the images may have together; more is an error.
 
         Returns:
-          Normalised float32 (N, S, S, C), zeros where an image cannot be decoded; bool (N,), whether it can.
+          Normalised float32 (N, S, S, C), zeros where an image cannot be decoded; bool (N,): which images can be.
         """
         size, channels = self.image_size, self.channels
         spec = tf.TensorSpec((size, size, channels), tf.float32)
@@ -197,11 +198,11 @@ class Preprocessing:
         width = images.shape[-2]
         if width is None:
             return images * scale - shift
-        lines = tf.reshape(images, [*sizes(images)[:-2], self.channels * width])  # a long last axis is what vectorises
+        lines = tf.reshape(images, [*sizes(images)[:-2], self.channels * width])  # a long last axis vectorises
         return tf.reshape(lines * np.tile(scale, width) - np.tile(shift, width), tf.shape(images))
 
     def denormalize(self, images):
-        """The way back to 0-255, float32, neither rounded nor clipped."""
+        """Undoes `normalize`: back to 0-255, float32, neither rounded nor clipped."""
         return (tf.cast(images, tf.float32) * np.float32(self.std) + np.float32(self.mean)) * 255
 
     def shown(self, images):
@@ -209,7 +210,7 @@ class Preprocessing:
         return arrays.shown(images)
 
     def picture(self, views):
-        """The `sheet` of views (N, S, S, C) each: a row a view."""
+        """Returns the `sheet` of views, (N, S, S, C) each: a row for each view."""
         return sheet([self.shown(self.denormalize(view)) for view in views])
 
 
@@ -218,7 +219,10 @@ CIFAR10 = Preprocessing(image_size=32, crop_ratio=1.0, mean=(0.4914, 0.4822, 0.4
 
 
 def sheet(rows):
-    """A uint8 image (H, W, 3) of rows of images, (N, S, S, 3) each, 0..255, S a row's own; small ones enlarged."""
+    """Makes a uint8 image (H, W, 3) of rows of images, (N, S, S, 3) each, 0..255; enlarges small images.
+
+    Each row has its own S.
+    """
     enlarged = max(1, 96 // rows[0].shape[1])
     rows = [tf.concat(tf.unstack(row), axis=1) for row in rows]
     width = max(row.shape[1] for row in rows)
@@ -232,6 +236,6 @@ def _at_least(low, value):
 
 
 def _half(number):
-    """Half of a non-negative integer; halves round to the even one, as Python's (and so torchvision's) do."""
+    """Half of a non-negative integer; halves round to the even number, as in Python (and so in torchvision)."""
     half = number // 2
     return half + (half % 2) * (number % 2)

@@ -11,16 +11,16 @@ from moco_tf.data.inputs.image import IMAGENET, Preprocessing, sheet
 
 @dataclasses.dataclass(frozen=True)
 class ImageAndDepth(Preprocessing):
-    """As `Preprocessing`, of images with four channels of 0..255, the last of which is depth."""
+    """`Preprocessing` of images with four channels of 0..255; the last channel is depth."""
 
     channels_of_files: typing.ClassVar = 3  # depth has a file of its own
 
     mean: tuple = (*IMAGENET.mean, 0.5)
     std: tuple = (*IMAGENET.std, 0.25)
-    depth_max: float = 0.0  # what 255 stands for, in the units of the files; 0: the largest that they can say
+    depth_max: float = 0.0  # what 255 stands for, in the units of the files; 0: the largest value that they can hold
 
     def records_of(self, source):
-        """The `Pairs` of a folder's images; raises as `pairs.of_images`."""
+        """The `Pairs` of a folder's images; raises as `pairs.of_images` does."""
         return pairs.of_images(source, self.depth_max)
 
     def shown(self, images):
@@ -28,6 +28,6 @@ class ImageAndDepth(Preprocessing):
         return images[..., :3]
 
     def picture(self, views):
-        """The `sheet` of views (N, S, S, 4) each: of each a row in colour, and below it its depth."""
+        """Returns the `sheet` of views, (N, S, S, 4) each: a row in colour for each view, and below it its depth."""
         shown = [self.denormalize(view) for view in views]
         return sheet([row for view in shown for row in (view[..., :3], tf.repeat(view[..., 3:], 3, axis=-1))])

@@ -1,7 +1,8 @@
-"""What an encoder of text expects: words as numbers, of one length.
+"""What an encoder of text expects: a fixed number of words, as numbers.
 
-A text is lower case and split where there is no letter, mark or digit; each word's number is a hash of it. So there is
-no vocabulary that could be lost or not fit, and every word has a number; the price is that two words may share one.
+A text is put into lower case and split where there is no letter, mark or digit. Each word's number is a hash of the
+word. So there is no vocabulary that could be lost or not fit, and every word has a number. The price is that two words
+may share a number.
 """
 
 import dataclasses
@@ -12,18 +13,18 @@ import tensorflow as tf
 
 from moco_tf.data.inputs.image import Signature
 
-PLAIN_BUCKETS = 4096  # of the bag of words that kNN has without an encoder
+PLAIN_BUCKETS = 4096  # of the bag of words that kNN uses without an encoder
 
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """From texts to an encoder's input: int32 (N, `length`), 0 after the last word; further words are left out."""
+    """Turns texts into an encoder's input: int32 (N, `length`), 0 after the last word; further words are left out."""
 
-    unit: typing.ClassVar = "sentences"  # of what it makes inputs
-    channels_of_files: typing.ClassVar = 3  # those of images, which it does not read
+    unit: typing.ClassVar = "sentences"  # what it makes inputs of
+    channels_of_files: typing.ClassVar = 3  # of images, which it does not read
 
     length: int = 32
-    hash_buckets: int = 32_768  # numbers that there are, 0 among them
+    hash_buckets: int = 32_768  # how many numbers there are, including 0
 
     def __post_init__(self):
         if self.length < 1 or self.hash_buckets < 2:
@@ -53,7 +54,7 @@ class Words:
         return self(record["text"][tf.newaxis])[0]
 
     def signatures(self, request_megapixels=None):
-        """{name: `Signature`}: what a server takes; the first is its default. request_megapixels: images have them."""
+        """{name: `Signature`}: what a server takes; the first is its default. request_megapixels: only for images."""
         return {
             "serving_default": Signature(
                 lambda texts: (self(texts), None),
@@ -70,7 +71,7 @@ class Words:
         }
 
     def lines(self, texts, views):
-        """What the views, a tuple of (N, length) each, of texts (N,) say: a line of words a text."""
+        """Returns a line of words for each text of (N,): what its views, a tuple of (N, length) each, say."""
         lines = []
         for text, *own in zip(texts, *(view.numpy() for view in views), strict=True):
             words = split(tf.constant([text]))[0].numpy()
@@ -79,11 +80,11 @@ class Words:
         return lines
 
     def records_of(self, source):
-        """What the encoder reads of a source of sentences: those."""
+        """Returns what the encoder reads of a source of sentences: the source itself."""
         return source
 
     def plain(self):
-        """What kNN has without an encoder: log(1 + how often each word occurs), without idf."""
+        """Returns what kNN uses without an encoder: log(1 + how often each word occurs), without idf."""
         small = dataclasses.replace(self, hash_buckets=min(PLAIN_BUCKETS, self.hash_buckets))
 
         def counts(words):
