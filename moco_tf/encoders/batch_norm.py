@@ -1,6 +1,6 @@
 """Batch normalisation as PyTorch defines it: over equal parts ("groups") of the batch, or over all replicas.
 
-Called by every encoder of this package. Axes: N batch, H W space, C channels.
+The ResNets and the heads use it. Axes: N batch, H W space, C channels.
 """
 
 import keras

@@ -22,7 +22,7 @@ def encoder(backbone, image_shape, head, dim, hidden_dim=None):
 
     Args:
       backbone: a Keras model of images -> (N, C) or (N, H, W, C); the latter is averaged over H and W.
-      image_shape: (H, W, 3) of its input; None for a free side.
+      image_shape: (H, W, C) of its input; None for a free side.
       head: "linear" (MoCo v1) or "mlp" (v2: one hidden layer with ReLU, no BN), with biases; or "resnet" or "vit":
         MoCo v3's projector for such a backbone, see `V3`. It has linear layers without biases, each followed by BN;
         the last BN has no gain and offset.

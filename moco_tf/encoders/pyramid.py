@@ -20,7 +20,7 @@ VIT_CHANNELS = 256  # of all levels that grow from a ViT's map, as in ViTDet
 
 
 def pyramid(model, dilated=False):
-    """The maps of an encoder: a functional model of normalised images, float32 (N, H, W, 3).
+    """The maps of an encoder: a functional model of normalised images, float32 (N, H, W, C).
 
     A ResNet's pyramid takes images of any size. It shares the encoder's layers, so training one of the two models
     trains both. A ViT's pyramid takes images of the encoder's size, and the layers after the ViT's own are new.

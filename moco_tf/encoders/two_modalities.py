@@ -19,7 +19,10 @@ def of_two_colors(make, space, preprocessing):
 
 
 def of_image_and_depth(make):
-    """A backbone of images and their depth maps, normalised (N, S, S, 4) -> features (N, 2D); make: as above."""
+    """A backbone of images and their depth maps, normalised (N, S, S, 4) -> features (N, 2D).
+
+    make: as in `of_two_colors`, of 3 channels and of 1.
+    """
     return _joined(make(3), make(1), ("rgb", "depth"), 4)
 
 

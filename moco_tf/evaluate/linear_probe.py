@@ -4,7 +4,7 @@
 the learning rate that is best on a held-out tenth of the *training* images, and trains with it on all of them. With a
 number, the command works as the papers do: random crops, encoded anew in every epoch, at that learning rate
 (configs/linear_v1.flags, configs/linear_v3.flags). Writes the classifier (probe.npz), summary.json, metrics.csv,
-rates.csv, accuracies per class, confusions and pictures.
+accuracies per class, confusions and pictures; with --lr=auto rates.csv and rates.png.
 """
 
 import dataclasses

@@ -93,7 +93,7 @@ def look(settings):
 
 
 def _shown(settings, preprocessing):
-    """Returns the images of --eval_split, or of --train_split if the default --eval_split does not exist."""
+    """Returns the images of --eval_split, or of --train_split if the default --eval_split cannot be used."""
     from moco_tf.evaluate import subject
 
     try:

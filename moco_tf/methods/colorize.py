@@ -113,7 +113,7 @@ def nearest_classes(of_pixels):
 def class_weights(counts, rebalance):
     """Returns the weight of a pixel of each class, (Q,), from its count: 1 / ((1 - l) p + l / Q), 1 on average.
 
-    p: the shares of the classes, smoothed by a Gaussian over a and b.
+    l: `rebalance`. p: the shares of the classes, smoothed by a Gaussian over a and b.
     """
     centers = classes().astype(np.float64)
     squares = ((centers[:, np.newaxis] - centers[np.newaxis]) ** 2).sum(axis=2)

@@ -34,7 +34,8 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
     def compile(self, optimizer="rmsprop", **kwargs):
         """Does the same as `keras.Model.compile`, but without losses and metrics: each method has its own.
 
-        XLA (`jit_compile`) is on where there is one GPU and no strategy. It compiles `predict` too, once per shape.
+        XLA (`jit_compile`) is on where Keras turns it on: on a GPU without a strategy. It compiles `predict` too, once
+        per shape.
         """
         for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
             if kwargs.get(name) is not None:

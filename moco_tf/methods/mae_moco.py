@@ -66,7 +66,7 @@ class MAEMoCo(MoCoV3):
 
     Args:
       backbone: a ViT of `moco_tf.encoders.vit`, whose patch projection learns (`freeze_patch=False`).
-      mask_ratio: share of the patches that are hidden from queries; 0.5 in CAN, 0.65 or 0.75 in CMAE.
+      mask_ratio: share of the patches that are hidden from queries; CAN: 0.5, CMAE: 0.75 (its code: 0.65).
       reconstruction_weight: lambda; 1 in CMAE, whose contrast is scaled as v3's is.
       decoder_depth, decoder_width, norm_targets: as in `MAE`.
       others: as in `MoCoV3`.

@@ -38,7 +38,8 @@ def model(config, options, inputs, source):
 class MoCoV3(Pretrainer):
     """Learns an image encoder from pairs of views: `fit` takes a dataset of (view, other view) image batches.
 
-    The query encoder (backbone, projector, predictor) and the key encoder (backbone, projector) encode each view. The
+    The query encoder (backbone, projector), followed by a predictor, and the key encoder (backbone, projector) encode
+    each view. The
     key encoder's weights follow the query encoder's. Each query looks for its image's other view among the keys of the
     global batch. BatchNorm normalises the global batch, each view separately.
 

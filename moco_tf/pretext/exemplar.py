@@ -1,7 +1,8 @@
 """Exemplar: which image is this a distorted copy of? (Dosovitskiy et al. 2014, arXiv:1406.6909).
 
-Data: images. Supervision: that copies come from one image. Each image is a class. Beyond some thousand images a
-softmax over the classes needs too much memory, and a triplet loss replaces it, as in arXiv:1901.09005.
+Data: images. Supervision: that copies come from one image. Each image is a class. A softmax over so many classes needs
+much memory: beyond `LIMIT` images the task refuses it, and the triplet loss of arXiv:1901.09005 takes its place when
+asked for.
 """
 
 import dataclasses

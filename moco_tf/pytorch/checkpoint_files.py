@@ -1,4 +1,4 @@
-"""Reads tensors from PyTorch's files and writes them, without PyTorch and without running code from a file.
+"""Reads tensors from PyTorch's files, without PyTorch and without running code from a file; writes them.
 
 There are three formats: the zip archive that `torch.save` writes today, the pickle stream that it wrote before
 (PyTorch < 1.6; the early MoCo checkpoints), and safetensors. Both PyTorch formats contain a pickle, which can name any

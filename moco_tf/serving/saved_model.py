@@ -1,8 +1,8 @@
 """Writes SavedModels of encoders for TF Serving; `frozen.read` reads them back.
 
-`DIR/<version>/` has the tag `serve` and three signatures. They all return `features` float32 (N, D) and `embedding`
-float32 (N, dim), of unit length: the projection, or the features if there is no projection. Axes: N images, H W their
-sides, C channels, S side of the encoder's input, D features, L classes.
+`DIR/<version>/` has the tag `serve` and the signatures below. All but `feature_maps` return `features` float32 (N, D)
+and `embedding` float32 (N, dim), of unit length: the projection, or the features if there is no projection. Axes: N
+images, H W their sides, C channels, S side of the encoder's input, D features, L classes.
 
   serving_default  `images`: uint8 (N, H, W, C), any H and W
   encoded_images   `images`: string (N,), encoded; each image may have its own size; only if C is 1 or 3, as in files
