@@ -18,6 +18,7 @@ from PIL import Image
 from test_saved_model import c_api
 
 from moco_tf import build, run_folder
+from moco_tf.checkpoint import Checkpoints
 from moco_tf.methods.keras_internals import layers_of
 from moco_tf.transfer import detect, export, learning, segment
 from moco_tf.transfer import settings as common
@@ -238,6 +239,16 @@ def test_a_detectors_answers_are_those_of_the_canvas_in_pixels_of_the_image(plac
     judge.add({name: value.numpy() for name, value in annotated_views.boxed(canvas, record).items()},
               [part[0].numpy() for part in of_canvas])  # fmt: skip
     np.testing.assert_allclose(judge.found[0][0], by_hand, atol=1e-2)
+
+
+def test_the_export_reads_a_detectors_checkpoint(place, tmp_path):
+    """It holds the loss's state, too."""
+    settings = settings_of(detect.Settings, place, tmp_path / "out", "--head_layers=1", "--pyramid_channels=64")
+    model, _ = detect.network(settings, 2)
+    model.classification_head.prediction_layer.bias.assign_add(tf.ones(18))
+    Checkpoints(tmp_path / "out/checkpoints", learning.Learner(model, detect.loss(), settings)).save()
+    restored, _, step = export._trained(detect, settings, 2)
+    assert step == 0 and all(map(np.array_equal, restored.get_weights(), model.get_weights()))
 
 
 def test_init_takes_a_files_layers_by_their_names_and_refuses_others(place, tmp_path):

@@ -51,10 +51,10 @@ def main(arguments):
 def detect(settings):
     """Trains as the settings say, judges and writes the results; returns the process's exit status."""
     from moco_tf.data import boxes
-    from moco_tf.transfer import annotated_views, average_precision, judges, retinanet
+    from moco_tf.transfer import annotated_views, average_precision, judges
 
     average_precision.require_pycocotools()
-    return running.train(settings, boxes.find, network, retinanet.Loss(), annotated_views.boxed, judges.OfBoxes)
+    return running.train(settings, boxes.find, network, loss(), annotated_views.boxed, judges.OfBoxes)
 
 
 def network(settings, classes, start=True):
@@ -64,6 +64,13 @@ def network(settings, classes, start=True):
     maps, inputs = trunk.trunk(settings, start=start)
     shape = settings.smallest_anchor, settings.head_layers, settings.pyramid_channels
     return retinanet.retinanet(maps, classes, *shape), inputs
+
+
+def loss():
+    """Returns the detector's loss, whose state is in each checkpoint."""
+    from moco_tf.transfer import retinanet
+
+    return retinanet.Loss()
 
 
 if __name__ == "__main__":

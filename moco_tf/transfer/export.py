@@ -52,13 +52,10 @@ def _export(arguments):
     import tensorflow as tf
 
     from moco_tf.serving import saved_model, warm_up
-    from moco_tf.transfer import annotated_views, learning, running
+    from moco_tf.transfer import annotated_views, running
 
     names = running.classes(settings.run_dir)
-    model, inputs = kind.network(recorded, len(names), start=False)
-    step = learning.restore(Path(settings.run_dir), learning.Learner(model, None, recorded))
-    if step is None:
-        raise ConfigError(f"{settings.run_dir} has no checkpoint yet: let the training reach one")
+    model, inputs, step = _trained(kind, recorded, len(names))
     canvas = annotated_views.Canvas(inputs, recorded.image_size, recorded.ENLARGE)
     answers = (_detector if recorded.NAME == "detect" else _segmenter)(model, canvas, settings.request_megapixels)
     path = saved_model.version_to_write(settings.output, settings.version)
@@ -95,6 +92,17 @@ def _of_run(run_dir):
         f"--run_dir={run_dir} must be a folder of moco_tf.transfer.detect or segment; "
         + ("; ".join(refusals) or "it has no config.flags")
     )
+
+
+def _trained(kind, recorded, classes):
+    """Returns the network of a run's last checkpoint, its input format and its step."""
+    from moco_tf.transfer import learning
+
+    model, inputs = kind.network(recorded, classes, start=False)
+    step = learning.restore(Path(recorded.output), learning.Learner(model, kind.loss(), recorded))
+    if step is None:
+        raise ConfigError(f"{recorded.output} has no checkpoint yet: let the training reach one")
+    return model, inputs, step
 
 
 def _detector(model, canvas, request_megapixels):

@@ -42,10 +42,10 @@ def main(arguments):
 def segment(settings):
     """Trains as the settings say, judges and writes the results; returns the process's exit status."""
     from moco_tf.data import masks
-    from moco_tf.transfer import annotated_views, judges, segmenters
+    from moco_tf.transfer import annotated_views, judges
 
     masks.require_pillow()
-    return running.train(settings, masks.find, network, segmenters.loss, annotated_views.masked, judges.OfMasks)
+    return running.train(settings, masks.find, network, loss(), annotated_views.masked, judges.OfMasks)
 
 
 def network(settings, classes, start=True):
@@ -55,6 +55,13 @@ def network(settings, classes, start=True):
     maps, inputs = trunk.trunk(settings, dilated=settings.head == "fcn", start=start)
     build = segmenters.fcn if settings.head == "fcn" else segmenters.deeplab
     return build(maps, classes, settings.image_size), inputs
+
+
+def loss():
+    """Returns the segmenter's loss."""
+    from moco_tf.transfer import segmenters
+
+    return segmenters.loss
 
 
 if __name__ == "__main__":
