@@ -1,9 +1,9 @@
 """`python -m moco_tf.transfer.detect --encoder=RUN --dataset=DIR`: trains a detector on a pre-trained encoder.
 
-Trains the whole network (with --freeze all but the encoder), keras-cv's RetinaNet on the encoder's P3 to P5, and
-judges it by COCO's average precision. Writes metrics.csv, summary.json, pictures of the found boxes beside the true
-boxes, and checkpoints. The same command resumes from a checkpoint bit for bit. --init=random starts the same network
-from scratch. `moco_tf.transfer.export` makes a SavedModel.
+The network is keras-cv's RetinaNet on the encoder's P3 to P5. The command trains all of it, or with --freeze all but
+the encoder, and judges it by COCO's average precision. Writes metrics.csv, summary.json, pictures of the found boxes
+beside the true boxes, and checkpoints. The same command resumes from a checkpoint bit for bit. --init=random starts
+the same network from scratch. `moco_tf.transfer.export` makes a SavedModel.
 """
 
 import dataclasses

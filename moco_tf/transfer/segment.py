@@ -1,9 +1,9 @@
 """`python -m moco_tf.transfer.segment --encoder=RUN --dataset=DIR`: trains a segmenter on a pre-trained encoder.
 
---head=fcn is the paper's FCN-16s, --head=deeplab is keras-cv's DeepLabV3+. The command trains the whole network and
-judges it by mean intersection over union at the images' own size. Writes metrics.csv, summary.json, pictures of
-predictions beside the masks, and checkpoints. The same command resumes from a checkpoint bit for bit.
-`moco_tf.transfer.export` makes a SavedModel.
+--head=fcn is the paper's FCN-16s, --head=deeplab is keras-cv's DeepLabV3+. The command trains the whole network, or
+with --freeze all but the encoder, and judges it by mean intersection over union at the images' own size. Writes
+metrics.csv, summary.json, pictures of predictions beside the masks, and checkpoints. The same command resumes from a
+checkpoint bit for bit. `moco_tf.transfer.export` makes a SavedModel.
 """
 
 import dataclasses

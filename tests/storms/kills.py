@@ -15,6 +15,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -105,6 +106,8 @@ def killed_and_compared(case):
         faults += [f"a traceback: {tails(ended)}"] if any("Traceback" in each.output for each in ended) else []
         if all(each.status == 0 for each in ended):
             break
+        if ended[victim].status not in (None, -signal.SIGKILL):
+            faults.append(f"ends by itself: {tails(ended)}")
         moments.append(stage(ended[victim].output))
     else:
         ended = start([*words, f"--run_dir={run}"], machines)
