@@ -279,6 +279,20 @@ def test_the_next_good_file_stands_in_for_a_bad_one_and_the_first_after_the_last
     assert [int(record["id"]) for record in source.in_order()] == [0, 2]
 
 
+def test_few_images_are_looked_at_one_by_one_with_the_verdicts_of_many(write, monkeypatch):
+    root = write("0.png", "1.png", "2.png")
+    spoil(root / "1.png")
+    (root / "3.png").write_bytes(b"")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (5, 4)).save(root / "4.jpg", exif=exif)
+    one_by_one = check_files(folder.scan(root)).verdicts
+    monkeypatch.setattr(check, "FEW", 0)
+    assert check_files(folder.scan(root)).verdicts == one_by_one
+    assert [bool(verdict.problem) for verdict in one_by_one] == [False, True, False, True, False]
+    assert one_by_one[4].orientation == 6
+
+
 def test_a_second_check_reads_only_what_has_changed(write, monkeypatch):
     root = write("0.png", "1.png", "2.png")
     spoil(root / "1.png")

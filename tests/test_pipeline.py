@@ -60,6 +60,7 @@ def test_features_and_the_check_of_a_folder_go_through_it(monkeypatch):
 
     for module in (views, check):
         monkeypatch.setattr(module, "parallel_map", noted)
+    monkeypatch.setattr(check, "FEW", 0)
     source = sources.embedded("test")
     extract.extract(lambda images: tf.zeros((len(images), 2)), source, TASK.preprocessing, limit=8)
     items = tf.data.Dataset.from_tensor_slices(source.contents[:4])

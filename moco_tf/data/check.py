@@ -13,6 +13,7 @@ from moco_tf.data.pipeline import fixed, parallel_map
 from moco_tf.startup import stderr_to
 
 WINDOW = 64  # consecutive records of a stream that stand in for one another
+FEW = 64  # items that are looked at one by one in less time than it takes to prepare a pipeline
 DARK = 2**14  # a PNG of 16 bits whose values are all below this has 63 of 255 at most when it is read
 
 
@@ -45,8 +46,22 @@ def verdicts(items, read, total, channels=3):
     channels: how many channels the images are read with.
     """
     known = [None] * total
-    # An item that fails leaves no trace after `ignore_errors`: the missing items are the bad ones.
     items = fixed(items)
+    with progress.bar(total, "images", "Checking") as bar, _silent_decoders():
+        if total > FEW:
+            for number, verdict in _good_ones(items, read, channels):
+                known[number] = verdict
+                bar.update()
+        if None in known:
+            missing = tf.constant([verdict is None for verdict in known])
+            for number, item in items.enumerate().filter(lambda i, _: missing[i]):
+                known[int(number)] = _verdict(item, read, channels)
+                bar.update()
+    return known
+
+
+def _good_ones(items, read, channels):
+    """Yields (number, `Verdict`) of the items that can be decoded, in any order."""
 
     @tf.autograph.experimental.do_not_convert  # tracing takes half as long
     def look(number, item):
@@ -54,21 +69,19 @@ def verdicts(items, read, total, channels=3):
         return number, _verify(channels)(image), tf.strings.substr(image, 0, encoded.HEAD)
 
     facts = parallel_map(items.enumerate(), look, deterministic=False)
-    done = 0
-    with progress.bar(total, "images", "Checking") as bar, _silent_decoders():
-        for numbers, batch, heads in facts.ignore_errors().batch(256).as_numpy_iterator():
-            for number, facts_of, head in zip(numbers.tolist(), batch.tolist(), heads, strict=True):
-                known[number] = _good(head, *facts_of)
-            done += len(numbers)
-            bar.update(len(numbers))
-        if done < total:
-            missing = tf.constant([verdict is None for verdict in known])
-            verify_one = tf.function(
-                lambda item: encoded.verify(read(item), channels), input_signature=[items.element_spec]
-            )
-            for number, item in items.enumerate().filter(lambda i, _: missing[i]):
-                known[int(number)] = Verdict(_problem(verify_one, item))
-    return known
+    # An item that fails leaves no trace.
+    for numbers, batch, heads in facts.ignore_errors().batch(256).as_numpy_iterator():
+        for number, facts_of, head in zip(numbers.tolist(), batch.tolist(), heads, strict=True):
+            yield number, _good(head, *facts_of)
+
+
+def _verdict(item, read, channels):
+    try:
+        image = read(item)
+        facts = _verify(channels)(image)
+    except ERRORS as error:
+        return Verdict(reason(error))
+    return _good(image.numpy()[: encoded.HEAD], *facts.numpy().tolist())
 
 
 def remarks(verdicts, exif=False):
@@ -155,14 +168,6 @@ def _decodable(images):
     # each time, at thirty times the cost.
     passed = passing.concatenate(tf.data.Dataset.from_tensors(count)).batch(count + 1).get_single_element()
     return tf.reduce_any(passed[:, tf.newaxis] == tf.range(count), axis=0)
-
-
-def _problem(verify, item):
-    try:
-        verify(item)
-    except ERRORS as error:
-        return reason(error)
-    return "could not be read at first"  # such as a hiccup of the file system: the next check decides
 
 
 def _silent_decoders():

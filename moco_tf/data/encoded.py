@@ -25,6 +25,27 @@ LONGEST = 4096  # bytes of its header that are read
 LUMA = (19595, 38470, 7471)  # of 65536: Pillow's weights for its mode L, those of ITU-R 601-2
 TRAILER = b";"  # of a GIF
 WINDOW = 2**14  # bytes of a GIF that are looked through at once
+_HEADER = 34  # bytes that tell the format and size of all but JPEGs
+_ANY = -1  # in _BEGINNINGS
+_BEGINNINGS = np.array([  # (6, _HEADER): PNG, BMP, GIF, WebP; WebP's extended and its lossless kind
+    [*text, *[_ANY] * (_HEADER - len(text))]
+    for text in (
+        b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8",
+        *([*b"RIFF", *[_ANY] * 4, *b"WEBP", *kind] for kind in (b"", b"VP8X", b"VP8L")),
+    )
+])  # fmt: skip
+_NUMBERS = np.zeros((15, _HEADER), np.int64)  # what each byte counts for in each number that `examine` reads
+for _row, _places in zip(_NUMBERS, (
+    range(23, 19, -1), range(19, 15, -1),  # PNG, which alone has the lowest byte last
+    range(22, 26), range(18, 22),  # BMP
+    range(8, 10), range(6, 8),  # GIF
+    range(27, 30), range(24, 27),  # extended WebP: sides less one
+    range(21, 25), range(21, 25),  # lossless WebP: sides less one, of 14 bits each
+    range(28, 30), range(26, 28),  # lossy WebP: the lower 14 bits
+    range(28, 30), range(30, 34),  # BMP: bits a pixel, compression
+    range(20, 21),  # extended WebP: flags
+), strict=True):  # fmt: skip
+    _row[list(_places)] = 256 ** np.arange(len(_places))
 _TOO_LARGE = f"more than {MAX_PIXELS} pixels"
 _TOO_MANY_SCANS = f"a JPEG of more scans than {MAX_SCANS} of {MAX_PIXELS} pixels"
 # Problems that the first bytes show, in the order in which they are looked for.
@@ -102,8 +123,11 @@ def decode_depth(encoded, largest=0.0):
     return tf.cast(tf.round(255 * tf.minimum(values / far, 1.0)), tf.uint8)
 
 
-# Separate functions, as they hold most operations of decoding: traced once a process, not once a pipeline.
-_once = tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
+# Separate functions, as they hold most operations of decoding: traced once a process, not once a pipeline, and kept
+# apart in its graph, so that a pipeline of JPEGs never prepares them.
+_once = tf.function(
+    input_signature=[tf.TensorSpec((), tf.string)], autograph=False, experimental_attributes={"_noinline": True}
+)
 
 
 @_once
@@ -138,43 +162,33 @@ def examine(encoded):
     problem: 0 if there is none, else the place, from 1 on, in the list of problems that make a file unfit to be
     decoded. The size of a GIF is the larger of its first frame's and the canvas', side by side.
     """
-    head = _bytes_of(encoded, 0, 34)
-
-    def starts(at, text):
-        return tf.reduce_all(head[at : at + len(text)] == np.frombuffer(text, np.uint8))
-
-    is_bmp = starts(0, b"BM")
-    is_webp = starts(0, b"RIFF") & starts(8, b"WEBP")
-    extended = is_webp & starts(12, b"VP8X")
-    lossless = is_webp & starts(12, b"VP8L")
-    bits, compression = _number(head[28:30]), _number(head[30:34])
-    packed = _number(head[21:25])  # VP8L: 14 bits each, less one
-    sizes = {
-        PNG: (starts(0, b"\x89PNG\r\n\x1a\n"), _number(head[23:19:-1]), _number(head[19:15:-1])),
-        BMP: (is_bmp, tf.abs(_signed(head[22:26])), _signed(head[18:22])),
-        GIF: (starts(0, b"GIF8"), _number(head[8:10]), _number(head[6:8])),
-        WEBP: (
-            is_webp,
-            tf.where(extended, _number(head[27:30]) + 1, tf.where(lossless, packed // 2**14 % 2**14 + 1,
-                     _number(head[28:30]) % 2**14)),
-            tf.where(extended, _number(head[24:27]) + 1, tf.where(lossless, packed % 2**14 + 1,
-                     _number(head[26:28]) % 2**14)),
-        ),
-    }  # fmt: skip
-    is_format = tf.stack([is_it for is_it, _, _ in sizes.values()])
-    table = tf.stack([tf.stack([tf.constant(kind, tf.int64), h, w]) for kind, (_, h, w) in sizes.items()])
-    answer = table[tf.argmax(tf.cast(is_format, tf.int32))]
-    answer = tf.cond(sizes[GIF][0], lambda: _with_first_frames_size(encoded, answer), lambda: answer)
+    head = tf.cast(_bytes_of(encoded, 0, _HEADER), tf.int64)
+    # All at once: each pipeline prepares this graph anew, and takes longer the more operations it has.
+    begins = tf.reduce_all(tf.equal(head, _BEGINNINGS) | (_BEGINNINGS == _ANY), axis=1)
+    is_png, is_bmp, is_gif, is_webp, extended, lossless = tf.unstack(begins)
+    numbers = tf.reduce_sum(head * _NUMBERS, axis=1)
+    # (height, width) of each; then what tells whether the file can be read
+    png, bmp, gif, of_extended, of_lossless, of_lossy, others = tf.split(numbers, [2, 2, 2, 2, 2, 2, 3])
+    bits, compression, flags = tf.unstack(others)
+    bmp = tf.where(bmp < 2**31, bmp, bmp - 2**32)
+    bmp = tf.maximum(bmp, [-1, 1] * bmp)  # a height below 0 says that the upper row is the first
+    webp = tf.where(extended, of_extended + 1, tf.where(lossless, of_lossless // [2**14, 1] % 2**14 + 1,
+                    of_lossy % 2**14))  # fmt: skip
+    is_format = tf.stack([is_png, is_bmp, is_gif, is_webp])
+    table = tf.concat([[[PNG], [BMP], [GIF], [WEBP]], tf.stack([png, bmp, gif, webp])], axis=1)
+    answer = tf.gather(table, tf.argmax(tf.cast(is_format, tf.int32)))
+    answer = tf.cond(is_gif, lambda: _with_first_frames_size(encoded, answer), lambda: answer)
     whole_bytes = tf.reduce_any(bits == [8, 24, 32]) & ((compression == 0) | ((compression == 3) & (bits == 32)))
     chunks = tf.add_n([_occurrences(encoded, kind) for kind in (b"zTXt", b"iTXt", b"iCCP")])
+    size = answer[1:]
     is_fine = tf.stack([  # as `_PROBLEMS` names them
         tf.strings.length(encoded) > 0,
         tf.reduce_any(is_format),
-        ~extended | (head[20] & 2 == 0),
+        ~extended | (flags // 2 % 2 == 0),
         ~is_bmp | whole_bytes,
-        tf.reduce_all(answer[1:] > 0),
-        tf.reduce_all(answer[1:] <= MAX_PIXELS) & (tf.reduce_prod(answer[1:]) <= MAX_PIXELS),  # 64 bits overflow
-        ~sizes[PNG][0] | (chunks <= MAX_CHUNKS),
+        tf.reduce_all(size > 0),
+        tf.reduce_all(size <= MAX_PIXELS) & (tf.reduce_prod(size) <= MAX_PIXELS),  # 64 bits overflow
+        ~is_png | (chunks <= MAX_CHUNKS),
     ])  # fmt: skip
     problem = tf.cast(~tf.reduce_all(is_fine), tf.int64) * (1 + tf.argmin(tf.cast(is_fine, tf.int32)))
     return tf.concat([answer, problem[tf.newaxis]], axis=0)
@@ -437,11 +451,6 @@ def _bytes_of(encoded, start, count):
 
 def _number(little_endian):
     return tf.reduce_sum(tf.cast(little_endian, tf.int64) * 256 ** np.arange(little_endian.shape[0], dtype=np.int64))
-
-
-def _signed(little_endian):
-    number = _number(little_endian)
-    return tf.where(number < 2**31, number, number - 2**32)
 
 
 def _require(holds, text, value):
