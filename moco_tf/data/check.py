@@ -54,6 +54,8 @@ def verdicts(items, read, total, channels=3):
                 bar.update()
         if None in known:
             missing = tf.constant([verdict is None for verdict in known])
+            # In a graph, as in the pipeline: there an exception of Python is an error of TensorFlow.
+            read = tf.function(read, input_signature=[items.element_spec], autograph=False)
             for number, item in items.enumerate().filter(lambda i, _: missing[i]):
                 known[int(number)] = _verdict(item, read, channels)
                 bar.update()
