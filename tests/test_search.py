@@ -623,6 +623,24 @@ def test_the_benchmark_counts_the_longest_beginning_that_is_precise_enough():
     assert near_duplicates.recall(np.array(planted, object), scores, kinds)["all"] == 0
 
 
+def test_the_benchmark_leaves_out_pairs_that_are_mirrored_or_cropped_copies_of_the_folders_own(tmp_path):
+    image = Image.fromarray(picture(1, 40, 40)).resize((80, 80), Image.Resampling.BICUBIC)
+    for name, kept in {
+        "a": image,
+        "b": image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        "c": image.crop((16, 0, 80, 64)),
+        "d": Image.fromarray(picture(2, 80, 80)),
+    }.items():
+        kept.save(tmp_path / f"{name}.png")
+    names, small = near_duplicates.thumbnails(tmp_path)
+    assert names == ["a.png", "b.png", "c.png", "d.png"]
+    pairs = np.array(list(itertools.combinations(range(4), 2)))
+    alike = near_duplicates.alike(pairs, small).tolist()
+    assert dict(zip(map(tuple, pairs.tolist()), alike, strict=True)) == {
+        (0, 1): True, (0, 2): True, (0, 3): False, (1, 2): True, (1, 3): False, (2, 3): False
+    }  # fmt: skip
+
+
 # Bad input.
 
 
