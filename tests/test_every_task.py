@@ -31,7 +31,7 @@ def _a_small_transformer(monkeypatch):
     monkeypatch.setattr(vit, "vit_tiny", every_task.small_transformer)
 
 
-DAILY = ("cluster", "simcse")  # one of images, one of sentences; the others are slow, and begin with `-m slow`
+DAILY = ("cmc", "cluster", "simcse", "mae_moco")  # one of each kind; the others are slow, and begin with `-m slow`
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_streams_and_images_above_a_third_of_the_memory_are_refused(monkeypatch)
 @pytest.mark.parametrize(
     "more",
     [
-        pytest.param((), marks=pytest.mark.slow),
+        (),
         pytest.param(("--virtual_replicas=4", "--bn_groups=4"), marks=pytest.mark.slow),
         ("--symmetric", "--positives=2"),
     ],
