@@ -26,13 +26,13 @@ def assert_goes_on(make, batches, folder):
 
     def save(batch, logs):
         if batch == 1:
-            whole.save(folder / "first.keras")
+            whole.save(folder / "half.keras")
             Checkpoints(folder / "checkpoints", whole).save()
 
     saves = keras.callbacks.LambdaCallback(on_train_batch_end=save)
     whole.fit(batches(whole, 4), verbose=0, callbacks=[saves])
     Checkpoints(folder / "checkpoints", second).restore_last()
-    for model in (second, keras.models.load_model(folder / "first.keras")):
+    for model in (second, keras.models.load_model(folder / "half.keras")):
         model.fit(batches(model, 4).skip(2), verbose=0)
         for a, b in zip(whole.variables, model.variables, strict=True):
             if a is not whole.totals:  # `fit` begins them anew

@@ -13,7 +13,7 @@ from moco_tf.data.pipeline import fixed, parallel_map
 from moco_tf.startup import stderr_to
 
 WINDOW = 64  # consecutive records of a stream that stand in for one another
-FEW = 64  # items that are looked at one by one in less time than it takes to prepare a pipeline
+FEW = 16  # images, even of 12 megapixels, that are checked one by one before a pipeline has checked them
 DARK = 2**14  # a PNG of 16 bits whose values are all below this has 63 of 255 at most when it is read
 
 
@@ -40,7 +40,9 @@ def _verify(channels):
 
 
 def verdicts(items, read, total, channels=3):
-    """Returns a list with a `Verdict` for each of `total` items; shows a progress bar and uses all processors.
+    """Returns a list with a `Verdict` for each of `total` items; shows a progress bar.
+
+    More than `FEW` items are checked by all processors.
 
     items: a dataset that is cheap to iterate over; read: an item -> its encoded bytes, in the graph.
     channels: how many channels the images are read with.
