@@ -246,7 +246,10 @@ def model(config, source):
         rate = lambda: learning_rate(config, pretrainer.step.value, steps)  # noqa: E731
         xla = {"on": True, "off": False}.get(config.xla, config.xla)
         pretrainer.on_device = on_device(config)
-        pretrainer.compile(OPTIMIZERS[config.optimizer](rate, weight_decay=config.weight_decay), jit_compile=xla)
+        try:
+            pretrainer.compile(OPTIMIZERS[config.optimizer](rate, weight_decay=config.weight_decay), jit_compile=xla)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     return pretrainer
 
 

@@ -248,8 +248,8 @@ class Run:
     )
     xla: str = flag(
         "auto",
-        "Whether XLA compiles the training step: on, off; auto: on one GPU. It cannot for several replicas. It "
-        "compiles what the step makes of views (--views_on) in any case.",
+        "Whether XLA compiles the training step: on, off; auto: on GPUs. On several replicas it compiles the "
+        "backbone's passes only. It compiles what the step makes of views (--views_on) in any case.",
         choices=("auto", "on", "off"),
         about=FREE,
     )
@@ -321,8 +321,6 @@ class Config(Run, Optimization, Network, Data, Task, Recorded):
                 f"--virtual_replicas={self.virtual_replicas} divides one machine's CPU, with --strategy=mirrored; "
                 f"got --strategy={self.strategy}"
             )
-        if self.xla == "on" and self.strategy in ("mirrored", "multiworker"):
-            raise ConfigError(f"XLA compiles no step under --strategy={self.strategy}: --xla is auto or off; got on")
         if self.warmup_epochs and self.warmup_epochs >= self.epochs:
             raise ConfigError(
                 f"--warmup_epochs={self.warmup_epochs:g} leaves nothing of --epochs={self.epochs}: choose fewer"
@@ -359,7 +357,7 @@ class Config(Run, Optimization, Network, Data, Task, Recorded):
         """Returns this config with `bn_groups` resolved for a number of replicas and the `recorded` config, if any.
 
         Raises:
-          ConfigError: the replicas cannot share batch or groups evenly, or cannot train in float16 or with XLA.
+          ConfigError: the replicas cannot share batch or groups evenly, or cannot train in float16.
         """
         if self.batch_size % replicas:
             raise ConfigError(
@@ -368,8 +366,6 @@ class Config(Run, Optimization, Network, Data, Task, Recorded):
             )
         if replicas > 1 and self.precision == "float16":
             raise ConfigError("--precision=float16 scales its loss on one replica only; use bfloat16 on several")
-        if replicas > 1 and self.xla == "on":
-            raise ConfigError(f"XLA compiles the step of one replica, not of {replicas}: --xla is auto or off; got on")
         if not self.uses("bn_groups"):
             return self
         groups = self.bn_groups or getattr(recorded, "bn_groups", 0) or replicas

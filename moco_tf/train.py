@@ -247,7 +247,7 @@ def _introduce(config, strategy, records, steps_per_epoch, model):
     log.info(f"{config.run_dir}: {what}{on}, {trained_on}, {steps_per_epoch} steps an epoch.")
     if config.dataset == "embedded":
         log.info("- These are the embedded images, a part of CIFAR-10; --dataset=DIR takes a folder of your own.")
-    if model.jit_compile:
+    if model.in_xla:
         log.info("- XLA compiles the training step first, which takes its time; --xla=off does without.")
 
 
@@ -301,7 +301,7 @@ def _stopped(error, model):
         advised = "another machine no longer answers: start all again, they go on from the last checkpoint"
     elif isinstance(error, tf.errors.ResourceExhaustedError):
         advised = "memory or storage has run out: go on from the last checkpoint on a machine with more of it"
-    elif model.jit_compile:
+    elif model.in_xla:
         advised = f"{goes_on}; with --xla=off it does so without XLA"
     else:
         advised = f"{goes_on}; files that have changed are checked anew"

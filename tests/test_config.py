@@ -55,7 +55,6 @@ CONFIGS = Path(__file__).parent.parent / "configs"
             ["--xla=on", "--method=memory_bank"],
             "XLA has no way to draw a memory bank's negatives: --xla is auto or off",
         ),
-        (["--xla=on", "--strategy=mirrored"], "XLA compiles no step under --strategy=mirrored"),
         (["--strategy=single", "--virtual_replicas=2"], "--virtual_replicas=2 divides one machine's CPU"),
         (["--flagfile=missing.flags"], "--flagfile=missing.flags: cannot be read: No such file or directory"),
         (["--flagfile=."], "--flagfile=.: cannot be read: Is a directory"),
@@ -305,7 +304,6 @@ def test_v2_differs_from_v1_in_augmentation_head_temperature_and_schedule():
     [
         (["--batch_size=10"], "--batch_size counts the images of all 4 replicas, a multiple of 4; got 10"),
         (["--bn_groups=2"], "--bn_groups counts the groups of all replicas, a multiple of 4; got 2"),
-        (["--xla=on"], "XLA compiles the step of one replica, not of 4: --xla is auto or off"),
         (["--precision=float16"], "--precision=float16 scales its loss on one replica only; use bfloat16"),
     ],
 )

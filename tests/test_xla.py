@@ -9,7 +9,8 @@ from keras import layers
 import moco_tf
 from moco_tf import build, replicas, run_folder
 from moco_tf.config import parse
-from moco_tf.encoders import BatchNorm
+from moco_tf.encoders import BatchNorm, vit
+from moco_tf.methods import xla_passes
 
 SIZE, BATCH = 8, 8
 
@@ -115,3 +116,95 @@ def test_the_flag_says_whether_xla_compiles():
     data = run_folder.Data(256)
     compiled = {xla: build.model(parse([*small, f"--xla={xla}"]), data).jit_compile for xla in ("on", "off", "auto")}
     assert compiled == {"on": True, "off": False, "auto": bool(tf.config.list_physical_devices("GPU"))}
+
+
+@keras.saving.register_keras_serializable("tests")
+class Counted(layers.Layer):
+    """Does nothing, and counts how often TensorFlow traces it in training."""
+
+    traced = 0
+
+    def call(self, inputs, training=False):
+        type(self).traced += bool(training)
+        return inputs
+
+
+def counted(make=tiny):
+    backbone = make()
+    return keras.Model(backbone.input, Counted()(backbone.output))
+
+
+def on_replicas(make, jit_compile):
+    with replicas.on_one_cpu(2).scope():
+        keras.utils.set_random_seed(1)
+        model = make()
+        model.compile(moco_tf.SGD(0.1, momentum=0.9), jit_compile=jit_compile)
+    Counted.traced = 0
+    model.fit(batches(numbered=isinstance(model, moco_tf.MemoryBank)), verbose=0, shuffle=False)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make, backbones",
+    [
+        pytest.param(lambda: moco_tf.MoCo(counted(), dim=4, queue_size=20, bn_groups=4, seed=3), 2, id="moco"),
+        pytest.param(
+            lambda: moco_tf.MoCoV3(
+                counted(lambda: vit.vit(8, 1, 2, image_size=SIZE, patch_size=4)), dim=4, hidden_dim=8, head="vit"
+            ),
+            2,
+            id="moco_v3",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda: moco_tf.EndToEnd(counted(), dim=4, shared="encoder"), 1, id="end_to_end", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            lambda: moco_tf.MemoryBank(counted(), records=1000, dim=4, queue_size=5, loss="infonce"),
+            1,
+            id="memory_bank",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_passes_compiled_on_replicas_do_what_they_do_without_and_are_compiled_once(make, backbones):
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    plain, compiled = (on_replicas(make, jit_compile) for jit_compile in (False, True))
+    assert compiled.in_xla and not plain.in_xla
+    assert Counted.traced == 2 * backbones  # once on each replica, in all steps
+    assert compiled.steps_done == plain.steps_done == 3
+    for a, b in zip(plain.variables, compiled.variables, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-9, atol=1e-10, err_msg=a.path)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(moco_v3, id="BatchNorm over all replicas"),
+        pytest.param(lambda: moco_tf.MoCo(no_kernel_of_xla(), dim=4, queue_size=20), id="a layer without XLA"),
+    ],
+)
+def test_replicas_take_xla_only_for_backbones_that_it_can_compile(make):
+    with replicas.on_one_cpu(2).scope():
+        model = make()
+        with pytest.raises(ValueError, match="XLA compiles the passes of backbones that send nothing"):
+            model.compile(moco_tf.SGD(0.1), jit_compile=True)
+        model.compile(moco_tf.SGD(0.1))
+    assert not model.in_xla
+
+
+def no_kernel_of_xla():
+    backbone = tiny()
+    backbone.layers[-1].supports_jit = False
+    return backbone
+
+
+def test_a_backbone_that_is_no_longer_compiled_has_its_own_call():
+    backbone = tiny()
+    images = tf.random.stateless_normal((2, SIZE, SIZE, 3), (0, 1))
+    inferred = backbone(images, training=False)
+    for compiled in (True, False):
+        xla_passes.set_compiled(backbone, compiled)
+        assert ("call" in vars(backbone)) == compiled
+        np.testing.assert_array_equal(backbone(images, training=False), inferred)

@@ -12,7 +12,8 @@ import tensorflow as tf
 from moco_tf import replicas
 from moco_tf.data import arrays
 from moco_tf.data.inputs.image import Preprocessing
-from moco_tf.methods import keras_internals
+from moco_tf.encoders.batch_norm import on_gpu
+from moco_tf.methods import keras_internals, xla_passes
 
 
 class KerasWays(keras_internals.BuiltByHand, keras.Model):
@@ -21,6 +22,7 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
     Attributes:
       preprocessing: how `predict` brings images to the backbone's input.
       seconds_waited: how long `fit` has waited for batches, in this process.
+      in_xla: whether XLA compiles the training step, or on several replicas its backbones' passes.
     """
 
     def __init__(self, image_shape, preprocessing=None, **kwargs):
@@ -31,11 +33,14 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
         self.preprocessing.check_fits(image_shape)
         self.seconds_waited = 0.0  # by `fit`, for batches that were not ready
 
-    def compile(self, optimizer="rmsprop", **kwargs):
+    def compile(self, optimizer="rmsprop", jit_compile="auto", **kwargs):
         """Does the same as `keras.Model.compile`, but without losses and metrics: each method has its own.
 
-        XLA (`jit_compile`) is on where Keras turns it on: on a GPU without a strategy. It compiles `predict` too, once
-        per shape.
+        XLA (`jit_compile`) is on by default on GPUs. On one, it compiles the whole step, and `predict` too, once per
+        shape. On several replicas it compiles the backbones' passes (`xla_passes.py`).
+
+        Raises:
+          ValueError: a loss or metrics are given; or `jit_compile` is True, and XLA can compile none of the passes.
         """
         for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
             if kwargs.get(name) is not None:
@@ -43,8 +48,24 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
                     f"a pretraining model brings its loss and diagnostics along; compile takes no {name}, got "
                     f"{kwargs[name]!r}: leave it out"
                 )
-        super().compile(optimizer=optimizer, **kwargs)
+        several = self.distribute_strategy.num_replicas_in_sync > 1
+        super().compile(optimizer=optimizer, jit_compile=False if several else jit_compile, **kwargs)
+        self.in_xla = self._compile_passes(jit_compile) if several else self.jit_compile
         self.optimizer.build(self.trainable_variables)  # so that files hold its state, and restore it
+
+    def _compile_passes(self, wanted):
+        """Sets whether XLA compiles the backbones' passes: True, False or "auto"; returns whether it does."""
+        backbones = self.backbones_for_xla()
+        can = bool(backbones) and all(map(xla_passes.can_compile, backbones))
+        if wanted is True and not can:
+            raise ValueError(
+                "on several replicas XLA compiles the passes of backbones that send nothing to other replicas; those "
+                f"of this {type(self).__name__} do, or have parts that XLA lacks: leave XLA (jit_compile, --xla) at auto"
+            )
+        compiled = can and (on_gpu() if wanted == "auto" else wanted)
+        for backbone in backbones:
+            xla_passes.set_compiled(backbone, compiled)
+        return compiled
 
     def make_train_function(self, force=False):
         """Does the same as Keras', but `fit` runs one TensorFlow function, not one inside another, and is timed.

@@ -101,6 +101,11 @@ class Pretrainer(KerasWays):
         outputs = self.query_encoder(images, training=False)
         return {"features": outputs["features"], "embedding": unit_length(outputs["projection"])}
 
+    def backbones_for_xla(self):
+        """Returns the backbones whose passes XLA may compile on several replicas."""
+        encoders = [getattr(self, name) for name in ("query_encoder", "key_encoder") if hasattr(self, name)]
+        return [heads.trunk(encoder) for encoder in encoders]
+
     def rates(self):
         """Returns {name: scalar}, the schedules' values at the current step; `RATES` has the names."""
         return {"learning_rate": self.optimizer.learning_rate}

@@ -122,6 +122,9 @@ class SimCSE(QueueFrame):
                 stacklevel=3,
             )
 
+    def backbones_for_xla(self):
+        return []  # both passes of a step would draw the dropout of the first
+
     def prepare(self, batch, training=True):
         """In the queue's frame, moves the momentum encoder; returns keys (N, D) of second copies, without dropout."""
         if self.frame == "in_batch":
