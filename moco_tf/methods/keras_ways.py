@@ -60,7 +60,7 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
         if wanted is True and not can:
             raise ValueError(
                 "on several replicas XLA compiles the passes of backbones that send nothing to other replicas; those "
-                f"of this {type(self).__name__} do, or have parts that XLA lacks: leave XLA (jit_compile, --xla) at auto"
+                f"of this {type(self).__name__} do, or have parts that XLA lacks: leave jit_compile (--xla) at auto"
             )
         compiled = can and (on_gpu() if wanted == "auto" else wanted)
         for backbone in backbones:

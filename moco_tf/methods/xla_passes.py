@@ -18,7 +18,8 @@ def can_compile(backbone):
 def set_compiled(backbone, compiled):
     """Lets XLA compile a backbone's calls with `training=True`, and their gradients; or no longer.
 
-    All else, such as inference and export, stays as it is. Replicas trace and compile a pass once each, for each shape.
+    All else, such as inference and export, stays as it is. Each replica traces and compiles a pass once for each
+    shape.
     """
     vars(backbone).pop("call", None)  # what an earlier call of this function put before the class' own
     if not compiled:
