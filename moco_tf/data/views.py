@@ -92,9 +92,10 @@ def views(dataset, task, batch_size, seed=0):
 
     dataset: a tf.data.Dataset of records ({"image": ...}), of images (uint8 or 0-255 floats, (H, W, 3) or grey
     (H, W, 1)), of encoded images (string), or of batches of them, with labels or without: labels are ignored. Or all
-    images as one array, or as a list of arrays of one shape. The last partial batch is dropped. Two datasets made by
-    equal calls give equal views.
-    task: its `preprocessing`, if it has one, says C. If C is not 3, the images have C channels.
+    images as one array, or as a list of arrays of one shape. The order is the dataset's: shuffle it before. The last
+    partial batch is dropped. Two datasets made by equal calls give equal views.
+    task: makes the views, for example `moco_tf.augment.v2(224)`: a function of a record and a seed, int64 (2,), that
+    returns (query, key). Its `preprocessing`, if it has one, says C. If C is not 3, the images have C channels.
 
     Raises:
       ValueError: the elements are not images, their values are plainly not 0..255, or there are fewer than a batch.

@@ -22,7 +22,6 @@ load_tensorflow(training=True)
 import keras  # noqa: E402
 import zygote  # noqa: E402
 
-STEPS_PER_EPOCH = 25
 GROWING = ("metrics.csv", "train.log", "tensorboard")
 
 
@@ -52,14 +51,15 @@ watch = []
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--steps_per_epoch", type=int, default=25, help="at most 250: there are 2,000 images")
     settings = parser.parse_args()
     begun = time.monotonic()
     from tests.storms import long_run  # the module that --callbacks imports, and not this script
 
     with tempfile.TemporaryDirectory(prefix="storm-long-") as top:
         run = Path(top, "run")
-        zygote.write_images(f"{top}/images", STEPS_PER_EPOCH * zygote.BATCH)
-        epochs = settings.steps // STEPS_PER_EPOCH
+        zygote.write_images(f"{top}/images", settings.steps_per_epoch * zygote.BATCH)
+        epochs = settings.steps // settings.steps_per_epoch
         status = zygote.train(
             *zygote.arguments(f"{top}/images", run, f"--epochs={epochs}", "--checkpoint_every=100", "--knn_every=10"),
             "--callbacks=tests.storms.long_run:callbacks",
