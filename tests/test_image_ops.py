@@ -135,3 +135,32 @@ def test_a_resized_crop_is_pillows(box):
     cut = Image.fromarray(IMAGE).crop((left, top, left + width, top + height))
     (part,) = image_ops.crops(tf.constant(IMAGE), lambda *_: [box])
     assert_close(image_ops.resized(part, 32), cut.resize((32, 32), Image.BILINEAR), 0.4)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "side", "by"),
+    [
+        ([(0, 0, 401, 523)], 60, 4),
+        ([(0, 0, 401, 523), (101, 93, 300, 430), (127, 13, 274, 300)], 30, 8),
+        ([(0, 0, 401, 523), (33, 41, 64, 90)], 16, 4),  # the smallest part says how far all are shrunk
+        ([(7, 5, 128, 128)], 64, 2),
+    ],
+)
+def test_parts_of_a_large_jpeg_that_is_shrunk_as_it_is_decoded_are_nearly_those_of_the_whole(boxes, side, by):
+    coarse = np.random.default_rng(2).integers(0, 256, (6, 8, 3), np.uint8)  # without noise, which shrinks otherwise
+    smooth = np.asarray(Image.fromarray(coarse).resize((523, 401), Image.BICUBIC))
+    encoded = encode(smooth, "JPEG", quality=95)
+    whole = image_ops.crops(encoded, lambda *_: boxes)
+    parts = image_ops.crops(encoded, lambda *_: boxes, [side] * len(boxes))
+    for part, exact, (_, _, height, width) in zip(parts, whole, boxes, strict=True):
+        assert part.shape == (height // by, width // by, 3) and min(part.shape[:2]) >= side
+        assert_close(image_ops.resized(part, side), image_ops.resized(exact, side), 2.5)
+
+
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG"])
+def test_nothing_is_shrunk_that_is_not_twice_as_large_as_needed_or_no_jpeg(suffix):
+    encoded = encode(IMAGE, suffix)
+    for box, side in (((3, 5, 40, 31), 16), ((0, 0, 57, 71), 29 if suffix == "JPEG" else 4)):
+        (part,) = image_ops.crops(encoded, lambda *_, box=box: [box], [side])
+        (exact,) = image_ops.crops(encoded, lambda *_, box=box: [box])
+        np.testing.assert_array_equal(part, exact)

@@ -98,14 +98,17 @@ class Unfinished(typing.NamedTuple):
 
 
 @tf.autograph.experimental.do_not_convert  # tracing takes half as long
-def random_views(record, seed, views, preprocessing):
-    """Returns a list with a normalised view, float32 (S, S, 3), for each `View`; seed: int64 (2,)."""
-    return distorted(random_crops(record, seed, views, preprocessing.image_size), views, preprocessing)
+def random_views(record, seed, views, preprocessing, decode="exact"):
+    """Returns a list with a normalised view, float32 (S, S, 3), for each `View`; seed, decode: see `random_crops`."""
+    return distorted(random_crops(record, seed, views, preprocessing.image_size, decode), views, preprocessing)
 
 
 @tf.autograph.experimental.do_not_convert
-def random_crops(record, seed, views, size):
-    """Returns the crop, float32 (S, S, 3), for each `View` as a list of `Unfinished`; seed: int64 (2,)."""
+def random_crops(record, seed, views, size, decode="exact"):
+    """Returns the crop, float32 (S, S, 3), for each `View` as a list of `Unfinished`; seed: int64 (2,).
+
+    decode: "exact", or "fast": large JPEGs are shrunk as they are decoded.
+    """
     uniforms = draw(seed, len(views))
     scales = np.array([view.crop_scale for view in views], np.float32).T[..., np.newaxis]  # 2 x views x 1
 
@@ -113,8 +116,9 @@ def random_crops(record, seed, views, size):
         found = random_resized_crop_box(height, width, scales, draws_of(uniforms).crop)
         return [tf.unstack(box) for box in tf.unstack(found)]
 
-    crops = image_ops.crops(record["image"], boxes)
-    crops = [image_ops.resized(crop, view.size or size) for crop, view in zip(crops, views, strict=True)]
+    sides = [view.size or size for view in views]
+    crops = image_ops.crops(record["image"], boxes, sides if decode == "fast" else None)
+    crops = [image_ops.resized(crop, side) for crop, side in zip(crops, sides, strict=True)]
     return [Unfinished(crop, own) for crop, own in zip(crops, tf.unstack(uniforms), strict=True)]
 
 

@@ -387,9 +387,9 @@ def _end_of_blocks(data, at):
     return end
 
 
-def decode_jpeg(encoded):
-    """`decode` of a JPEG."""
-    return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+def decode_jpeg(encoded, shrunk=1):
+    """`decode` of a JPEG; shrunk: 1, 2, 4 or 8, how many times smaller its sides become, rounded up."""
+    return tf.io.decode_jpeg(encoded, channels=3, ratio=shrunk, dct_method="INTEGER_ACCURATE")
 
 
 def _look_up(bmp, image):

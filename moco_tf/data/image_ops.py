@@ -16,15 +16,17 @@ from moco_tf.data.resize import crop_weights, sizes
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, Pillow's "L"
 BLOCK = 32  # rows that are blurred at once
+SHRUNK = (2, 4, 8)  # by how much libjpeg can shrink an image as it decodes it
 
 
-def crops(image, choose_boxes):
+def crops(image, choose_boxes, sides=None):
     """Cuts parts out of one image; returns them as a list.
 
     If only one part is cut out of a JPEG, only that part is decoded.
 
     image: encoded bytes (string, scalar) or pixels (H, W, C). choose_boxes: (height, width) -> a list of boxes
-    (top, left, height, width).
+    (top, left, height, width). sides: for each part the pixels that its sides need, or None; a JPEG is then decoded at
+    a half, a quarter or an eighth of its size, the smallest at which all parts have theirs.
     """
 
     def cut(pixels, boxes=None):
@@ -36,6 +38,25 @@ def crops(image, choose_boxes):
     def cut_jpeg():
         height, width, _ = tf.unstack(tf.image.extract_jpeg_shape(image))
         boxes = choose_boxes(height, width)
+        if sides is None:
+            return cut_of_all(boxes, width)
+        room = [tf.minimum(rows, columns) // side for (_, _, rows, columns), side in zip(boxes, sides, strict=True)]
+        halvings = tf.reduce_sum(tf.cast(tf.reduce_min(room) >= np.array(SHRUNK), tf.int32))
+        return tf.cond(halvings > 0, lambda: cut_of_shrunk(boxes, halvings), lambda: cut_of_all(boxes, width))
+
+    def cut_of_shrunk(boxes, halvings):
+        picture = tf.switch_case(halvings - 1, [lambda by=by: decode_jpeg(image, by) for by in SHRUNK])
+        by = tf.bitwise.left_shift(1, halvings)
+        nearest = by // 2  # for corners; sizes are rounded down, so that no part leaves the picture
+        return cut(
+            picture,
+            [
+                ((top + nearest) // by, (left + nearest) // by, rows // by, columns // by)
+                for top, left, rows, columns in boxes
+            ],
+        )
+
+    def cut_of_all(boxes, width):
         if len(boxes) > 1:  # the bits would be read anew for each part, which is most of the work
             return cut(decode_jpeg(image), boxes)
         ((top, left, rows, columns),) = boxes

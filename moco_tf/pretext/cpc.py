@@ -15,7 +15,7 @@ from moco_tf.pretext import crops
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(flags.KeyEncoder, flags.Negatives):
+class Options(flags.KeyEncoder, flags.Negatives, crops.Decoding):
     """The grid, the predicted patches, and the frame."""
 
     grid: int = flag(
@@ -75,7 +75,7 @@ def views(record, seed, inputs, options):
     from moco_tf.data import augment
     from moco_tf.encoders import patch_grid
 
-    crop = augment.random_views(record, seed, (crops.flipped(options),), inputs)[0]
+    crop = augment.random_views(record, seed, (crops.flipped(options),), inputs, options.decode)[0]
     # The crop draws from `seed` itself.
     drawn = tf.random.stateless_uniform(
         (2, options.grid, options.grid), seed + tf.constant([0, 2**62], seed.dtype), alg="philox"

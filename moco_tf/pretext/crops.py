@@ -18,7 +18,19 @@ log = logging.getLogger("moco_tf")
 
 
 @dataclasses.dataclass(frozen=True)
-class Cropping:
+class Decoding:
+    """How the image of a view is decoded."""
+
+    decode: str = flag(
+        "exact",
+        "How JPEGs are decoded for views. exact: whole; fast: photographs far larger than the views are shrunk to a "
+        "half, a quarter or an eighth as they are decoded, where a crop then still has a view's pixels.",
+        choices=("exact", "fast"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Cropping(Decoding):
     """How a view is cropped and distorted, and where."""
 
     augment: str = flag(
@@ -40,6 +52,8 @@ class Cropping:
 
     def check(self):
         command.require(self, 0 <= self.crop_min <= 1, "crop_min", "lies between 0 and 1")
+        decoded_once = self.decode == "fast" and self.views_on == "device"
+        command.require(self, not decoded_once, "decode", "is exact with --views_on=device, which keeps whole images")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +195,7 @@ def host_part(record, seed, kinds, inputs, options):
 
     if options.views_on == "device":
         return tuple(augment.pictures(record, seed, len(kinds)))
-    crops = augment.random_crops(record, seed, kinds, inputs.image_size)
+    crops = augment.random_crops(record, seed, kinds, inputs.image_size, options.decode)
     if options.views_on == "both":
         return tuple(augment.of_eight_bits(crops))
     return tuple(augment.distorted(crops, kinds, inputs))

@@ -21,7 +21,7 @@ UNUSED = ("dim", "temperature")
 
 
 @dataclasses.dataclass(frozen=True)
-class Tiles(flags.BNGroups):
+class Tiles(flags.BNGroups, crops.Decoding):
     """How an image is cut into 3 x 3 tiles."""
 
     tile_size: int = flag(
@@ -73,7 +73,7 @@ def views(record, seed, inputs, options):
     view = dataclasses.replace(
         crops.flipped(options), steps=("grayscale", "flip"), grayscale_probability=options.grey_share
     )
-    crop = augment.random_views(record, seed, (view,), inputs)[0]
+    crop = augment.random_views(record, seed, (view,), inputs, options.decode)[0]
     # The crop draws from `seed` itself.
     drawn = tf.random.stateless_uniform(
         (2, flags.TILES, flags.TILES), seed + tf.constant([0, 2**62], seed.dtype), alg="philox"

@@ -148,7 +148,7 @@ def save(folder, images, broken, vectors):
     with files.aside(path) as writing:
         writing.mkdir()
         parts.write(writing, images, broken, [vectors], vectors.shape[1])
-    return parts.read(path)
+    return parts.Part(images, broken, parts.vectors(path))
 
 
 def is_whole(folder, about, part):

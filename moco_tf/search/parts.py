@@ -78,13 +78,18 @@ def read(folder):
     folder = Path(folder)
     images, broken = _read_rows(folder / "images.csv", Image), _read_rows(folder / "broken.csv", Broken)
     try:
-        vectors = np.load(folder / "vectors.npy", mmap_mode="r")
-        fits = vectors.dtype == np.float16 and vectors.ndim == 2 and len(vectors) == len(images)
+        rows = vectors(folder)
+        fits = rows.dtype == np.float16 and rows.ndim == 2 and len(rows) == len(images)
     except (OSError, ValueError, EOFError):
         fits = False
     if not fits:
         raise damaged(folder / "vectors.npy")
-    return Part(images, broken, vectors)
+    return Part(images, broken, rows)
+
+
+def vectors(folder):
+    """Returns the vectors of the part in a folder, which stay on disk."""
+    return np.load(Path(folder) / "vectors.npy", mmap_mode="r")
 
 
 def damaged(path):
