@@ -47,6 +47,7 @@ CONTENTS = {
         docs/results/frontier
         docs/results/small_runs
         docs/results/evaluation
+        docs/results/search
         docs/results/pretext
         docs/results/transfer
         docs/results/cifar10

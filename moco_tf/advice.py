@@ -152,14 +152,6 @@ def after_epoch(config, logs, best_knn, features):
             f"The embeddings are collapsing: feature_std is {logs['feature_std']:.4f}, well spread ones have "
             f"{spread:.3f}. {remedy} usually helps."
         )
-    if logs.get("data_wait", 0) > WAIT:
-        remedies = ["more or faster processor cores", "smaller files"]
-        if getattr(config, "views_on", "device") == "host":
-            remedies.insert(0, "--views_on=device, which crops and distorts in the training step (or both)")
-        yield (
-            f"Training waited for images for {100 * logs['data_wait']:.0f} % of the time (data_wait). What helps: "
-            f"{', '.join(remedies)}."
-        )
     knn = logs.get("knn_top1")
     if (
         config.uses("shuffle_bn")
@@ -171,6 +163,20 @@ def after_epoch(config, logs, best_knn, features):
         yield (
             f"contrast_top1 is {logs['contrast_top1']:.3f} while kNN fell from {best_knn:.1f} to {knn:.1f} %: "
             "BatchNorm is probably leaking which key belongs to which query. Use --shuffle_bn with --bn_groups=8."
+        )
+
+
+def on_waiting(config, data_wait):
+    """Yields a sentence if training waits for images for a large share of the time, `data_wait`."""
+    if data_wait > WAIT:
+        remedies = ["more or faster processor cores", "smaller files"]
+        if getattr(config, "decode", "fast") == "exact":
+            remedies.insert(0, "--decode=fast, for photographs far larger than the views")
+        if getattr(config, "views_on", "device") == "host":
+            remedies.insert(0, "--views_on=device, which crops and distorts in the training step (or both)")
+        yield (
+            f"Training waited for images for {100 * data_wait:.0f} % of the time (data_wait). What helps: "
+            f"{', '.join(remedies)}."
         )
 
 

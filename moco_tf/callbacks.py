@@ -336,6 +336,7 @@ class Recorder(keras.callbacks.Callback):
         super().__init__()
         self.run = run
         self.config = config
+        self.told_of_waiting = False  # once is enough
         files.make_folder(run.tensorboard)
         self.writer = tf.summary.create_file_writer(files.for_tensorflow(run.tensorboard))
 
@@ -361,7 +362,9 @@ class Recorder(keras.callbacks.Callback):
             text += f", {logs['images_per_second']:.0f} images/s"
         log.info(text)
         features = self.model.query_encoder.output["features"].shape[-1]
-        for sentence in advice.after_epoch(self.config, logs, best, features):
+        on_waiting = [] if self.told_of_waiting else list(advice.on_waiting(self.config, logs.get("data_wait", 0)))
+        self.told_of_waiting = self.told_of_waiting or bool(on_waiting)
+        for sentence in (*advice.after_epoch(self.config, logs, best, features), *on_waiting):
             log.warning("  %s", sentence)
 
     def picture(self, name, image):

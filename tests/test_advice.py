@@ -1,6 +1,9 @@
+import types
+
+import numpy as np
 import pytest
 
-from moco_tf import advice
+from moco_tf import advice, callbacks
 from moco_tf.config import make, parse
 
 SETTINGS = {"batch_size": 128, "lr": 0.03, "bn_groups": 8, "dim": 128, "epochs": 20}
@@ -86,3 +89,23 @@ def test_a_leak_is_named_only_while_knn_falls():
     assert not list(advice.after_epoch(REFERENCE, leaking | {"knn_top1": 40.0}, 40.5, 512))
     (sentence,) = advice.after_epoch(REFERENCE, leaking | {"knn_top1": 38.0}, 40.5, 512)
     assert "leaking" in sentence and "40.5 to 38.0" in sentence
+
+
+def test_waiting_is_named_with_what_helps_in_this_run():
+    assert not list(advice.on_waiting(REFERENCE, 0.1))
+    (sentence,) = advice.on_waiting(REFERENCE, 0.24)
+    assert "24 % of the time" in sentence and "--views_on=device" in sentence and "--decode=fast" in sentence
+    (sentence,) = advice.on_waiting(make(views_on="both", decode="fast"), 0.24)
+    assert "--" not in sentence and "smaller files" in sentence
+
+
+def test_waiting_is_named_once_in_a_run(tmp_path, caplog):
+    run = types.SimpleNamespace(tensorboard=tmp_path / "tensorboard", rows=list, add_row=lambda row: None)
+    recorder = callbacks.Recorder(run, REFERENCE)
+    encoder = types.SimpleNamespace(output={"features": np.zeros((1, 512))})
+    recorder._model = types.SimpleNamespace(steps_done=1, query_encoder=encoder, METRICS={})
+    with caplog.at_level("WARNING", "moco_tf"):
+        for epoch, wait in enumerate((0.0, 0.3, 0.3)):
+            recorder.on_epoch_end(epoch, FIGURES | {"loss": 1.0, "data_wait": wait})
+    recorder.close()
+    assert len([record for record in caplog.records if "waited for images" in record.getMessage()]) == 1
