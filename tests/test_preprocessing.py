@@ -91,3 +91,15 @@ def test_a_file_becomes_the_same_bits_as_its_pixels(shape):
     of_encoded = tf.function(CIFAR10.of_encoded)
     expected = tf.function(CIFAR10, input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
     np.testing.assert_array_equal(of_encoded(file), expected(pixels[tf.newaxis])[0])
+
+
+@pytest.mark.parametrize("shape", [(1024, 1031), (2000, 601)])
+@pytest.mark.parametrize("preprocessing", [Preprocessing(56), Preprocessing(48, crop_ratio=1.0)])
+def test_the_central_view_of_a_large_picture_is_that_of_the_matrices(shape, preprocessing):
+    image = photograph(*shape)
+    view = preprocessing.of_record({"image": tf.constant(image)})
+    by_matrices = preprocessing(image[None])[0]
+    np.testing.assert_allclose(view, by_matrices, atol=2e-3 / 255 / min(preprocessing.std))
+    assert np.any(view != by_matrices)  # another way
+    grey = preprocessing.of_record({"image": tf.constant(image[..., :1])})
+    np.testing.assert_array_equal(grey, preprocessing.of_record({"image": tf.repeat(image[..., :1], 3, axis=-1)}))
