@@ -51,6 +51,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
         (["--flagfile", "x.flags"], "--flagfile=FILE names the file after an equals sign"),
         (["--lr=1", "--flagfile=x.flags"], "--flagfile comes first: it would override '--lr=1'"),
         (["--seed=-1"], "--seed is 0 or more; got -1"),
+        (["--decode=fast", "--views_on=device"], "--decode is exact with --views_on=device, which keeps whole images"),
         (
             ["--xla=on", "--method=memory_bank"],
             "XLA has no way to draw a memory bank's negatives: --xla is auto or off",
