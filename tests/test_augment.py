@@ -11,6 +11,7 @@ import tensorflow as tf
 from test_preprocessing import photograph
 
 from moco_tf.data import augment, image_ops
+from moco_tf.pretext import crops
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 TASKS = [recipe(size=24) for recipe in augment.RECIPES.values()]
@@ -195,3 +196,15 @@ def test_an_unknown_step_is_refused():
     task = dataclasses.replace(TASKS[0], query=augment.View(steps=("rotate",)))
     with pytest.raises(ValueError, match="rotate"):
         task({"image": IMAGE}, seed(0, 0))
+
+
+def test_a_tasks_views_of_a_large_jpeg_follow_the_flag_decode():
+    encoded = tf.io.encode_jpeg(photograph(300, 400), quality=95)
+    inputs, seed = augment.v2(16).preprocessing, tf.constant([0, 3], tf.int64)
+    cut = augment.random_crops({"image": encoded}, seed, (augment.View(steps=()),) * 2, 16, "fast")
+    for decode in ("exact", "fast"):
+        options = crops.Options(decode=decode, augment="flip")
+        kinds = (augment.View(steps=()),) * 2
+        views = crops.host_part({"image": encoded}, seed, kinds, inputs, options)
+        same = [np.array_equal(view, inputs.normalize(crop.image)) for view, crop in zip(views, cut, strict=True)]
+        assert same == 2 * [decode == "fast"]

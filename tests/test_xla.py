@@ -11,6 +11,7 @@ from moco_tf import build, replicas, run_folder
 from moco_tf.config import parse
 from moco_tf.encoders import BatchNorm, vit
 from moco_tf.methods import xla_passes
+from moco_tf.methods.mae import MAE
 
 SIZE, BATCH = 8, 8
 
@@ -129,6 +130,10 @@ class Counted(layers.Layer):
         return inputs
 
 
+def tiny_vit():
+    return vit.vit(8, 1, 2, image_size=SIZE, patch_size=4, freeze_patch=False)
+
+
 def counted(make=tiny):
     backbone = make()
     return keras.Model(backbone.input, Counted()(backbone.output))
@@ -149,9 +154,7 @@ def on_replicas(make, jit_compile):
     [
         pytest.param(lambda: moco_tf.MoCo(counted(), dim=4, queue_size=20, bn_groups=4, seed=3), 2, id="moco"),
         pytest.param(
-            lambda: moco_tf.MoCoV3(
-                counted(lambda: vit.vit(8, 1, 2, image_size=SIZE, patch_size=4)), dim=4, hidden_dim=8, head="vit"
-            ),
+            lambda: moco_tf.MoCoV3(counted(tiny_vit), dim=4, hidden_dim=8, head="vit"),
             2,
             id="moco_v3",
             marks=pytest.mark.slow,
@@ -183,6 +186,7 @@ def test_passes_compiled_on_replicas_do_what_they_do_without_and_are_compiled_on
     [
         pytest.param(moco_v3, id="BatchNorm over all replicas"),
         pytest.param(lambda: moco_tf.MoCo(no_kernel_of_xla(), dim=4, queue_size=20), id="a layer without XLA"),
+        pytest.param(lambda: MAE(tiny_vit(), decoder_width=32), id="passes that go around the backbone"),
     ],
 )
 def test_replicas_take_xla_only_for_backbones_that_it_can_compile(make):
@@ -192,6 +196,11 @@ def test_replicas_take_xla_only_for_backbones_that_it_can_compile(make):
             model.compile(moco_tf.SGD(0.1), jit_compile=True)
         model.compile(moco_tf.SGD(0.1))
     assert not model.in_xla
+
+
+def test_a_query_encoder_that_sees_some_patches_is_not_said_to_be_compiled():
+    model = moco_tf.MoCoV3(tiny_vit(), dim=4, hidden_dim=8, head="vit", token_dropout=0.5)
+    assert model.backbones_for_xla() == [model.key_encoder.layers[1]]
 
 
 def no_kernel_of_xla():

@@ -148,6 +148,9 @@ class CPC(QueueFrame):
             backbones.start_key_encoder(self.query_encoder, self.key_encoder)
             self.queue = Queue(queue_size, dim, seed=seed, name="queue")
 
+    def backbones_for_xla(self):
+        return []  # patches go through a part of the backbone, and never through the whole
+
     def prepare(self, batch, training=True):
         """In the queue's frame, moves the momentum encoder; returns all patches' keys (N G G, C), of unit length."""
         if self.frame == "in_batch":

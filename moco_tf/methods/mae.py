@@ -165,6 +165,9 @@ class MAE(Pretrainer):
         self.encode_some = some_patches.encoder_of(self.query_encoder, 1 - mask_ratio)
         self.decoder, self.patch_size = decoder(backbone, mask_ratio, decoder_depth, decoder_width)
 
+    def backbones_for_xla(self):
+        return []  # `encode_some` goes around the backbone
+
     def objective(self, batch, context, training=True):
         """The squared error at the hidden patches."""
         (images,) = batch["views"]  # n x H x W x 3
