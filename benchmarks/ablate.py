@@ -57,6 +57,7 @@ class Study:
     orderings: tuple  # ((series, x), (series, x)): by the paper, the first is better than the second
     source: str  # where the paper's figures come from, and what they are
     base: str = "configs/ablate.flags"
+    common: tuple = ()  # arguments that all points add to the base
     judged: bool = False  # also by JUDGES
     at_equal_time: bool = False  # runs the points once more, with other numbers of epochs
 
@@ -224,6 +225,7 @@ STUDIES["mae"] = Study(
     orderings=((("lambda", "1"), ("lambda", "0: MoCo v3")), (("lambda", "1"), ("lambda", "infinity: MAE"))),
     source="CAN (arXiv 2210.16870): linear probe of a ViT-B 74.8, of MAE 68.0, of SimCLR 73.5",
     base="configs/mae_moco.flags",
+    common=("--precision=float32", "--warmup_epochs=1"),  # for any processor; for fewer epochs than the recipe's 24
     judged=True,
 )
 
@@ -336,7 +338,8 @@ def run(settings, seed, flags, cores):
     epochs = next((int(f.partition("=")[2]) for f in flags.split() if f.startswith("--epochs=")), settings.epochs)
     folder = Path(settings.runs, f"{flags.replace('--', '').replace(' ', ',') or 'base'},{settings.epochs},{seed}")
     drops = f"{round(0.6 * epochs)},{round(0.8 * epochs)}"  # as v1's 120 and 160 of 200
-    arguments = [f"--flagfile={REPOSITORY / settings.base}", f"--epochs={epochs}", f"--seed={seed}"]
+    common = STUDIES[settings.study].common
+    arguments = [f"--flagfile={REPOSITORY / settings.base}", *common, f"--epochs={epochs}", f"--seed={seed}"]
     arguments += [f"--knn_every={epochs}", f"--lr_drops={drops}", *flags.split(), f"--run_dir={folder}"]
     begun = time.monotonic()
     commands = [] if figures(folder, epochs) else [("moco_tf.train", *arguments)]
