@@ -75,16 +75,9 @@ def _run(settings):
         bad = [files.printable(file) for file, valid in zip(images, outputs["valid"], strict=True) if not valid]
         print(f"{len(bad)} of them cannot be decoded, their rows are zeros: {', '.join(bad)}")
     if settings.output:
-        _save(settings.output, {"files": np.array([str(file) for file in images])} | outputs)
+        files.write_arrays(settings.output, {"files": np.array([str(file) for file in images])} | outputs)
         print(f"Wrote {files.printable(settings.output)}.")
     return _compare(settings, images, outputs) if settings.compare else 0
-
-
-def _save(path, arrays):
-    try:
-        files.write_arrays(path, arrays)
-    except OSError as error:
-        raise ConfigError(f"--output={path} cannot be written: {error.strerror}") from None
 
 
 def _compare(settings, images, outputs):

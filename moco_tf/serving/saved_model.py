@@ -14,6 +14,7 @@ A classifier's signatures also return `probabilities` float32 (N, L) and `label`
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import zipfile
@@ -209,7 +210,8 @@ def aside(path):
     """Gives a path to write to and moves it to `path` in one step after success: a server never sees half of it.
 
     Raises:
-      ConfigError: `path` exists or cannot be made.
+      ConfigError: `path` exists.
+      OSError: the path cannot be written; also where TensorFlow says so.
     """
     absolute = Path(path).absolute()
     exists = ConfigError(f"{path} exists: choose another place, or delete it yourself")
@@ -220,8 +222,8 @@ def aside(path):
         with files.aside(absolute, replaces=False) as writing:
             yield writing
     except OSError as error:
-        if os.path.lexists(absolute):  # the path was made meanwhile
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):  # the path was made meanwhile
             raise exists from None
-        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise
     except ERRORS as error:  # TensorFlow failed to write
-        raise ConfigError(f"{path} cannot be written: {reason(error)}") from None
+        raise OSError(errno.EIO, reason(error), str(path)) from None
