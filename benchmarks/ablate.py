@@ -59,7 +59,7 @@ class Study:
     base: str = "configs/ablate.flags"
     common: tuple = ()  # arguments that all points add to the base
     judged: bool = False  # also by JUDGES
-    at_equal_time: bool = False  # runs the points once more, with other numbers of epochs
+    at_equal_time: bool = False  # runs the points once more, with other numbers of epochs; x is then in no order
 
 
 SIZES = ("128", "512", "1024", "4096")
@@ -270,7 +270,7 @@ def ablate(settings):
         failures += run_missing(settings, study, known, file)
     if write(file, study, known):
         means = summary(study, known, settings.epochs)
-        plot(settings.study, study, means, file.with_suffix(".png"))
+        plot(settings.study, study, means, untrained(study, known, settings.epochs), file.with_suffix(".png"))
         print(f"{file}\n{file.with_suffix('.png')}")
         print(f"{table(study, means)}\nThe paper's figures: {study.source}.\n{verdict(study, means)}")
         if study.judged:
@@ -422,6 +422,17 @@ def summary(study, known, epochs):
     return {place: values for place, values in found.items() if values}
 
 
+def untrained(study, known, epochs):
+    """Returns {x: mean kNN top-1 of the untrained encoders}."""
+    found = {}
+    for point in study.points:
+        of_seeds = [
+            float(row["untrained_knn_top1"]) for key, row in known.items() if key[:2] == (name(point.flags), epochs)
+        ]
+        found |= {point.x: statistics.mean(of_seeds)} if of_seeds else {}
+    return found
+
+
 def table(study, values):
     """Lines of Markdown: each point's kNN top-1, mean and seeds, beside the paper's figure."""
     lines = [f"| | {study.axis} | kNN top-1, % | seeds | paper |", "|---|---|---|---|---|"]
@@ -475,8 +486,8 @@ def verdict(study, values):
     )
 
 
-def plot(title, study, values, path):
-    """Draws kNN against x: the mean of the seeds, with bars from the lowest to the highest."""
+def plot(title, study, values, untrained, path):
+    """Draws kNN against x: the mean of the seeds, with bars from the lowest to the highest, and untrained encoders."""
     try:
         import matplotlib
     except ImportError:
@@ -499,14 +510,17 @@ def plot(title, study, values, path):
             [max(v) - m for m, v in zip(means, seeds, strict=True)],
         ]
         shifted = [x + 0.06 * (number - (len(series) - 1) / 2) for x in xs]
-        axes.errorbar(shifted, means, bars, marker="o", capsize=4, label=one, linestyle="-" if len(xs) > 1 else "")
-    axes.set_xticks(range(len(places)), places)
+        line = "-" if len(xs) > 1 and not study.at_equal_time else ""
+        axes.errorbar(shifted, means, bars, marker="o", capsize=4, label=one, linestyle=line)
+    drawn = [x for x in places if x in untrained]
+    axes.plot([places.index(x) for x in drawn], [untrained[x] for x in drawn], "_", color="0.5", label="untrained")
+    crowded = sum(map(len, places)) > 60
+    axes.set_xticks(range(len(places)), places, rotation=30 * crowded, ha="right" if crowded else "center")
     axes.set(
         xlabel=study.axis, ylabel="kNN top-1, %", title=f"{title}: mean of the seeds, bars from lowest to highest"
     )
     axes.spines[["top", "right"]].set_visible(False)
-    if len(series) > 1:
-        axes.legend(frameon=False)
+    axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from every_task import TASKS
 from PIL import Image
-from test_train import assert_same_run, rows
+from test_train import assert_a_run_goes_on, rows
 
 from moco_tf import build, frozen, start_from, torch_weights
 from moco_tf.command import ConfigError
@@ -355,11 +355,8 @@ def grey(tmp_path_factory, weights):
 @pytest.mark.slow
 def test_a_run_of_many_channels_goes_on_bit_for_bit_with_knn(bands, tmp_path):
     _, flags = bands
-    assert main([*flags, f"--run_dir={tmp_path / 'whole'}"]) == 0
-    for last in (1, 2):
-        assert main([*flags, f"--run_dir={tmp_path / 'parts'}", f"--max_steps={last}"]) == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
-    assert 0 <= float(rows(tmp_path / "parts")[-1]["knn_top1"]) <= 100
+    whole = assert_a_run_goes_on(tmp_path, flags, at=1, steps=2)
+    assert 0 <= float(rows(whole)[-1]["knn_top1"]) <= 100
 
 
 def test_a_run_of_many_channels_says_what_is_left_out_and_shows_its_views_in_grey(bands):

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from every_task import TASKS, flags, of_text
 from test_saved_model import c_api
-from test_train import assert_same_run, rows
+from test_train import assert_a_run_goes_on, rows
 
 import moco_tf
 from moco_tf import build
@@ -31,19 +31,14 @@ def _a_small_transformer(monkeypatch):
     monkeypatch.setattr(vit, "vit_tiny", every_task.small_transformer)
 
 
-DAILY = ("cmc", "cluster", "simcse", "mae_moco")  # one of each kind; the others are slow, and begin with `-m slow`
+DAILY = ("cluster", "simcse")  # of images and of words; the others are slow, and begin with `-m slow`
 
 
 @pytest.mark.parametrize(
     "task", [task if task in DAILY else pytest.param(task, marks=pytest.mark.slow) for task in TASKS]
 )
 def test_a_run_goes_on_bit_for_bit_and_its_encoder_is_judged_and_served(task, data, tmp_path):
-    whole = tmp_path / "whole"
-    assert main([*flags(task, data), f"--run_dir={whole}"]) == 0
-    steps = int(rows(whole)[-1]["step"])
-    for last in (steps // 2 - 1, steps):
-        assert main([*flags(task, data), f"--run_dir={tmp_path / 'parts'}", f"--max_steps={last}"]) == 0
-    assert_same_run(whole, tmp_path / "parts")
+    whole = assert_a_run_goes_on(tmp_path, flags(task, data), at=9, steps=12)
     dataset = flags(task, data)[1]
     judged = [dataset, "--train_split=train", "--eval_split=train", f"--output={tmp_path / 'knn'}"]
     assert knn.main([f"--encoder={whole}", "--k=3", *judged]) == 0

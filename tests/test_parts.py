@@ -9,7 +9,7 @@ import tensorflow as tf
 from every_task import write
 from exactness import assert_goes_on
 from keras import layers
-from test_train import assert_same_run
+from test_train import assert_a_run_goes_on
 from test_views_on import FLAGS
 
 import moco_tf
@@ -165,10 +165,7 @@ def test_small_crops_are_of_their_own_size_and_area(views_on):
 def test_a_run_goes_on_bit_for_bit(tmp_path, more):
     write(tmp_path / "data/train", 24)
     flags = [f"--dataset={tmp_path / 'data'}", *FLAGS, "--epochs=3", *more]
-    assert main([*flags, f"--run_dir={tmp_path / 'whole'}"]) == 0
-    for steps in (4, 9):
-        assert main([*flags, f"--run_dir={tmp_path / 'parts'}", f"--max_steps={steps}"]) == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_a_run_goes_on(tmp_path, flags, at=8, steps=9)
 
 
 def test_an_encoder_takes_any_size_only_where_its_views_are_of_several():

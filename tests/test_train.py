@@ -381,13 +381,23 @@ def test_a_row_whose_checkpoint_was_not_written_is_written_once(undisturbed, wit
     assert_same_run(undisturbed, without_its_last_checkpoint)
 
 
-def halved(folder, arguments):
-    """A run of four steps and a copy of it that went on from its second."""
+def halved(folder, arguments, at=2, steps=4):
+    """A run of so many steps and a copy of it that will go on from the one `at`; their folders."""
     whole, halves = folder / "whole", folder / "halves"
-    assert main([*arguments, f"--run_dir={whole}", "--max_steps=4", "--checkpoint_every=2"]) == 0
+    assert main([*arguments, f"--run_dir={whole}", f"--max_steps={steps}", f"--checkpoint_every={at}"]) == 0
     shutil.copytree(whole, halves)
-    shutil.rmtree(halves / "checkpoints/step-000000004")  # as if killed before it was there
+    for step in range(at + 1, steps + 1):  # as if killed before it was there
+        shutil.rmtree(halves / f"checkpoints/step-{step:09d}", ignore_errors=True)
+    assert last_checkpoint(halves) == at
     return whole, halves
+
+
+def assert_a_run_goes_on(folder, arguments, at=2, steps=4):
+    """A run that is stopped after a step and started again ends as an undisturbed one does; returns its folder."""
+    whole, halves = halved(folder, arguments, at, steps)
+    assert main([*arguments, f"--run_dir={halves}", f"--max_steps={steps}"]) == 0
+    assert_same_run(whole, halves)
+    return whole
 
 
 @pytest.fixture(scope="module")

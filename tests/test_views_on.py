@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from every_task import write
 from test_preprocessing import photograph
-from test_train import assert_same_run
+from test_train import assert_a_run_goes_on
 
 from moco_tf.data import __main__ as data_command
 from moco_tf.data import augment, sources, views
@@ -141,10 +141,7 @@ def test_a_run_with_views_of_the_device_goes_on_bit_for_bit(tmp_path, more):
     """On two replicas, and machines, every day in tests/test_workers.py."""
     write(tmp_path / "data/train", 32)
     flags = [f"--dataset={tmp_path / 'data'}", *FLAGS, *more]
-    assert main([*flags, f"--run_dir={tmp_path / 'whole'}"]) == 0
-    for steps in (2, 4):
-        assert main([*flags, f"--run_dir={tmp_path / 'parts'}", f"--max_steps={steps}"]) == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_a_run_goes_on(tmp_path, flags)
 
 
 def test_images_of_several_sizes_are_refused_with_the_way_out(tmp_path, capsys):
