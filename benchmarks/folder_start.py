@@ -23,7 +23,13 @@ def main():
     parser.add_argument("--manifest", help=argparse.SUPPRESS)  # one start, in a process of its own
     arguments = parser.parse_args()
     if arguments.manifest:
-        return start(arguments.folder, arguments.manifest)
+        found = measure(arguments.folder, arguments.manifest)
+        parts = ", ".join(f"{name} {found[name]:.1f}" for name in ("listing", "check", "source and batch"))
+        print(
+            f"{found['files']} files, {found['seconds']:.1f} s to the first batch ({parts}), "
+            f"{found['processor time']:.1f} s of processor time, {found['mb']:.0f} MB more memory"
+        )
+        return
     if not arguments.folder.exists():
         fill(arguments.folder, arguments.files)
     with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +50,8 @@ def fill(folder, files):
         (place / f"{number:06d}.jpg").write_bytes(images[number % len(images)])
 
 
-def start(path, manifest):
+def measure(path, manifest):
+    """Starts on a folder, up to the first batch of views; returns {"files", "seconds", its parts, "mb"}."""
     from moco_tf.startup import load_tensorflow
 
     load_tensorflow()
@@ -62,12 +69,15 @@ def start(path, manifest):
     source = checked.source()
     next(iter(batches(source, augment.cifar(32), 64, seed=0)))
     ended, worked = time.perf_counter(), time.process_time() - worked
-    beyond = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(
-        f"{source.size} files, {ended - began:.1f} s to the first batch (listing {scanned - began:.1f}, "
-        f"check {verified - scanned:.1f}, source and batch {ended - verified:.1f}), {worked:.1f} s of processor time, "
-        f"{beyond:.0f} MB more memory"
-    )
+    return {
+        "files": source.size,
+        "seconds": ended - began,
+        "listing": scanned - began,
+        "check": verified - scanned,
+        "source and batch": ended - verified,
+        "processor time": worked,
+        "mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+    }
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def before_training(config, size, bfloat16=False):
 
 def _on_the_queue(config, size):
     K, N = config.queue_size, config.batch_size
-    keys = N * (2 if config.symmetric else getattr(config, "positives", 1))  # enqueued by each step
+    keys = N * (getattr(config, "positives", 1) + config.symmetric)  # enqueued by each step
     yield (
         f"Is this loss normal? It starts somewhere below ln(K + 1) = {math.log(K + 1):.2f} and first rises, "
         f"while the queue's random keys give way to real ones ({math.ceil(K / keys)} steps); after that it falls."

@@ -103,7 +103,7 @@ def knn_monitor(config, train_source, run):
 
 
 def _means_nothing(bank, queries):
-    """Returns why the kNN accuracy of `bank` on `queries` says nothing, or None."""
+    """Returns the reason why the kNN accuracy of `queries` among `bank` would mean nothing, or None."""
     if same := bank.shared_with(queries):
         return (
             f"{same} of the {queries.size} {queries.unit} of {queries.name} are trained on, and each would find itself"

@@ -57,7 +57,7 @@ def run(program, doc, function, arguments):
     except Exception as error:
         if not (line := of_the_machine(error)):
             raise
-        mended = "mend that, and run the command again; what was written before is whole"
+        mended = "mend this and run the command again; files that were already written are complete"
         print(f"{program}: {line}: {mended}", file=sys.stderr)
         return 1
 

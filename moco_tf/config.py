@@ -135,8 +135,8 @@ class Data:
     channels: int = flag(
         3,
         "Channels of the images. 3: in colour; 1: read as grey; any other number: arrays in .npy files, uint8 "
-        "(height, width, channels), which moco_tf.data.convert makes of TIFFs. But for 3, random steps that need "
-        "colours are left out (docs/data.md).",
+        "(height, width, channels), which moco_tf.data.convert makes of TIFFs. With any number other than 3, "
+        "random steps that need colours are left out (docs/data.md).",
     )
     exif: bool = flag(
         False, "Turn and mirror JPEGs as their EXIF data says; a folder's or a list's. MoCo's papers: as stored."
@@ -173,8 +173,8 @@ class Network:
     dim: int = flag(128, "Length of the embedding. v1, v2: 128, v3: 256.")
     hidden_dim: int = flag(
         0,
-        "Width of the head's hidden layers; 0: as many as features (R50: 2048, as v2), with moco_v3 the paper's "
-        "4096, with position and jigsaw twice as many as features.",
+        "Width of the head's hidden layers; 0: as many as features (R50: 2048, as v2), with moco_v3 and "
+        "mae_moco the paper's 4096, with cpc 256, with position and jigsaw twice as many as features.",
     )
     temperature: float = flag(0.2, "T of the loss. v1: 0.07, v2: 0.2, v3: R50 1.0, ViT 0.2, SimCLR 0.1.")
     precision: str = flag(

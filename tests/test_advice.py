@@ -75,6 +75,8 @@ def test_a_doubtful_setting_is_named(changed, size, words):
 def test_all_keys_of_a_step_count_and_masked_siblings_are_no_negatives():
     guess, queue = before(make(**SETTINGS, queue_size=16384, symmetric=True), 6000)
     assert "(64 steps)" in guess and "Consider --queue_size=8192" in queue
+    (guess,) = before(make(**SETTINGS, queue_size=16384, symmetric=True, positives=2), 6000)
+    assert "(43 steps)" in guess
     assert len(before(make(**SETTINGS, queue_size=16384, mask_siblings=True), 6000)) == 1
 
 

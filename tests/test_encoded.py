@@ -309,3 +309,25 @@ def test_a_png_of_more_compressed_chunks_than_any_needs_is_refused(kind):
     chunk = b"\0\0\0\0" + kind + zlib.crc32(kind).to_bytes(4, "big")
     assert problem_of(data[:33] + 16 * chunk + data[33:]) == ""
     assert problem_of(data[:33] + 17 * chunk + data[33:]) == "a PNG of more than 16 compressed texts and profiles"
+
+
+def test_a_webp_without_a_chunks_name_is_refused_whatever_size_its_bytes_say():
+    lossless = file_of(RGB, "WebP", lossless=True)
+    start = lossless.index(b"VP8L") + 8
+    bare = bytearray(lossless[:12] + lossless[start:])  # libwebp decodes it
+    bare[4:8] = (len(bare) - 8).to_bytes(4, "little")
+    assert tuple(tf.io.decode_image(bytes(bare)).shape[-3:-1]) == RGB.size[::-1]
+    bare[26:30] = b"\1\0\1\0"  # 1 x 1, where a lossy one has its size
+    assert problem_of(bytes(bare)) == "none of JPEG, PNG, BMP, GIF, WebP"
+    lossy = file_of(RGB, "WebP")
+    assert problem_of(lossy) == "" and problem_of(lossy[:23] + b"\0\0\0" + lossy[26:]) != ""
+
+
+@pytest.mark.parametrize("searched", [1, 5, 64])
+def test_markers_are_counted_across_the_windows_of_a_search(monkeypatch, searched):
+    monkeypatch.setattr(encoded, "SEARCHED", searched)
+    text = np.random.default_rng(0).choice(np.frombuffer(b"ab\xff\xda", np.uint8), 300).tobytes()
+    for parts in ((b"\xff\xda",), (b"aba", b"\xda\xffb")):
+        wanted = sum(text.startswith(parts, place) for place in range(len(text)))
+        assert encoded._occurrences(tf.constant(text), *parts) == wanted > 0
+    assert encoded._occurrences(tf.constant(b""), b"ab") == encoded._occurrences(tf.constant(b"a"), b"ab") == 0

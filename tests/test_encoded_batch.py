@@ -87,6 +87,13 @@ def test_more_pixels_than_a_request_may_have_are_refused_by_the_headers_alone(re
         assert rule in error.value.message and "--request_megapixels" in error.value.message
 
 
+def test_a_jpeg_counts_once_for_every_64_of_its_scans(request_of):
+    progressive = file_of(RGB, "JPEG", progressive=True)  # 2,000 pixels, 10 scans
+    assert request_of(3 * [progressive + 54 * b"\xff\xda"])[1].all()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="these 3 have 12000"):
+        request_of(3 * [progressive + 55 * b"\xff\xda"])
+
+
 def test_the_limit_of_every_exports_flag_is_that_of_python():
     for module in (export_encoder, export_classifier, export_transfer):
         assert module.Settings.__dataclass_fields__["request_megapixels"].default == encoded_batch.REQUEST_MEGAPIXELS

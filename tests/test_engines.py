@@ -121,7 +121,7 @@ def timed(monkeypatch):
 
     def set(tensorflow, errors=(0.0, 0.0), **rates):
         stand_ins = {name: stand_in(name, error) for name, error in zip(rates, errors, strict=True)}
-        monkeypatch.setattr(engines, "OPENED", stand_ins)
+        monkeypatch.setattr(engines, "RUNTIMES", stand_ins)
 
         def seconds_of(encode, images):
             ran.clear()

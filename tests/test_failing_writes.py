@@ -156,7 +156,7 @@ def test_what_the_machine_refuses_is_a_line_of_every_command(capsys, error, line
         raise error
 
     assert command.run("moco_tf.command", "", work, []) == 1
-    mended = "mend that, and run the command again; what was written before is whole"
+    mended = "mend this and run the command again; files that were already written are complete"
     assert capsys.readouterr().err == f"moco_tf.command: {line}: {mended}\n"
 
 

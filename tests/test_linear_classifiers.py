@@ -20,7 +20,7 @@ def _blobs(count, seed, classes=8, width=24, spread=1.3):
 def test_each_of_many_heads_learns_as_the_projects_sgd_teaches_one_alone():
     features, labels = _blobs(96, 1)
     rates = [0.3, 30.0]
-    heads = linear_classifiers.Heads(24, 8, rates, seed=5)
+    heads = linear_classifiers.LinearClassifiers(24, 8, rates, seed=5)
     start = heads.folded()
     factors = [1.0, 0.1]
     list(linear_classifiers.fit(heads, features, labels, 40, factors, seed=2))
@@ -48,7 +48,7 @@ def test_each_of_many_heads_learns_as_the_projects_sgd_teaches_one_alone():
 
 
 def test_heads_start_at_normal_weights_of_a_hundredth_and_zero_biases():
-    kernel, bias = linear_classifiers.Heads(400, 50, [1.0, 2.0], seed=3).folded()
+    kernel, bias = linear_classifiers.LinearClassifiers(400, 50, [1.0, 2.0], seed=3).folded()
     assert kernel.std() == pytest.approx(0.01, rel=0.02) and abs(kernel.mean()) < 1e-4
     np.testing.assert_array_equal(kernel[:, 0], kernel[:, 1])
     assert not bias.any()
@@ -56,7 +56,7 @@ def test_heads_start_at_normal_weights_of_a_hundredth_and_zero_biases():
 
 def test_a_folded_batch_norm_gives_the_logits_of_norm_and_classifier():
     features, labels = _blobs(200, 1)
-    heads = linear_classifiers.Heads(24, 8, [0.1], batch_norm=True)
+    heads = linear_classifiers.LinearClassifiers(24, 8, [0.1], batch_norm=True)
     list(linear_classifiers.fit(heads, features + 3, labels, 50, [1.0] * 5))
     assert isinstance(heads.norm, BatchNorm) and not heads.norm.trainable_variables
     kernel, bias = heads.folded()
@@ -71,7 +71,7 @@ def test_the_probe_is_within_a_point_of_scikit_learns_logistic_regression():
     rates = [10**n for n in (-2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5)]
     factors = [0.5 * (1 + np.cos(np.pi * epoch / 40)) for epoch in range(40)]
     held_out = linear_classifiers.search(features, labels, 8, rates, 128, factors)
-    heads = linear_classifiers.Heads(24, 8, [rates[int(held_out.argmax())]])
+    heads = linear_classifiers.LinearClassifiers(24, 8, [rates[int(held_out.argmax())]])
     list(linear_classifiers.fit(heads, features, labels, 128, factors))
     kernel, bias = (part[..., 0, :] for part in heads.folded())
     ours = 100 * (linear_classifiers.rank(test_features, kernel, bias)[:, 0] == test_labels).mean()

@@ -1,4 +1,4 @@
-"""Tasks that are reconstructions: what is spoilt, what is told, and losses as loops have them."""
+"""Tasks that are reconstructions: what is corrupted, what is predicted, and losses as loops have them."""
 
 import keras
 import numpy as np
@@ -38,12 +38,12 @@ def batches(model, steps, seed=0):
 
 
 def seen_and_told(model, images):
-    """What the encoder saw of a batch in the first step, what `spoilt` gives beside, and what the decoder told."""
+    """What the encoder saw in the first step, what `corrupted` gives beside, and what the decoder predicted."""
 
     def draw(shape, random=tf.random.stateless_uniform):
         return random((BATCH, *shape), (3, 0), dtype=model.totals.dtype, alg="philox")
 
-    seen, beside = model.spoilt(images, draw)
+    seen, beside = model.corrupted(images, draw)
     return seen.numpy(), beside, model.decoder(model.maps_of(seen, training=True), training=True).numpy()
 
 

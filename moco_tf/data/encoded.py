@@ -5,6 +5,8 @@ graph operations, most of them on one scalar string. Images of another number of
 .npy files.
 """
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -24,14 +26,17 @@ MAGIC = b"\x93NUMPY"  # the first bytes of a .npy file
 LONGEST = 4096  # bytes of its header that are read
 LUMA = (19595, 38470, 7471)  # of 65536: Pillow's weights for its mode L, those of ITU-R 601-2
 TRAILER = b";"  # of a GIF
+LOSSY = b"\x9d\x01\x2a"  # what comes before the size in a lossy WebP
 WINDOW = 2**14  # bytes of a GIF that are looked through at once
+SEARCHED = 2**20  # bytes of a file that are searched for a marker at once: a search takes several times their memory
 _HEADER = 34  # bytes that tell the format and size of all but JPEGs
 _ANY = -1  # in _BEGINNINGS
-_BEGINNINGS = np.array([  # (6, _HEADER): PNG, BMP, GIF, WebP; WebP's extended and its lossless kind
+_BEGINNINGS = np.array([  # (6, _HEADER): PNG, BMP, GIF; WebP's extended, lossless and lossy kinds
     [*text, *[_ANY] * (_HEADER - len(text))]
     for text in (
         b"\x89PNG\r\n\x1a\n", b"BM", b"GIF8",
-        *([*b"RIFF", *[_ANY] * 4, *b"WEBP", *kind] for kind in (b"", b"VP8X", b"VP8L")),
+        # libwebp also decodes what has no chunk's name there, and takes the size from other bytes.
+        *([*b"RIFF", *[_ANY] * 4, *b"WEBP", *kind] for kind in (b"VP8X", b"VP8L", [*b"VP8 ", *[_ANY] * 7, *LOSSY])),
     )
 ])  # fmt: skip
 _NUMBERS = np.zeros((15, _HEADER), np.int64)  # what each byte counts for in each number that `examine` reads
@@ -165,7 +170,7 @@ def examine(encoded):
     head = tf.cast(_bytes_of(encoded, 0, _HEADER), tf.int64)
     # All at once: each pipeline prepares this graph anew, and takes longer the more operations it has.
     begins = tf.reduce_all(tf.equal(head, _BEGINNINGS) | (_BEGINNINGS == _ANY), axis=1)
-    is_png, is_bmp, is_gif, is_webp, extended, lossless = tf.unstack(begins)
+    is_png, is_bmp, is_gif, extended, lossless, lossy = tf.unstack(begins)
     numbers = tf.reduce_sum(head * _NUMBERS, axis=1)
     # (height, width) of each; then what tells whether the file can be read
     png, bmp, gif, of_extended, of_lossless, of_lossy, others = tf.split(numbers, [2, 2, 2, 2, 2, 2, 3])
@@ -174,12 +179,12 @@ def examine(encoded):
     bmp = tf.maximum(bmp, [-1, 1] * bmp)  # a height below 0 says that the upper row is the first
     webp = tf.where(extended, of_extended + 1, tf.where(lossless, of_lossless // [2**14, 1] % 2**14 + 1,
                     of_lossy % 2**14))  # fmt: skip
-    is_format = tf.stack([is_png, is_bmp, is_gif, is_webp])
+    is_format = tf.stack([is_png, is_bmp, is_gif, extended | lossless | lossy])
     table = tf.concat([[[PNG], [BMP], [GIF], [WEBP]], tf.stack([png, bmp, gif, webp])], axis=1)
     answer = tf.gather(table, tf.argmax(tf.cast(is_format, tf.int32)))
     answer = tf.cond(is_gif, lambda: _with_first_frames_size(encoded, answer), lambda: answer)
     whole_bytes = tf.reduce_any(bits == [8, 24, 32]) & ((compression == 0) | ((compression == 3) & (bits == 32)))
-    chunks = tf.add_n([_occurrences(encoded, kind) for kind in (b"zTXt", b"iTXt", b"iCCP")])
+    chunks = _occurrences(encoded, b"zTXt", b"iTXt", b"iCCP")
     size = answer[1:]
     is_fine = tf.stack([  # as `_PROBLEMS` names them
         tf.strings.length(encoded) > 0,
@@ -219,7 +224,10 @@ def scans(encoded):
     The marker of a scan does not occur in a scan's data. It does occur in a thumbnail, or in a video behind the image,
     about once in 65,536 bytes.
     """
-    return _occurrences(encoded, bytes([0xFF, START_OF_SCAN]))
+    encoded, marker = tf.convert_to_tensor(encoded), bytes([0xFF, START_OF_SCAN])
+    if encoded.shape.rank == 0:
+        return _occurrences(encoded, marker)
+    return tf.map_fn(lambda one: _occurrences(one, marker), encoded, fn_output_signature=tf.int64)
 
 
 def verify(encoded, channels=3):
@@ -399,11 +407,21 @@ def _look_up(bmp, image):
     return tf.gather(colours, tf.cast(image[..., 0], tf.int32))
 
 
-def _occurrences(texts, part):
-    """How often `part` occurs in each string, int64."""
-    texts = tf.convert_to_tensor(texts)
-    parts = tf.strings.split(texts, part)
-    return (tf.size(parts, tf.int64) if texts.shape.rank == 0 else parts.row_lengths()) - 1
+def _occurrences(text, *parts):
+    """How often any of `parts`, bytes of one length, occurs in a scalar string, int64."""
+    data, more = tf.io.decode_raw(text, tf.uint8), len(parts[0]) - 1
+    number = tf.maximum(tf.size(data) - more, 0)
+
+    def on(at, count):
+        size = tf.minimum(number - at, SEARCHED)
+        window = data[at : at + size + more]
+        hits = [
+            functools.reduce(tf.logical_and, (window[place : place + size] == byte for place, byte in enumerate(part)))
+            for part in parts
+        ]
+        return at + size, count + tf.math.count_nonzero(functools.reduce(tf.logical_or, hits))
+
+    return tf.while_loop(lambda at, _: at < number, on, (0, tf.constant(0, tf.int64)), parallel_iterations=1)[1]
 
 
 def _array_header(encoded, channels=None):

@@ -54,7 +54,10 @@ def all_valid(valid):
 
 
 def _pixels(images):
-    """Returns each image's number of pixels, int64 (N,), 0 if it must not be decoded; and the images for decoding."""
+    """Returns each image's number of pixels, int64 (N,), 0 if it must not be decoded; and the images for decoding.
+
+    A JPEG counts once for every `MAX_SCANS` scans, since each scan goes through all pixels.
+    """
     is_jpeg = tf.io.is_jpeg(images)
     others, jpegs = tf.where(~is_jpeg)[:, 0], tf.where(is_jpeg)[:, 0]
 
@@ -73,8 +76,10 @@ def _pixels(images):
     sizes = _passing(jpegs, tf.gather(images, jpegs), encoded.jpeg_pixels, 1).concatenate(end).batch(number + 1)
     known, of_jpegs = sizes.with_options(_plain()).get_single_element()
     known, of_jpegs = known[:-1], of_jpegs[:-1]
-    fits = encoded.jpeg_fits(of_jpegs, encoded.scans(tf.gather(images, known)))
-    return tf.tensor_scatter_nd_add(pixels, known[:, tf.newaxis], of_jpegs * tf.cast(fits, tf.int64)), files
+    scans = encoded.scans(tf.gather(images, known))
+    fits = tf.cast(encoded.jpeg_fits(of_jpegs, scans), tf.int64)
+    times = 1 + tf.maximum(scans - 1, 0) // encoded.MAX_SCANS
+    return tf.tensor_scatter_nd_add(pixels, known[:, tf.newaxis], of_jpegs * fits * times), files
 
 
 def _passing(places, files, function, parallel):

@@ -25,8 +25,8 @@ def crops(image, choose_boxes, sides=None):
     If only one part is cut out of a JPEG, only that part is decoded.
 
     image: encoded bytes (string, scalar) or pixels (H, W, C). choose_boxes: (height, width) -> a list of boxes
-    (top, left, height, width). sides: for each part the pixels that its sides need, or None; a JPEG is then decoded at
-    a half, a quarter or an eighth of its size, the smallest at which all parts have theirs.
+    (top, left, height, width). sides: the side in pixels that each part will be resized to, or None. With it, a JPEG
+    is decoded at the smallest of 1, 1/2, 1/4 and 1/8 of its size at which each part still has that side.
     """
 
     def cut(pixels, boxes=None):

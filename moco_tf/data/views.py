@@ -1,7 +1,7 @@
 """From records to batches of views: `batches` for the trainer, `views` for a user's own tf.data.
 
-`labelled` is for classifiers, `central` is for frozen encoders, and `first` is for a look. A task is a function
-of (record, seed) that gives views.
+`labelled` is for classifiers, `central` is for frozen encoders, and `first` is for the picture of a run's views. A
+task is a function of (record, seed) that gives views.
 """
 
 import tensorflow as tf
@@ -18,8 +18,8 @@ def batches(source, task, batch_size, seed, step=0, replicas=1, worker=(0, 1), m
     most: how many of the task's views are wanted; None: all. TensorFlow leaves out the work on other views.
     at_once: does for a whole batch what `task` does per record: (numbers int64 (n,), seeds int64 (n, 2)) -> views.
 
-    With several `replicas`, the batches are N / replicas long. They are, in turn, the shares of the replicas of this
-    `worker` (its number, the number of workers). Together they make the batches that one replica would see.
+    With several `replicas`, each batch has N / replicas records; successive batches belong to the replicas of this
+    `worker` (its number, the number of workers) in their order. Together they make the batches that one replica sees.
 
     A view is a function of (seed, epoch, record): `batches(..., step=k)` is `batches(...).skip(k)` without the work.
     An epoch has the whole batches of the source in a new order; its last partial batch is dropped.

@@ -65,13 +65,13 @@ def _fastest(encoder, images, expected, total):
     ways = {"tensorflow": encoder.encode}
     try:
         model = _converted(encoder)
-        for engine in OPENED:
+        for engine in RUNTIMES:
             try:
                 ways[engine], _ = _checked(engine, model, images, expected)
             except ConfigError as error:
                 log.info(f"--engine=auto leaves {engine} out: {error}.")
     except ConfigError as error:
-        log.info(f"--engine=auto leaves {' and '.join(OPENED)} out: {error}.")
+        log.info(f"--engine=auto leaves {' and '.join(RUNTIMES)} out: {error}.")
     seconds = [{engine: seconds_of(encode, images) for engine, encode in ways.items()} for _ in range(ROUNDS)]
     rates = {engine: len(images) / min(of[engine] for of in seconds) for engine in ways}
     fastest = max(rates, key=rates.get)
@@ -103,7 +103,7 @@ def _checked(engine, model, images, expected):
     Raises:
       ConfigError: the engine's package is missing, or the engine does not take the model, or it deviates.
     """
-    run = OPENED[engine](model)
+    run = RUNTIMES[engine](model)
 
     def encode(images):
         images = np.asarray(images)
@@ -155,4 +155,4 @@ def _openvino(model):
     return lambda images: {output.any_name: values for output, values in compiled(images).items()}
 
 
-OPENED = {"onnx": _onnx_runtime, "openvino": _openvino}  # an ONNX model in bytes -> a function that runs it
+RUNTIMES = {"onnx": _onnx_runtime, "openvino": _openvino}  # an ONNX model in bytes -> a function that runs it

@@ -13,7 +13,7 @@ MOMENTUM = 0.9
 CHUNK = 4096  # images at a time outside of training
 
 
-class Heads:
+class LinearClassifiers:
     """R classifiers from the same start, each with its own learning rate, trained by SGD: momentum 0.9, no decay.
 
     The weights start as N(0, 0.01), the biases as 0.
@@ -91,7 +91,7 @@ def search(features, labels, classes, rates, batch_size, factors, held_out=0.1, 
     at_once = max(1, 2**26 // (features.shape[1] * classes))  # learning rates whose weights take 256 MB
     accuracies = []
     for first in range(0, len(rates), at_once):
-        heads = Heads(features.shape[1], classes, rates[first : first + at_once], seed, batch_norm)
+        heads = LinearClassifiers(features.shape[1], classes, rates[first : first + at_once], seed, batch_norm)
         for _ in fit(heads, _Rows(features, learning), labels[learning], batch_size, factors, seed):
             pass
         kernel, bias = heads.folded()

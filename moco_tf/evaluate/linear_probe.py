@@ -120,11 +120,15 @@ def probe(settings, encoder, train, test, learning=None, evaluation=None):
         learning = learning or subject.features(settings, encoder, train)
         subject.check_classes(learning[1], evaluation[1], train.class_names)
         rate = _best_rate(settings, *learning, classes, factors)
-        heads = linear_classifiers.Heads(evaluation[0].shape[1], classes, [rate], settings.seed, settings.batch_norm)
+        heads = linear_classifiers.LinearClassifiers(
+            evaluation[0].shape[1], classes, [rate], settings.seed, settings.batch_norm
+        )
         epochs = linear_classifiers.fit(heads, *learning, settings.batch_size, factors, settings.seed)
     else:
         rate = float(settings.lr) * (settings.batch_size / 256 if settings.lr_scaling == "linear" else 1)
-        heads = linear_classifiers.Heads(evaluation[0].shape[1], classes, [rate], settings.seed, settings.batch_norm)
+        heads = linear_classifiers.LinearClassifiers(
+            evaluation[0].shape[1], classes, [rate], settings.seed, settings.batch_norm
+        )
         epochs = _of_crops(settings, encoder, train, heads, factors)
 
     rows, last_line = [], started

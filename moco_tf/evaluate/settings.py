@@ -1,6 +1,6 @@
 """Settings that the commands of evaluation share: which encoder, which images, where the results go.
 
-The module imports nothing heavy, so a wrong flag is answered at once.
+The module imports nothing heavy, so a wrong flag is rejected at once.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ def engine_flag():
     """Makes the flag --engine of a command that encodes images with a frozen encoder; `require_engine` checks it."""
     return flag(
         "tensorflow",
-        "What computes the encoder: tensorflow, of which results repeat to the bit; onnx or openvino, which agree "
+        "What computes the encoder: tensorflow, whose results repeat bit for bit; onnx or openvino, which agree "
         "within 1e-4 of the largest value, or are refused; auto: the fastest of those that are installed, which it "
         "times where the images take TensorFlow five minutes or more.",
         choices=tuple(ENGINES),

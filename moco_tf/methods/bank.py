@@ -7,7 +7,9 @@ import keras
 import tensorflow as tf
 
 from moco_tf.methods import dictionary
-from moco_tf.methods.losses import unit_length
+from moco_tf.methods.losses import log_normalizer, unit_length
+
+LOSSES = ("infonce", "nce")
 
 
 class Bank(keras.layers.Layer):
@@ -53,6 +55,21 @@ class Bank(keras.layers.Layer):
         taken = tf.reduce_any(drawn[:, None] == numbers[None, :], axis=1)
         return tf.ensure_shape(tf.boolean_mask(drawn, ~taken)[:count], (count,))
 
+    def draw_negatives(self, loss, count, numbers, seed):
+        """Draws the records (count,) whose keys are negatives: with "nce" from all, else from outside the batch.
+
+        numbers: (N,), the records of the global batch.
+        """
+        if loss == "nce":
+            return self.draw(count, seed)
+        most = self.records - (numbers.shape[0] or 1)
+        if count > most:
+            raise ValueError(
+                f"the negatives of a batch are other records' keys: queue_size is at most {most} with "
+                f"{self.records} records and {numbers.shape[0] or 1} images a batch; got {count}"
+            )
+        return self.draw_others(count, numbers, seed)
+
     def update(self, numbers, features, momentum):
         """key <- momentum * key + (1 - momentum) * feature, scaled to length 1, for records (N,); features: (N, C).
 
@@ -64,3 +81,21 @@ class Bank(keras.layers.Layer):
         features = tf.gather(tf.cast(features, self.keys.dtype), first)
         moved = unit_length(momentum * self.look_up(numbers) + (1 - momentum) * features)
         self.keys.value.scatter_update(tf.IndexedSlices(moved, numbers))
+
+
+def numbers_of(batch, records, what="a memory bank"):
+    """Returns the numbers (n,) of a batch's records, places among `records`; what: the model's name in errors."""
+    numbers = batch.get("id")
+    if numbers is None or len(numbers.shape) != 1 or not numbers.dtype.is_integer:
+        beside = batch["views"][1] if numbers is None and len(batch["views"]) > 1 else numbers
+        got = "images alone" if beside is None else f"{beside.dtype.name} {beside.shape} beside the images"
+        raise ValueError(
+            f"{what} trains on (images, numbers): with each image the number of its record, an integer from 0 to "
+            f"{records - 1}, which is its place there; got {got}"
+        )
+    return tf.cast(numbers, tf.int64)
+
+
+def normalizer(log_z, step, queries, noise, temperature, records):
+    """Returns log Z of NCE: estimated in the first step, from the queries (N, C) of all replicas; then constant."""
+    return tf.cond(step == 0, lambda: log_normalizer(queries, noise, temperature, records), lambda: tf.identity(log_z))

@@ -1,4 +1,4 @@
-"""A pretext task that is a classification: pictures of a record are encoded, and a question about them has an answer.
+"""The base class of pretext tasks that classify: they answer a question about a record's encoded pictures.
 
 Each task defines its own pictures and questions: `rotation.py`, `position.py`, `jigsaw.py`, `exemplar.py`,
 `cluster.py`.
@@ -20,7 +20,7 @@ from moco_tf.methods.shuffle_bn import groups_here, set_groups
 class Terms(NamedTuple):
     """One value per image."""
 
-    loss: tf.Tensor  # n, mean cross-entropy of its questions
+    loss: tf.Tensor  # n, mean over its questions
     right: tf.Tensor  # n, share of its questions with a right answer
     embeddings: tf.Tensor  # n x D, of unit length, of its first picture
 

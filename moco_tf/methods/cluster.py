@@ -14,9 +14,9 @@ import tensorflow as tf
 from moco_tf import encoders
 from moco_tf.command import ConfigError
 from moco_tf.data.views import central
+from moco_tf.methods.bank import numbers_of
 from moco_tf.methods.classification import Classification
 from moco_tf.methods.keras_internals import of_several_machines
-from moco_tf.methods.memory_bank import numbers_of
 from moco_tf.optimizers import forget
 
 ITERATIONS = 20  # of k-means, in the paper

@@ -23,8 +23,8 @@ import tensorflow as tf
 
 from moco_tf import encoders, replicas
 from moco_tf.encoders import heads, two_modalities
-from moco_tf.methods import backbones, memory_bank
-from moco_tf.methods.bank import Bank
+from moco_tf.methods import backbones
+from moco_tf.methods.bank import LOSSES, Bank, normalizer, numbers_of
 from moco_tf.methods.ema import ema_update, rise_steps
 from moco_tf.methods.flags import FRAMES_OF_CMC
 from moco_tf.methods.losses import batch_info_nce, info_nce, nce, together, unit_length
@@ -48,7 +48,7 @@ def backbone(config, options, inputs, any_size=None):
 def model(config, options, inputs, source):
     """The `CMC` of a run; refuses memory banks as `memory_bank.model` does."""
     if options.frame == "memory_bank":
-        memory_bank.check_size(config, source.size)
+        config.check_bank(source.size)
     return CMC(
         backbone(config, options, inputs),
         modalities=tuple(options.modalities.split(",")),
@@ -126,9 +126,9 @@ class CMC(QueueFrame):
                 f"CMC needs frame of {', '.join(FRAMES_OF_CMC)}, queue_size > 0, temperature > 0 and 0 <= momentum "
                 f"<= 1, not frame={frame!r}, queue_size={queue_size}, temperature={temperature}, momentum={momentum}"
             )
-        if frame == "memory_bank" and not (records and loss in memory_bank.LOSSES and 0 <= bank_momentum <= 1):
+        if frame == "memory_bank" and not (records and loss in LOSSES and 0 <= bank_momentum <= 1):
             raise ValueError(
-                f"CMC's memory banks need records > 0, loss of {', '.join(memory_bank.LOSSES)} and 0 <= bank_momentum "
+                f"CMC's memory banks need records > 0, loss of {', '.join(LOSSES)} and 0 <= bank_momentum "
                 f"<= 1, not records={records}, loss={loss!r}, bank_momentum={bank_momentum}"
             )
         image_shape = backbones.image_shape(backbone, preprocessing)
@@ -174,10 +174,10 @@ class CMC(QueueFrame):
         if self.frame == "in_batch" or (self.frame == "memory_bank" and not training):
             return ()
         if self.frame == "memory_bank":
-            numbers = memory_bank.numbers_of(batch, self.records)
+            numbers = numbers_of(batch, self.records)
             everyone = replicas.gather(numbers)
             seed = (self.seed, self.step.value)
-            drawn = memory_bank.draw_negatives(self.banks[0], self.loss_kind, self.queue_size, everyone, seed)
+            drawn = self.banks[0].draw_negatives(self.loss_kind, self.queue_size, everyone, seed)
             return numbers, everyone, drawn
         if not training:
             return self._both(self.key_encoder, batch["views"][1], training)
@@ -229,7 +229,7 @@ class CMC(QueueFrame):
                 continue
             whole = tf.stop_gradient(replicas.gather(queries[place]))
             of_bank = self.temperature, self.records
-            log_z.append(memory_bank.normalizer(self.log_z.value[place], self.step.value, whole, negatives, *of_bank))
+            log_z.append(normalizer(self.log_z.value[place], self.step.value, whole, negatives, *of_bank))
             contrasts.append(nce(queries[place], keys, negatives, self.temperature, log_z[-1], self.records))
         if log_z:
             self.log_z.assign(tf.stack(log_z))

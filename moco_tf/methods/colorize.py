@@ -70,17 +70,17 @@ class Colorize(Reconstruction):
             counts += np.bincount(near[..., 0].numpy().ravel(), minlength=len(counts))
         self.weights_of_classes.assign(class_weights(counts, self.rebalance))
 
-    def spoilt(self, images, draw):
+    def corrupted(self, images, draw):
         """Returns the images, whose colours the encoder drops, and their colours (n, s, s, 2)."""
         return images, colors(images, self.preprocessing)
 
-    def loss_of(self, told, images, of_images):
-        near, shares = nearest_classes(tf.cast(of_images, told.dtype))  # n x s x s x 5 each
-        log_told = tf.gather(tf.nn.log_softmax(told), near, batch_dims=3)
-        losses = -tf.reduce_sum(shares * log_told, axis=3)
+    def loss_of(self, predicted, images, of_images):
+        near, shares = nearest_classes(tf.cast(of_images, predicted.dtype))  # n x s x s x 5 each
+        log_predicted = tf.gather(tf.nn.log_softmax(predicted), near, batch_dims=3)
+        losses = -tf.reduce_sum(shares * log_predicted, axis=3)
         weights = tf.gather(self.weights_of_classes.value, near[..., 0])
         colored = tf.reduce_any(tf.abs(of_images) > COLORLESS, axis=(1, 2, 3))
-        return tf.reduce_mean(weights * losses, axis=(1, 2)) * tf.cast(colored, told.dtype)
+        return tf.reduce_mean(weights * losses, axis=(1, 2)) * tf.cast(colored, predicted.dtype)
 
     def get_config(self):
         return super().get_config() | {"rebalance": self.rebalance}

@@ -37,15 +37,15 @@ class Denoise(Reconstruction):
         self.noise = noise
         self.level = level
 
-    def spoilt(self, images, draw):
+    def corrupted(self, images, draw):
         shape = images.shape[1:]
         if self.noise == "masking":
             kept = draw((*shape[:2], 1)) >= self.level
             return images * tf.cast(kept, images.dtype), ()
         return images + self.level * tf.cast(draw(shape, tf.random.stateless_normal), images.dtype), ()
 
-    def loss_of(self, told, images, beside):
-        return tf.reduce_mean((told - images) ** 2, axis=(1, 2, 3))
+    def loss_of(self, predicted, images, beside):
+        return tf.reduce_mean((predicted - images) ** 2, axis=(1, 2, 3))
 
     def get_config(self):
         return super().get_config() | {"noise": self.noise, "level": self.level}

@@ -7,18 +7,16 @@ with other images of the batch instead, as "Revisiting Self-Supervised Visual Re
 Axes: n images of this replica, N of the global batch, V copies of each, R records, C length of an embedding.
 """
 
-from typing import ClassVar, NamedTuple
-
 import keras
 import tensorflow as tf
 
 from moco_tf import encoders, replicas
 from moco_tf.encoders import heads
 from moco_tf.methods import backbones
-from moco_tf.methods.classification import Classification
+from moco_tf.methods.bank import numbers_of
+from moco_tf.methods.classification import Classification, Terms
 from moco_tf.methods.losses import unit_length
-from moco_tf.methods.memory_bank import numbers_of
-from moco_tf.methods.pretrainer import Pretrainer, Spread
+from moco_tf.methods.pretrainer import Pretrainer
 from moco_tf.methods.shuffle_bn import groups_here, set_groups
 
 
@@ -58,14 +56,6 @@ class Exemplar(Classification):
         return super().get_config() | {"records": self.records, "copies": self.copies}
 
 
-class Terms(NamedTuple):
-    """One value per image."""
-
-    loss: tf.Tensor  # n, mean over its ordered pairs of copies
-    right: tf.Tensor  # n, share of its pairs that are nearer than all other images
-    embeddings: tf.Tensor  # n x C, of unit length, of its first copy
-
-
 @keras.saving.register_keras_serializable("moco_tf")
 class Triplets(Pretrainer):
     """A batch is {"views": V copies, (n, H, W, 3) each}; an image's copies come closer than others, by `margin`.
@@ -80,10 +70,7 @@ class Triplets(Pretrainer):
       query_encoder: a model of normalised images -> {"features", "projection"}.
     """
 
-    METRICS: ClassVar[dict] = {
-        "accuracy": lambda terms: terms.right,
-        "feature_std": Spread(lambda terms: terms.embeddings),
-    }
+    METRICS = Classification.METRICS  # a question is an ordered pair of copies: is it nearer than all other images?
 
     def __init__(self, backbone, dim=128, copies=2, margin=0.5, bn_groups=None, preprocessing=None, **kwargs):
         backbone = backbones.of_one_output(backbone)

@@ -6,7 +6,7 @@ Imports nothing heavy, so that a wrong flag raises an error before TensorFlow lo
 
 import dataclasses
 
-from moco_tf import command
+from moco_tf import command, startup
 from moco_tf.command import ConfigError
 from moco_tf.config import flag
 
@@ -159,6 +159,22 @@ class Bank:
         """Returns the number of bytes that the memory bank of `size` images takes in each replica."""
         return size * self.dim * 4
 
+    def check_bank(self, size):
+        """Raises if `size` images leave too few outside a batch, or their bank takes over a third of the memory."""
+        if self.loss == "infonce" and self.queue_size > size - self.batch_size:
+            raise ConfigError(
+                f"--queue_size counts negatives from other images than the batch's, at most {size - self.batch_size} "
+                f"of {size} with --batch_size={self.batch_size}; got {self.queue_size}"
+            )
+        needed = self.bank_bytes(size) * max(1, self.virtual_replicas)
+        there = startup.memory()
+        if 3 * needed > there:  # a checkpoint's bank is read beside the model's own, and the rest needs memory too
+            raise ConfigError(
+                f"a memory bank has --dim={self.dim} numbers for each of {size} images, in all "
+                f"{needed / 1e9:.3g} GB, more than a third of this machine's {there / 1e9:.3g} GB (a checkpoint is "
+                "read beside it): choose a smaller --dim, or --method=moco, whose queue does not grow with the data"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class MemoryBank(BNGroups, Head, Negatives, Bank):
@@ -168,8 +184,8 @@ class MemoryBank(BNGroups, Head, Negatives, Bank):
         for name, usual in (("positives", 1), ("small_views", 0)):
             if (given := getattr(self, name, usual)) != usual:
                 raise ConfigError(
-                    f"--{name} counts views beside the query, of which a memory bank makes none, since its keys are "
-                    f"the bank's; got {given}: leave it out"
+                    f"--{name} sets further views, which a memory bank does not use: its keys come from the bank; got "
+                    f"{given}: leave it out"
                 )
         if self.xla == "on" and self.loss == "infonce":
             raise ConfigError("XLA has no way to draw a memory bank's negatives: --xla is auto or off; got on")

@@ -35,12 +35,12 @@ class Inpaint(Reconstruction):
         super().__init__(backbone, **settings)
         self.missing = missing
 
-    def spoilt(self, images, draw):
+    def corrupted(self, images, draw):
         hole = regions(draw((COARSE, COARSE, 1)), images.shape[1], self.missing)
         return images * tf.cast(1 - hole, images.dtype), hole
 
-    def loss_of(self, told, images, hole):
-        squares = hole * tf.reduce_mean((told - images) ** 2, axis=3, keepdims=True)
+    def loss_of(self, predicted, images, hole):
+        squares = hole * tf.reduce_mean((predicted - images) ** 2, axis=3, keepdims=True)
         return tf.reduce_sum(squares, axis=(1, 2, 3)) / tf.reduce_sum(hole, axis=(1, 2, 3))
 
     def get_config(self):

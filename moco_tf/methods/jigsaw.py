@@ -54,7 +54,7 @@ class Jigsaw(Classification):
 
     def questions(self, features, batch, training):
         """Returns the tiles' features in an order, (n, 1, 9D), and the order's number among the P."""
-        seed = (self.seed, self.step.value if training else tf.zeros_like(self.step.value))
+        seed = (self.seed, self.drawing_step(training))
         kinds = {"minval": 0, "maxval": self.permutations, "dtype": tf.int32}
         drawn = replicas.draw(tf.random.stateless_uniform, tf.shape(features)[0], (), seed, **kinds)  # n
         ordered = tf.gather(features, tf.gather(self.orders, drawn), axis=1, batch_dims=1)  # n x 9 x D

@@ -171,10 +171,9 @@ class MAE(Pretrainer):
     def objective(self, batch, context, training=True):
         """The squared error at the hidden patches."""
         (images,) = batch["views"]  # n x H x W x 3
-        step = self.step.value if training else tf.zeros_like(self.step.value)
-        seen = self.encode_some(images, (self.seed, step), training)
-        told = reconstruct(self.decoder, seen, images, self.patch_size, self.norm_targets, training)
-        return Terms(masked_error(*told), masked_correlation(*told))
+        seen = self.encode_some(images, (self.seed, self.drawing_step(training)), training)
+        predicted = reconstruct(self.decoder, seen, images, self.patch_size, self.norm_targets, training)
+        return Terms(masked_error(*predicted), masked_correlation(*predicted))
 
     def get_config(self):
         return super().get_config() | {

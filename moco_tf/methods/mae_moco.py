@@ -99,17 +99,19 @@ class MAEMoCo(MoCoV3):
 
     def objective(self, batch, context, training=True):
         """ctr(q1, k2) + ctr(q2, k1) + lambda (error(view 1) + error(view 2)) / 2."""
-        step = self.step.value if training else tf.zeros_like(self.step.value)
+        step = self.drawing_step(training)
         seen = [
             self.encode_some(view, (self.seed, 2 * step + place), training)
             for place, view in enumerate(batch["views"])
         ]
         contrast = self._contrast([each.projection for each in seen], context, training)  # rows of 2 n queries
-        told = [
+        predicted = [
             mae.reconstruct(self.decoder, each, view, self.patch_size, self.norm_targets, training)
             for each, view in zip(seen, batch["views"], strict=True)
         ]
-        reconstruction = tf.concat([mae.masked_error(*each) for each in told], axis=0)  # 2 n; the step takes the mean
+        reconstruction = tf.concat(
+            [mae.masked_error(*each) for each in predicted], axis=0
+        )  # 2 n; the step takes the mean
         loss = contrast.loss + self.reconstruction_weight * reconstruction
         return Terms(*contrast._replace(loss=loss), reconstruction)
 

@@ -16,16 +16,13 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from moco_tf import encoders, replicas, startup
-from moco_tf.command import ConfigError
+from moco_tf import encoders, replicas
 from moco_tf.encoders import heads
 from moco_tf.methods import backbones
-from moco_tf.methods.bank import Bank
-from moco_tf.methods.losses import info_nce, log_normalizer, nce, unit_length
+from moco_tf.methods.bank import LOSSES, Bank, normalizer, numbers_of
+from moco_tf.methods.losses import info_nce, nce, unit_length
 from moco_tf.methods.pretrainer import CONTRAST_METRICS, Pretrainer
 from moco_tf.methods.shuffle_bn import groups_here, set_groups
-
-LOSSES = ("infonce", "nce")
 
 
 class FromBank(NamedTuple):
@@ -42,7 +39,7 @@ def model(config, options, inputs, source):
     Raises:
       ConfigError: the data has too few images outside a batch, or the bank needs over a third of the machine's memory.
     """
-    check_size(config, source.size)
+    config.check_bank(source.size)
     return MemoryBank(
         encoders.of_config(config),
         source.size,
@@ -57,57 +54,6 @@ def model(config, options, inputs, source):
         preprocessing=inputs,
         seed=config.seed,
     )
-
-
-def check_size(config, size):
-    """Raises if `size` images leave too few outside a batch, or need a bank over a third of the machine's memory."""
-    if config.loss == "infonce" and config.queue_size > size - config.batch_size:
-        raise ConfigError(
-            f"--queue_size counts negatives from other images than the batch's, at most {size - config.batch_size} of "
-            f"{size} with --batch_size={config.batch_size}; got {config.queue_size}"
-        )
-    needed = config.bank_bytes(size) * max(1, config.virtual_replicas)
-    there = startup.memory()
-    if 3 * needed > there:  # a checkpoint's bank is read beside the model's own, and the rest needs memory too
-        raise ConfigError(
-            f"a memory bank has --dim={config.dim} numbers for each of {size} images, in all "
-            f"{needed / 1e9:.3g} GB, more than a third of this machine's {there / 1e9:.3g} GB (a checkpoint is read "
-            "beside it): choose a smaller --dim, or --method=moco, whose queue does not grow with the data"
-        )
-
-
-def numbers_of(batch, records, what="a memory bank"):
-    """Returns the numbers (n,) of a batch's records, places among `records`; what: the model's name in errors."""
-    numbers = batch.get("id")
-    if numbers is None or len(numbers.shape) != 1 or not numbers.dtype.is_integer:
-        beside = batch["views"][1] if numbers is None and len(batch["views"]) > 1 else numbers
-        got = "images alone" if beside is None else f"{beside.dtype.name} {beside.shape} beside the images"
-        raise ValueError(
-            f"{what} trains on (images, numbers): with each image the number of its record, an integer from 0 to "
-            f"{records - 1}, which is its place there; got {got}"
-        )
-    return tf.cast(numbers, tf.int64)
-
-
-def draw_negatives(bank, loss, count, numbers, seed):
-    """Draws the records (count,) whose keys are a step's negatives: with "nce" from all, else from outside the batch.
-
-    numbers: (N,), the records of the global batch; seed: two integers.
-    """
-    if loss == "nce":
-        return bank.draw(count, seed)
-    most = bank.records - (numbers.shape[0] or 1)
-    if count > most:
-        raise ValueError(
-            f"the negatives of a batch are other records' keys: queue_size is at most {most} with "
-            f"{bank.records} records and {numbers.shape[0] or 1} images a batch; got {count}"
-        )
-    return bank.draw_others(count, numbers, seed)
-
-
-def normalizer(log_z, step, queries, noise, temperature, records):
-    """Returns log Z of NCE: estimated in the first step, from the queries (N, C) of all replicas; then constant."""
-    return tf.cond(step == 0, lambda: log_normalizer(queries, noise, temperature, records), lambda: tf.identity(log_z))
 
 
 @keras.saving.register_keras_serializable("moco_tf")
@@ -218,7 +164,7 @@ class MemoryBank(Pretrainer):
     def _draw(self, numbers):
         """The step's negatives (K, C), the same on all replicas; numbers: (N,), the records of the global batch."""
         seed = (self.seed, self.step.value)
-        return self.bank.look_up(draw_negatives(self.bank, self.loss_kind, self.queue_size, numbers, seed))
+        return self.bank.look_up(self.bank.draw_negatives(self.loss_kind, self.queue_size, numbers, seed))
 
     def get_config(self):
         return super().get_config() | {

@@ -38,10 +38,9 @@ def model(config, options, inputs, source):
 class MoCoV3(Pretrainer):
     """Learns an image encoder from pairs of views: `fit` takes a dataset of (view, other view) image batches.
 
-    The query encoder (backbone, projector), followed by a predictor, and the key encoder (backbone, projector) encode
-    each view. The
-    key encoder's weights follow the query encoder's. Each query looks for its image's other view among the keys of the
-    global batch. BatchNorm normalises the global batch, each view separately.
+    The query encoder (backbone, projector) with its predictor encodes each view; so does the key encoder (backbone,
+    projector), whose weights follow the query encoder's. Each query looks for its image's other view among the keys of
+    the global batch. BatchNorm normalises the global batch, each view separately.
 
     Views are float32 (N, H, W, 3), normalised as the backbone expects, as `moco_tf.views` makes them. `predict`
     takes raw images, uint8 or 0-255 floats (N, H, W, 3) of any size, and returns backbone features.

@@ -110,6 +110,10 @@ class Pretrainer(KerasWays):
         """Returns {name: scalar}, the schedules' values at the current step; `RATES` has the names."""
         return {"learning_rate": self.optimizer.learning_rate}
 
+    def drawing_step(self, training):
+        """Returns the step, int64, that what a step draws is a function of; in evaluation always step 0."""
+        return self.step.value if training else tf.zeros_like(self.step.value)
+
     def watch(self, variables, gradients):
         """Returns {name: scalar} of measures of a step's gradients, for TensorBoard and callbacks.
 

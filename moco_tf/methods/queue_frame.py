@@ -1,4 +1,4 @@
-"""The base class of models with two frames: they learn with the batch's keys, or with momentum keys and a queue."""
+"""The base class of models with several frames: in "queue" they learn with momentum keys and a queue."""
 
 from moco_tf.methods.ema import cosine_momentum
 from moco_tf.methods.pretrainer import Pretrainer

@@ -1,4 +1,4 @@
-"""A pretext task that is a reconstruction: an encoder sees a spoilt image, and a decoder predicts what it was.
+"""A pretext task that is a reconstruction: an encoder sees a corrupted image, and a decoder predicts what it was.
 
 Each task defines how to spoil an image and what to predict: `denoise.py`, `inpaint.py`, `colorize.py`.
 
@@ -61,7 +61,7 @@ class Reconstruction(Pretrainer):
         for part in (self.query_encoder, self.decoder):
             set_groups(part, self.groups_here)
 
-    def spoilt(self, images, draw):
+    def corrupted(self, images, draw):
         """Returns what the encoder sees of images (n, S, S, 3), and what `loss_of` needs beside them.
 
         draw: a function of a shape, and of `tf.random.stateless_uniform` or a similar function, -> random numbers
@@ -70,25 +70,26 @@ class Reconstruction(Pretrainer):
         """
         raise NotImplementedError
 
-    def loss_of(self, told, images, beside):
+    def loss_of(self, predicted, images, beside):
         """Returns each image's loss (n,).
 
-        told: the decoder's pictures (n, S / shrinks, S / shrinks, C) float32; beside: the second result of `spoilt`.
+        predicted: the decoder's pictures (n, S / shrinks, S / shrinks, C) float32; beside: the second result of
+        `corrupted`.
         """
         raise NotImplementedError
 
     def objective(self, batch, context, training=True):
         (images,) = batch["views"]
-        seed = (self.seed, self.step.value if training else tf.zeros_like(self.step.value))
+        seed = (self.seed, self.drawing_step(training))
 
         def draw(shape, random=tf.random.stateless_uniform):
             return replicas.draw(random, tf.shape(images)[0], shape, seed, dtype=self.totals.dtype)
 
-        seen, beside = self.spoilt(images, draw)
+        seen, beside = self.corrupted(images, draw)
         maps = self.maps_of(seen, training=training)  # n x h x h x D
-        told = tf.cast(self.decoder(maps, training=training), self.totals.dtype)
-        embeddings = unit_length(tf.reduce_mean(tf.cast(maps, told.dtype), axis=(1, 2)))
-        return Terms(self.loss_of(told, tf.cast(images, told.dtype), beside), embeddings)
+        predicted = tf.cast(self.decoder(maps, training=training), self.totals.dtype)
+        embeddings = unit_length(tf.reduce_mean(tf.cast(maps, predicted.dtype), axis=(1, 2)))
+        return Terms(self.loss_of(predicted, tf.cast(images, predicted.dtype), beside), embeddings)
 
     def get_config(self):
         return super().get_config() | {"bn_groups": self.bn_groups, "seed": self.seed}

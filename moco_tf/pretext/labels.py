@@ -1,6 +1,6 @@
 """MoCo with labels: images of one class are one thing.
 
-This is the best that ids can give, and not self-supervised.
+It uses labels, so it is not self-supervised: an upper bound of what is learnt from which images belong together.
 
 Data: images with labels. Supervision: the labels. Sources: SupCon (arXiv:2004.11362) and its code's MoCo form, UberNCE
 (arXiv:2010.09709): the positives of a query are its own key and all keys of its label in batch and queue. An image

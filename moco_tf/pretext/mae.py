@@ -24,13 +24,14 @@ class Masking(crops.Cropping):
     arch: str = flag("vit_small", "A ViT, whose patches can be hidden. MAE: vit_base and larger.", ARCHITECTURES)
     patch_size: int = flag(16, "Side of the patches, in pixels; --image_size is a multiple of it. MAE: 16.")
     freeze_patch: bool = flag(
-        False, "Leave the ViT's patch projection as it was drawn; pixels are told better when it learns. MAE: off."
+        False,
+        "Leave the ViT's patch projection as it was drawn; pixels are predicted better when it learns. MAE: off.",
     )
     mask_ratio: float = flag(0.75, "Share of the patches that are hidden, drawn anew for each image. MAE: 0.75.")
     decoder_depth: int = flag(2, "Blocks of the decoder, which is for training alone. MAE: 8.")
     decoder_width: int = flag(128, "Width of the decoder, a multiple of 32, which each of its heads has. MAE: 512.")
     norm_targets: bool = flag(
-        True, "Bring the pixels of each patch that is to be told to mean 0 and variance 1. MAE: on in its best."
+        True, "Bring the pixels of each patch that is to be predicted to mean 0 and variance 1. MAE: on in its best."
     )
 
     def check(self):

@@ -1,6 +1,6 @@
 """Code that the commands of search share: how they run, and what they refuse.
 
-The module imports nothing heavy, so a wrong flag is answered at once.
+The module imports nothing heavy, so a wrong flag is rejected at once.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """Gets embeddings from a TF Serving server: sends image files in batches, receives arrays.
 
-REST needs the standard library and NumPy. gRPC needs tensorflow-serving-api, which installs TensorFlow. REST and gRPC
+REST needs NumPy and what `import moco_tf` needs. gRPC needs tensorflow-serving-api, which installs TensorFlow. Both
 send encoded images of any size to the signature `encoded_images`; see `saved_model.py`.
 """
 

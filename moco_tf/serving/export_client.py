@@ -5,7 +5,7 @@
       --compare=models/encoder
 
 The first command asks localhost:8501 over REST. The .npz file holds `files` and each of the model's outputs, with one
-row per file. REST needs only NumPy, not TensorFlow. With --compare, the exit status is 1 if server and SavedModel
+row per file. REST does not need TensorFlow. With --compare, the exit status is 1 if server and SavedModel
 differ.
 """
 

@@ -1,4 +1,4 @@
-"""The flag that all exports share. The module imports nothing heavy, so a wrong flag is answered at once."""
+"""The flag that all exports share. The module imports nothing heavy, so a wrong flag is rejected at once."""
 
 from moco_tf import command
 

@@ -1,6 +1,6 @@
 """Settings that the commands of transfer share: which encoder, which images, how it learns, where the results go.
 
-The module imports nothing heavy, so a wrong flag is answered at once.
+The module imports nothing heavy, so a wrong flag is rejected at once.
 """
 
 import dataclasses
