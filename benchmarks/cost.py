@@ -80,8 +80,12 @@ def plot(found, path):
     figure, panels = plt.subplots(2, len(found), figsize=(3.2 * len(found), 6), constrained_layout=True, squeeze=False)
     for column, (axis, rows) in zip(panels.T, found.items(), strict=True):
         for axes, (name, label) in zip(column, (("seconds", "seconds"), ("mb", "peak memory, MB")), strict=True):
-            axes.plot([row["value"] for row in rows], [max(row[name], 1e-3) for row in rows], "o-")
+            axes.plot([row["value"] for row in rows], [max(row[name], 1e-3) for row in rows], "o-")  # the scale is log
             axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
+            axes.set_xticks(values := [row["value"] for row in rows], [f"{value:,}" for value in values], rotation=45)
+            axes.minorticks_off()
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(low, high / 20), high)  # a flat curve looks flat
             axes.spines[["top", "right"]].set_visible(False)
         column[0].set_title(AXES[axis][0], fontsize=9)
     figure.savefig(path, dpi=110)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf import config as config_lib
-from moco_tf import encoders, replicas, run_folder, schedules
+from moco_tf import encoders, files, replicas, run_folder, schedules
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.command import ConfigError
 from moco_tf.data import augment, errors, views
@@ -41,7 +41,7 @@ def strategy(config):
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except ValueError as error:
-            raise ConfigError(f"TF_CONFIG does not describe the machines: {str(error).splitlines()[0]}") from None
+            raise ConfigError(f"TF_CONFIG does not describe the machines: {files.first_line(error)}") from None
     if kind == "single":
         return tf.distribute.get_strategy()
     if not config.virtual_replicas:

@@ -14,7 +14,8 @@ from moco_tf.command import ConfigError
 from moco_tf.methods.ema import derive_state
 
 ASIDE = "aside-"  # begins the name of a folder that is being written or deleted
-WHOLE = re.compile(r"step-(\d{9,})")
+LEFT = re.compile(rf"{ASIDE}(step-)?\d+")
+WHOLE = re.compile(r"step-(\d{9}|[1-9]\d{9,})")
 
 log = logging.getLogger("moco_tf")
 
@@ -35,8 +36,9 @@ class Checkpoints:
         self._checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
 
     def steps(self):
-        """Steps of the complete checkpoints, ascending; ignores other names there, such as a copy `step-1.bak`."""
-        matches = (WHOLE.fullmatch(path.name) for path in self.folder.glob("step-*"))
+        """Steps of the complete checkpoints, ascending; ignores other names there, files and links."""
+        folders = (path for path in self.folder.glob("step-*") if path.is_dir() and not path.is_symlink())
+        matches = (WHOLE.fullmatch(path.name) for path in folders)
         return sorted(int(match[1]) for match in matches if match)
 
     def path(self, step):
@@ -45,14 +47,17 @@ class Checkpoints:
     def save(self):
         """Writes the model's current state, unless its step is saved already; returns the checkpoint's folder."""
         target = self.path(self.model.steps_done)
-        if not self.writes or (target.exists() and target not in self._damaged):
+        is_there = self.model.steps_done in self.steps()
+        if not self.writes or (is_there and target not in self._damaged):
             return target
         files.make_folder(self.folder)
-        for path in self._damaged:  # keeps them, under names that no checkpoint has
+        strays = [target] if os.path.lexists(target) and not is_there else []
+        for path in (*self._damaged, *strays):  # keeps them, under names that no checkpoint has
             os.rename(path, _free(path.with_name(f"damaged-{path.name}")))
         self._damaged.clear()
-        for left in self.folder.glob(f"{ASIDE}*"):  # a killed process left it
-            shutil.rmtree(left)
+        for left in self.folder.glob(f"{ASIDE}*"):
+            if LEFT.fullmatch(left.name):  # a killed process left it
+                files.remove(left)
         aside = self.folder / f"{ASIDE}{target.name}"
         try:
             self._checkpoint.write(files.for_tensorflow(aside / "state"))
@@ -86,11 +91,11 @@ class Checkpoints:
                 self._checkpoint.read(files.for_tensorflow(path / "state")).assert_consumed()
             except (AssertionError, ValueError) as error:
                 raise ConfigError(
-                    f"{path} is the checkpoint of another model ({_line(error)}): the flags beside it or the package "
-                    "have changed since"
+                    f"{path} is the checkpoint of another model ({files.first_line(error)}): the flags beside it "
+                    "or the package have changed since"
                 ) from None
             except Exception as error:  # TensorFlow raises various errors for unreadable files
-                refusal = refusal or f"{path} cannot be read ({_line(error)})"
+                refusal = refusal or f"{path} cannot be read ({files.first_line(error)})"
                 self._damaged.append(path)
                 continue
             if refusal:
@@ -100,10 +105,6 @@ class Checkpoints:
         if refusal:
             raise ConfigError(f"{refusal}, nor can one before it: move {self.folder} away to begin anew")
         return None
-
-
-def _line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _free(path):

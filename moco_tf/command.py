@@ -8,6 +8,7 @@ import codecs
 import contextlib
 import dataclasses
 import io
+import json
 import logging
 import math
 import os
@@ -60,6 +61,23 @@ def run(program, doc, function, arguments):
         mended = "mend this and run the command again; files that were already written are complete"
         print(f"{program}: {line}: {mended}", file=sys.stderr)
         return 1
+
+
+def read_json(path, kind=dict):
+    """Returns what is in a JSON file that this package wrote, of this kind.
+
+    Raises:
+      ConfigError: the file is missing, damaged or holds something else.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "it is damaged"
+    else:
+        if isinstance(value, kind):
+            return value
+        reason = "it holds something else"
+    raise ConfigError(f"{printable(path)} cannot be used, {reason}: bring it back, or remove it and make it anew")
 
 
 def of_the_machine(error):
@@ -117,6 +135,10 @@ class _LogFile(logging.FileHandler):
     """A log file whose failure stops no work: if it cannot be written, the screen says so once."""
 
     failed = False
+
+    def _open(self):  # follows no link: the folder may be a stranger's
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT | files.NO_FOLLOW, 0o666)
+        return open(descriptor, "a", encoding=self.encoding, errors=self.errors)
 
     def emit(self, record):
         try:
@@ -291,7 +313,7 @@ def _with_flag_file(arguments, says=False):
     file = arguments[0].partition("=")[2]
     try:
         path = _found(file)
-        lines = _lines_of(path)
+        lines = lines_of(path)
     except ConfigError as error:
         raise ConfigError(f"--flagfile={file}: {error}") from None
     if says and path != os.path.expanduser(file):
@@ -325,7 +347,7 @@ def _read(flag_values, program, arguments):
         raise ConfigError(f"all arguments are flags, --name=value; got {' '.join(rest)!r}")
 
 
-def _lines_of(flag_file):
+def lines_of(flag_file):
     """Returns the arguments in a flag file, one per line, without blank lines and lines that begin with # or //.
 
     The file is UTF-8 or, with a byte order mark, UTF-16. Bytes that are not UTF-8, which paths may hold, are kept.

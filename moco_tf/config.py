@@ -73,6 +73,16 @@ class Recorded:
                 lines.append(f"--{field.name}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
         return "\n".join(lines) + "\n"
 
+    def require_lines(self):
+        """Raises `ConfigError` if a value, such as a path, would not survive in a line of a flag file."""
+        for field in command.fields(type(self)):
+            value = getattr(self, field.name)
+            if isinstance(value, str) and ("\n" in value or "\r" in value or value != value.strip()):
+                raise ConfigError(
+                    f"--{field.name} has no line break and neither begins nor ends with a blank, since it is kept in "
+                    f"a line of a flag file; got {value!r}: give the file or folder another name"
+                )
+
     def differences(self, other):
         """Names of the flags in which the mathematics of two settings differ."""
         return [
@@ -264,13 +274,7 @@ class Config(Run, Optimization, Network, Data, Task, Recorded):
 
     def __post_init__(self):
         command.check_values(self)
-        for name in ("dataset", "data_dir", "train_split", "eval_split"):
-            value = getattr(self, name)
-            if "\n" in value or "\r" in value or value != value.strip():
-                raise ConfigError(
-                    f"--{name} has no line break and neither begins nor ends with a blank, since it is kept in a line "
-                    f"of a flag file; got {value!r}: give the folder another name"
-                )
+        self.require_lines()
         for name in (
             "width",
             "patch_size",

@@ -131,9 +131,9 @@ class Held(Exception):
 
 
 def remove(path):
-    """Removes a file or a folder, if it is there."""
+    """Removes a file or a folder, if it is there; of a link the link alone."""
     with contextlib.suppress(OSError):  # it may not be there
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def write_text(path, text, errors="backslashreplace"):
@@ -173,8 +173,10 @@ def write_arrays(path, arrays):
 
 
 def sync(path):
-    """Makes a file, or the entries of a folder, survive a power loss."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Makes a file, or the entries of a folder, survive a power loss; Windows has no way to do so for folders."""
+    if os.name == "nt" and Path(path).is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -199,8 +201,13 @@ def _steers(character):
 def fault(error):
     """Returns one line on an `OSError`: the file, if it is known, and the reason."""
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
-    reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+    reason = error.strerror or first_line(error)
     return f"{printable(name)}: {reason}" if name else reason
+
+
+def first_line(error):
+    """Returns the first line of an exception or a text; of an exception that says nothing, its class's name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def json_text(value, indent=None):
@@ -217,6 +224,12 @@ def as_text(value):
     if isinstance(value, list | tuple):
         return [as_text(one) for one in value]
     return value
+
+
+def expanded(*parts):
+    """Joins parts of a path; a text that begins with ~ is in somebody's home, a `Path` never, nor is ./~."""
+    parts = [os.path.expanduser(part) if isinstance(part, str) else part for part in parts]
+    return Path(*parts)
 
 
 # TensorFlow.

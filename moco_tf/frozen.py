@@ -129,7 +129,7 @@ def load(path):
     try:
         return tf.saved_model.load(files.for_tensorflow(path))
     except Exception as error:  # TensorFlow raises various errors for unreadable files
-        raise ConfigError(f"{path}: TensorFlow cannot read it: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{path}: TensorFlow cannot read it: {files.first_line(error)}") from None
 
 
 def version_folder(path):

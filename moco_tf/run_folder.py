@@ -29,21 +29,37 @@ def recorded(path, read=config_lib.read):
     flags = Path(path) / "config.flags"
     if not flags.exists():
         return None
-    if not flags.stat().st_size:  # it would otherwise count as a run with every flag's default
+    if not command.lines_of(flags):  # it would otherwise count as a run with every flag's default
         raise ConfigError(f"{flags} is empty: bring back the flags that the run was started with, a line each")
     return read(flags)
 
 
 def rows(path):
-    """The rows of a run folder's metrics.csv, a list of dicts of strings, without a last line that was cut off."""
+    """The rows of a run folder's metrics.csv, a list of dicts of strings: numbers, or "" for what was not computed.
+
+    Leaves out damaged rows, such as a last line that was cut off, and says so.
+    """
+    file = Path(path) / "metrics.csv"
     try:
-        text = (Path(path) / "metrics.csv").read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     whole, newline, cut = text.rpartition("\n")
     if cut:
-        log.warning(f"{Path(path) / 'metrics.csv'} ends in the middle of a line, which is left out.")
-    return list(csv.DictReader(io.StringIO(whole + newline)))
+        log.warning(f"{file} ends in the middle of a line, which is left out.")
+    rows = list(csv.DictReader(io.StringIO((whole + newline).replace("\0", "\ufffd"))))
+    good = [row for row in rows if all(isinstance(value, str) and _is_number(value) for value in row.values())]
+    if len(good) < len(rows):
+        log.warning(f"{file} has lines that are not rows of numbers ({len(rows) - len(good)}); they are left out.")
+    return good
+
+
+def _is_number(text):
+    try:
+        float(text or 0)
+    except ValueError:
+        return False
+    return True
 
 
 class Data(NamedTuple):
@@ -67,7 +83,7 @@ def data(path):
 def baselines(path):
     """The baseline accuracies of the run in a folder: a dict of percents, empty if none were kept."""
     kept = Path(path) / "baselines.json"
-    return json.loads(kept.read_text()) if kept.exists() else {}
+    return command.read_json(kept) if kept.exists() else {}
 
 
 class RunFolder:
@@ -98,6 +114,12 @@ class RunFolder:
             text = f"{self._flag} names a folder to make or to go on in; {self.path}: {error.strerror}"
             raise ConfigError(text) from None
         try:
+            for own in (self.checkpoints, self.tensorboard):
+                if own.is_symlink():  # it could lead into another run, whose checkpoints would be replaced
+                    raise ConfigError(
+                        f"a run writes into folders of its own; {own} is a link: put the folder itself there, or make "
+                        f"the whole {self._flag} a link"
+                    )
             for left in self.path.glob(".writing-*"):  # a killed process left it: no other process is here
                 files.remove(left)
             self._check(config)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import keras
 
-from moco_tf import build, run_folder
+from moco_tf import build, files, run_folder
 from moco_tf.command import ConfigError
 from moco_tf.encoders import first_convolution
 from moco_tf.methods.ema import derive_state
@@ -104,7 +104,7 @@ def _of_keras(path, flag):
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises various errors for unreadable files
-        raise ConfigError(f"{flag}={path} cannot be read: {str(error).strip().splitlines()[0]}") from None
+        raise ConfigError(f"{flag}={path} cannot be read: {files.first_line(error)}") from None
     return getattr(model, "backbone", model)
 
 

@@ -11,7 +11,6 @@ shape the new run; flags for what the file says about the model are not needed.
 """
 
 import dataclasses
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -244,7 +243,7 @@ def _bring_out(output, flag_values):
     source = Path(flag_values.encoder)
     model = _load(source)
     sidecar = source / SIDECAR
-    counters = json.loads(sidecar.read_text())["counters"] if sidecar.exists() else None
+    counters = command.read_json(sidecar).get("counters") if sidecar.exists() else None
     whole = flag_values.part == "whole"
     state_dict = conversion.whole_state_dict if whole else conversion.backbone_state_dict
     tensors = state_dict(model, counters)
@@ -277,7 +276,7 @@ def _load(path):
     try:
         return keras.models.load_model(files.for_tensorflow(file), compile=False, safe_mode=True)
     except Exception as error:  # Keras raises various errors for unreadable files
-        raise ConfigError(f"--encoder={path}: Keras cannot read it: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"--encoder={path}: Keras cannot read it: {files.first_line(error)}") from None
 
 
 if __name__ == "__main__":

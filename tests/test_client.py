@@ -2,12 +2,14 @@
 
 import contextlib
 import http.server
+import json
 import threading
+import time
 
 import pytest
 
 from moco_tf.command import ConfigError
-from moco_tf.serving import client
+from moco_tf.serving import client, export_client
 
 
 @pytest.fixture
@@ -21,7 +23,9 @@ def server():
             self.send_response(status)
             self.end_headers()
             with contextlib.suppress(ConnectionError):  # the client has read enough
-                self.wfile.write(body)
+                for part in [body[at : at + 1] for at in range(len(body))] if type(body) is not bytes else [body]:
+                    self.wfile.write(part)
+                    time.sleep(0.05 * (type(body) is not bytes))
 
         def log_message(self, *_):
             pass
@@ -62,3 +66,52 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(ConfigError, match=r"a.jpg cannot be read \(No such file or directory\)"):
         client.embed(files, lambda images: {}, 4)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"[]",
+        b"[" * 200_000,
+        b'{"outputs": [[1, 2]]}',
+        b'{"outputs": {}}',
+        b'{"outputs": {"features": [[1, 2], [3]]}}',
+        b'{"outputs": {"features": 1}}',
+        b'{"outputs": {"features": [[1], [2]]}}',
+        b'{"outputs": {"features": ["a"]}}',
+        b'{"outputs": {"file": [[1]]}}',
+    ],
+    ids=lambda answer: answer[:60].decode(),
+)
+def test_an_answer_of_another_form_is_refused(server, tmp_path, answer):
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    server.answer = 200, answer
+    predict = client.rest(f"127.0.0.1:{server.server_port}", "encoder", 20)
+    with pytest.raises(client.ServerError, match="does not answer"):
+        client.embed([tmp_path / "a.jpg"], predict, 4)
+
+
+def test_an_image_that_the_server_cannot_have_seen_is_not_looked_up(server, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    text = "images that cannot be decoded, by their index in the batch of 1: [0 99]"
+    server.answer = 400, json.dumps({"error": text}).encode()
+    predict = client.rest(f"127.0.0.1:{server.server_port}", "encoder", 20)
+    with pytest.raises(client.ServerError, match=r"cannot decode .*a.jpg: take them out"):
+        client.embed([tmp_path / "a.jpg"], predict, 4)
+
+
+def test_an_answer_that_drips_ends_after_the_timeout(server):
+    class Dripping(bytes):
+        """Written a byte at a time."""
+
+    server.answer = 200, Dripping(b'{"outputs": {"features": [[' + b" " * 200)
+    with pytest.raises(client.ServerError, match="took more than 1 s: raise --timeout"):
+        client.rest(f"127.0.0.1:{server.server_port}", "encoder", 1)([b"image"])
+
+
+def test_names_of_a_servers_outputs_steer_no_terminal(server, tmp_path, capsys):
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff and more")
+    server.answer = 200, json.dumps({"outputs": {"f\x1b[2J\n": [[1.0]]}}).encode()
+    there = [f"--server=127.0.0.1:{server.server_port}", "--model=encoder", f"--images={tmp_path / 'a.jpg'}"]
+    assert export_client.main([*there, f"--output={tmp_path / 'out.npz'}"], "client") == 0
+    assert r"f\x1b[2J\n (1, 1)" in capsys.readouterr().out

@@ -292,7 +292,7 @@ def test_a_file_that_ends_its_process_is_unreadable_and_the_others_are_converted
     (tmp_path / "pillow_heif.py").write_text(
         "import os\nfrom PIL import Image\n"
         "def register_heif_opener():\n"
-        "    Image.register_open('BOOM', lambda *_: os._exit(1), lambda head: head.startswith(b'BOOM'))\n"
+        "    Image.register_open('HEIF', lambda *_: os._exit(1), lambda head: head.startswith(b'BOOM'))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)  # of the processes, too
     contents = {f"{number}.png": saved(SMOOTH, "PNG") for number in range(30)}
@@ -362,7 +362,10 @@ def test_a_full_disk_stops_it_with_a_line_and_the_same_command_goes_on(tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(convert, "_outcomes", full_after_four)
         assert run(tmp_path) == 1
-    assert "Make room, and run the command again: it goes on here." in capsys.readouterr().out.splitlines()
+    assert (
+        "Mend that (if the disk is full, make room), and run the command again: it goes on here."
+        in capsys.readouterr().out.splitlines()
+    )
     assert run(tmp_path) == 0 and "9 images, 5 written, 4 there before; " in capsys.readouterr().out
 
 

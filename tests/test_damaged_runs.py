@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from moco_tf import build, run_folder
+from moco_tf.command import ConfigError
 from moco_tf.train import main
 
 TINY = ["--dataset=embedded", "--train_split=test", "--arch=resnet10", "--width=4", "--image_size=32", "--dim=8",
@@ -62,10 +63,23 @@ def test_where_none_can_be_read_nothing_is_begun_anew(run, capsys):
     assert "step-000000015 cannot be read" in error and "nor can one before it" in error and error.count("\n") == 1
 
 
-def test_copies_beside_checkpoints_are_none(run):
-    for name in ("step-1.bak", "step-000000015 (copy)", "step-", "step-000000015.tar"):
+def test_what_else_lies_beside_checkpoints_stops_nothing_and_stays(whole, run):
+    names = ("step-1.bak", "step-000000015 (copy)", "step-", "step-000000015.tar", "step-0000000040")
+    for name in names:
         shutil.copytree(run / "checkpoints/step-000000005", run / "checkpoints" / name)
+    (run / "checkpoints/step-000000001").write_text("a file")
+    (run / "checkpoints/aside-notes").write_text("a file")
+    (run / "checkpoints/step-000000099").symlink_to(whole / "checkpoints/step-000000005")
     assert build.trained(run).steps_done == 15
+    shutil.rmtree(run / "checkpoints/step-000000015")
+    (run / "checkpoints/step-000000015").write_text("in the way")
+    (run / "checkpoints/aside-step-000000015").mkdir()  # a killed process left it
+    assert main([*TINY, f"--run_dir={run}"]) == 0
+    assert all(map(np.array_equal, weights(run), weights(whole)))
+    there = {path.name for path in (run / "checkpoints").iterdir()}
+    steps = {f"step-{step:09d}" for step in (5, 10, 15, 1, 99)}
+    assert there == {*names, *steps, "aside-notes", "damaged-step-000000015"}
+    assert len(list((whole / "checkpoints").iterdir())) == 3
 
 
 def test_the_checkpoint_of_another_model_is_named(run, capsys):
@@ -94,8 +108,9 @@ def test_data_that_says_nothing_is_named(run, capsys, content):
     assert "data.json does not say how many images" in error and error.count("\n") == 1
 
 
-def test_empty_flags_are_not_the_defaults(run, capsys):
-    (run / "config.flags").write_text("")
+@pytest.mark.parametrize("content", ["", "\n", "# --width=4\n"])
+def test_empty_flags_are_not_the_defaults(run, capsys, content):
+    (run / "config.flags").write_text(content)
     assert main([*TINY, f"--run_dir={run}"]) == 2
     error = capsys.readouterr().err
     assert "config.flags is empty" in error and error.count("\n") == 1
@@ -111,3 +126,36 @@ def test_a_lock_that_is_a_link_is_not_followed_and_what_it_leads_to_stays(run, t
     (run / ".lock").unlink()
     (run / ".lock").write_text("kept")
     assert main([*TINY, f"--run_dir={run}"]) == 0 and (run / ".lock").read_text() == "kept"
+
+
+@pytest.mark.parametrize("line", [b"\0" * 40, b"3,15,\xff\xfe,,,,,,,,", b"3,15", b"3,x" + b"," * 20])
+def test_rows_that_are_no_numbers_are_left_out_and_said(whole, tmp_path, caplog, line):
+    (tmp_path / "metrics.csv").write_bytes((whole / "metrics.csv").read_bytes() + line + b"\n")
+    assert run_folder.rows(tmp_path) == run_folder.rows(whole)
+    assert "lines that are not rows of numbers (1)" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\0", "[" * 100_000])
+def test_a_damaged_json_file_is_named(run, content):
+    (run / "baselines.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"baselines.json cannot be used, it"):
+        run_folder.baselines(run)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
+def test_a_folder_of_a_run_that_is_a_link_into_another_run_is_refused(whole, run, capsys, name):
+    shutil.rmtree(run / name)
+    (run / name).symlink_to(whole / name)
+    before = sorted((whole / name).rglob("*"))
+    assert main([*TINY, "--epochs=4", f"--run_dir={run}"]) == 2
+    assert f"{name} is a link: put the folder itself there" in capsys.readouterr().err
+    assert sorted((whole / name).rglob("*")) == before
+
+
+def test_a_log_that_is_a_link_is_not_followed(run, tmp_path, capsys):
+    (tmp_path / "precious").write_text("kept")
+    (run / "train.log").unlink()
+    (run / "train.log").symlink_to(tmp_path / "precious")
+    assert main([*TINY, f"--run_dir={run}"]) == 0
+    assert "train.log: Too many levels of symbolic links; it lacks lines" in capsys.readouterr().out
+    assert (tmp_path / "precious").read_text() == "kept"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_tf.data import check, folder
+from moco_tf.data import check, dataset, folder
 from moco_tf.data.manifest import check_files, too_many_bad
 from moco_tf.data.splits import split_of
 from moco_tf.files import printable
@@ -431,3 +431,27 @@ def test_a_folder_that_cannot_be_opened_is_named(write):
     (root / "b").chmod(0o700)
     assert (listing.files, listing.besides.unread) == (["a/1.png"], ["b"])
     assert folder.remarks(listing)[-1] == f"Not read: {root}/b, a folder that cannot be opened."
+
+
+def test_what_the_system_refuses_once_is_asked_anew_at_the_next_start(write, monkeypatch):
+    root = write("0.png", "1.png")
+    manifest, verdicts = root / "manifest.csv", check.verdicts
+    refused = check.Verdict(f"{root / '0.png'}: Permission denied")
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "verdicts", lambda *args: [refused, *verdicts(*args)[1:]])
+        assert check_files(folder.scan(root), manifest).bad == [("0.png", refused.problem)]
+    assert check_files(folder.scan(root), manifest, begun=True).bad == []
+
+
+def test_a_file_from_the_far_future_is_read(write):
+    root = write("0.png")
+    os.utime(root / "0.png", (10**10, 10**10))
+    assert check_files(folder.scan(root), root / "manifest.csv").bad == []
+    assert folder.size_and_time(root / "0.png")[1] == 2**62
+
+
+def test_a_folder_called_by_a_tilde_is_nobodys_home(write, monkeypatch):
+    root = write("~root/0.png")
+    monkeypatch.chdir(root)
+    assert folder.scan("./~root").files == folder.scan(root / "~root").files == ["0.png"]
+    assert dataset.find("./~root", "", "train", 0.05).open().size == 1

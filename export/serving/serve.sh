@@ -39,8 +39,9 @@ quoted=${quoted//$'\n'/\\n}
 for name in models.config batching.config; do
     if [[ ! -e $models/$name ]]; then
         text=$(<"$here/$name")
-        printf '%s\n' "${text//\"MODELS/\"$quoted}" >"$models/.$name.$$"
-        mv -n "$models/.$name.$$" "$models/$name"
+        writing=$models/.$name.$$.$RANDOM$RANDOM
+        (set -o noclobber && printf '%s\n' "${text//\"MODELS/\"$quoted}" >"$writing") # follows no link
+        mv -n "$writing" "$models/$name"
     fi
 done
 

@@ -16,6 +16,10 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".heic", ".heif", ".hif",
     ".avif", ".jp2", ".j2k", ".jpx", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pcx", ".psd",
 )  # fmt: skip
+# Pillow's names of them: it would start Ghostscript for a PostScript file of any name.
+FORMATS = (
+    "JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "HEIF", "AVIF", "JPEG2000", "TGA", "PPM", "PCX", "PSD",
+)  # fmt: skip
 ARRAY = ".npy"
 MAX_PIXELS = 89_478_485  # as for training: Pillow's limit for a decompression bomb
 BITS_PER_SAMPLE = 258  # a tag of TIFF
@@ -128,7 +132,8 @@ def _refusing():
 
 def _read(file, size, stretch):
     try:
-        image = Image.open(file)
+        Image.init()
+        image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError:
         file.seek(0)
         return _unknown(file, stretch), False

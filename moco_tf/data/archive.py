@@ -39,7 +39,7 @@ LINK = "a link, which is not followed inside an archive"
 
 _ENDING = re.compile(rb"\.(?:zip|tar)(?=/|\Z)", re.IGNORECASE)
 _opened = {}  # by path
-_opening = threading.Lock()
+_opening, _seeking = threading.Lock(), threading.Lock()
 
 
 class Status(NamedTuple):
@@ -124,11 +124,26 @@ def may_hold(path):
     return bool(_ENDING.search(os.fsencode(path)))
 
 
+def _pread(descriptor, count, start):
+    """`os.pread`, also where the system has none."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, count, start)
+    with _seeking:
+        os.lseek(descriptor, start, os.SEEK_SET)
+        return os.read(descriptor, count)
+
+
+def time_of(status):
+    """Returns the modification time of a `stat` in nanoseconds, within 64 bits: file systems allow later ones."""
+    return min(max(status.st_mtime_ns, -LATEST), LATEST)
+
+
 def read(path):
     """The bytes of a file, or of a member of an archive.
 
     Raises:
-      ValueError: the member is missing or cannot be read. OSError: the file cannot be read.
+      ValueError: the member is missing or cannot be read, or the path leads to a pipe or a device, which has no end.
+      OSError: the file cannot be read.
     """
     if found := _within(path):
         archive, inside = found
@@ -136,6 +151,8 @@ def read(path):
             if isinstance(number := archive.node(inside), int):
                 return archive.read(number)
         raise ValueError(f"{printable(os.fsdecode(path))}: no such file")
+    if not os.path.isfile(path) and os.path.exists(path):
+        raise ValueError(f"{printable(os.fsdecode(path))} is not a file")
     with open(path, "rb") as file:
         return file.read()
 
@@ -216,7 +233,7 @@ class Archive:
         self.replaced = 0  # members that a later one of the same name replaces
         self.is_zip = self.path.lower().endswith(ZIP)
         try:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise ValueError(f"{printable(self.path)} cannot be read: {error.strerror}. Allow reading it.") from None
         weakref.finalize(self, os.close, self._file)
@@ -274,7 +291,7 @@ class Archive:
 
     def _bytes(self, start, count):
         try:
-            content = os.pread(self._file, count, start)
+            content = _pread(self._file, count, start)
         except OSError as error:
             raise ValueError(f"{printable(self.path)}: {error.strerror}") from None
         if len(content) != count:
@@ -324,7 +341,7 @@ class Archive:
                     problem = LINK if info.issym() else None if is_whole else "a sparse file of a tar"
                     self._place(names, self._member(info.offset_data, info.size, info.size, time, problem))
         # The module stops at a damaged header as it does at the end.
-        if os.pread(self._file, tarfile.BLOCKSIZE, directory.offset) != bytes(tarfile.BLOCKSIZE):
+        if _pread(self._file, tarfile.BLOCKSIZE, directory.offset) != bytes(tarfile.BLOCKSIZE):
             raise ValueError(f"neither a member nor an end at byte {directory.offset}")
 
     def _member(self, start, stored, size, time, problem):

@@ -10,7 +10,6 @@ import collections
 import dataclasses
 import logging
 import os
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -18,7 +17,7 @@ import tensorflow as tf
 from moco_tf.command import ConfigError
 from moco_tf.data import annotated, coco, tfds, voc
 from moco_tf.data.sources import Source
-from moco_tf.files import printable
+from moco_tf.files import expanded, printable
 
 log = logging.getLogger("moco_tf")
 LEAST_SIDE = 1e-3  # pixels: a thinner box is empty
@@ -68,7 +67,7 @@ def find(dataset, data_dir, split, max_bad_fraction, remembered=None):
     Raises:
       ConfigError: there is no such data set, or its annotations cannot be used as they are.
     """
-    root = Path(data_dir, dataset).expanduser()
+    root = expanded(data_dir, dataset)
     try:
         if root.exists() and not tfds.is_prepared(root):
             source = _of_folder(root, split, max_bad_fraction, remembered)

@@ -32,7 +32,8 @@ COLUMNS = ("path", "size", "mtime_ns", "written", "bytes")
 PARTS = ".files"  # the hidden folder of the JPEGs that shards are made of
 SHOWN = 10  # unreadable files shown on the screen; the CSV has all
 AT_ONCE = 8  # files that each process works on or has waiting
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+OF_THE_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)  # errors of one file's name, not of the disk
+OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors of reading that are not the file's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,21 +121,21 @@ def _run(settings):
 
 def _write_all(settings, images, output, known, begun):
     """Converts, and says what was done; returns the process's exit status."""
-    written, there, unreadable, full = _convert_all(settings, images, output, known)
+    written, there, unreadable, stopped = _convert_all(settings, images, output, known)
     files.write_csv(Path(settings.output, UNREADABLE), ("path", "problem"), unreadable)
     after = written | {path: known[path][3] for path in there}
     before = sum(size for path, size, _ in images if path in after)
     parts = [f"{len(images)} images", f"{len(written)} written"]
     parts += [f"{len(there)} there before"] if there else []
     parts += [f"{len(unreadable)} unreadable ({UNREADABLE} names them)"] if unreadable else []
-    if full:
-        _say("Make room, and run the command again: it goes on here.")
+    if stopped:
+        _say("Mend that (if the disk is full, make room), and run the command again: it goes on here.")
     elif settings.format == "array_record" and after:
         _say(shards.write(output, Path(settings.output)))
         shutil.rmtree(output)
     sizes = f"{before / 1e6:.1f} MB became {sum(after.values()) / 1e6:.1f} MB"
     _say(f"{printable(settings.output)}: {', '.join(parts)}; {sizes} in {progress.duration(time.monotonic() - begun)}")
-    return 1 if full or not after else 0
+    return 1 if stopped or not after else 0
 
 
 def _find(settings, besides):
@@ -210,7 +211,8 @@ def _convert_all(settings, images, output, known):
     """Converts the images that are not converted yet.
 
     Returns:
-      {path: bytes} of what is written now, paths of what was there, [(path, problem)], whether the disk is full.
+      {path: bytes} of what is written now, paths of what was there, [(path, problem)], whether the disk or the machine
+      has stopped the work.
     """
     paths = [path for path, _, _ in images]
     named = targets(paths, ENDINGS[settings.format], {path: row[2] for path, row in known.items()})
@@ -221,7 +223,7 @@ def _convert_all(settings, images, output, known):
             there.append(path)
         else:
             jobs.append(Job(path, size, mtime, os.path.join(settings.images, path), target))
-    written, unreadable, full, last_line = {}, [], False, time.monotonic()
+    written, unreadable, stopped, last_line = {}, [], False, time.monotonic()
     with (
         open(output / RECORD, "a", newline="", encoding="utf-8", errors="surrogateescape") as file,
         progress.bar(len(jobs), "images", "Converting") as bar,
@@ -236,8 +238,7 @@ def _convert_all(settings, images, output, known):
                 unreadable.append((job.path, outcome.problem))
                 if len(unreadable) <= SHOWN:
                     bar.write(f"Unreadable: {printable(job.path)} ({outcome.problem})", file=sys.stdout)
-                full = full or outcome.error in DISK_FULL
-                if full:
+                if stopped := outcome.error is not None:
                     break
                 continue
             written[job.path] = outcome.bytes
@@ -245,7 +246,7 @@ def _convert_all(settings, images, output, known):
             file.flush()
     if len(unreadable) > SHOWN:
         _say(f"Unreadable: {len(unreadable) - SHOWN} more")
-    return written, there, sorted(unreadable), full
+    return written, there, sorted(unreadable), stopped
 
 
 def _outcomes(settings, jobs, output):
@@ -303,7 +304,9 @@ def _convert(job, settings, output):
     except any_image.Unreadable as error:
         return Outcome(problem=str(error))
     except OSError as error:
-        return Outcome(problem=error.strerror or str(error))
+        return Outcome(
+            problem=error.strerror or str(error), error=error.errno if error.errno in OF_THE_MACHINE else None
+        )
     try:
         parent = os.path.dirname(job.target)
         if os.path.commonpath((os.path.realpath(parent), output)) != output:
@@ -322,7 +325,8 @@ def _convert(job, settings, output):
                 small.save(writing, "JPEG", quality=settings.quality)
         return Outcome(bytes=os.path.getsize(job.target))
     except OSError as error:
-        return Outcome(problem=f"cannot be written: {error.strerror or error}", error=error.errno)
+        of_the_disk = None if error.errno in OF_THE_NAME else error.errno
+        return Outcome(problem=f"cannot be written: {error.strerror or error}", error=of_the_disk)
 
 
 def _size(path):

@@ -2,13 +2,13 @@
 
 import dataclasses
 import logging
-from pathlib import Path
 
 from moco_tf.command import ConfigError
 from moco_tf.data import archive, folder, path_list, several_folders, sources, texts, tfds
 from moco_tf.data.check import remarks
 from moco_tf.data.folder import OF_IMAGES
 from moco_tf.data.manifest import check_files, too_many_bad
+from moco_tf.files import expanded
 
 log = logging.getLogger("moco_tf")
 
@@ -81,7 +81,7 @@ def find(dataset, data_dir, split, max_bad_fraction, begun=False, exif=False, ch
 
 def _listing(dataset, data_dir, split, begun, channels):
     """Returns the `folder.Listing` of a data set of image files, or None for any other."""
-    path = Path(data_dir, dataset).expanduser()
+    path = expanded(data_dir, dataset)
     if dataset == "embedded":
         return None
     if several_folders.are_meant(dataset, data_dir):
@@ -96,7 +96,7 @@ def _listing(dataset, data_dir, split, begun, channels):
 
 def _source(dataset, data_dir, split, max_bad_fraction):
     """Returns the source of a data set that is not a folder of images."""
-    path = Path(data_dir, dataset).expanduser()
+    path = expanded(data_dir, dataset)
     if dataset == "embedded":
         return sources.embedded(split)
     if texts.are_at(path):

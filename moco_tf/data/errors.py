@@ -12,6 +12,11 @@ ERRORS = tf.errors.OpError, UnicodeDecodeError
 STORAGE = {os.strerror(number) for number in errno.errorcode}  # how the line of a failed system call ends
 
 
+def of_the_system(text):
+    """Whether a reason is a system call's, such as "a.jpg: Permission denied", and not the content's."""
+    return any(text == word or text.endswith(f": {word}") for word in STORAGE)
+
+
 def reason(error):
     """The cause in the message of TensorFlow's error, one of `ERRORS`, in a few words."""
     message = error.object.decode(errors="backslashreplace") if isinstance(error, UnicodeError) else error.message

@@ -17,7 +17,7 @@ import numpy as np
 from moco_tf.command import ConfigError
 from moco_tf.data import archive
 from moco_tf.data.splits import HELD_OUT, TRAIN, meant_by, split_of
-from moco_tf.files import printable
+from moco_tf.files import expanded, printable
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
 UNREADABLE = -1  # the size of a file that cannot even be looked at
@@ -109,7 +109,7 @@ def scan(path, split=None, begun=False, channels=3):
     Raises:
       ValueError: there is no such folder, split or image, or the split can mean several folders.
     """
-    root = pathlib.Path(path).expanduser()
+    root = expanded(path)
     if not archive.exists(root):
         raise ValueError(f"There is no folder {path}. Give the folder that holds the images.")
     if not archive.is_dir(root):
@@ -322,7 +322,7 @@ def size_and_time(path):
         status = archive.stat(path)
     except (OSError, ValueError):  # ValueError: a path with a zero byte, or into a damaged archive
         return UNREADABLE, 0
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (UNREADABLE, 0)
+    return (status.st_size, archive.time_of(status)) if stat.S_ISREG(status.st_mode) else (UNREADABLE, 0)
 
 
 def divided(listing, numbers, size):
@@ -430,7 +430,7 @@ def files_called(endings, root, besides, left_out=()):
                 if stat.S_ISDIR(status.st_mode):
                     subfolders.append((name, status.st_dev, status.st_ino))
                 elif is_wanted and stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
-                    yield os.fsdecode(prefix + name), status.st_size, status.st_mtime_ns
+                    yield os.fsdecode(prefix + name), status.st_size, archive.time_of(status)
             for name, *place in sorted(subfolders):
                 if tuple(place) not in seen and (folder or name not in left_out):
                     seen.add(tuple(place))

@@ -19,7 +19,7 @@ from moco_tf.command import ConfigError
 from moco_tf.data import folder, video
 from moco_tf.files import aside, make_folder, printable
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+OF_THE_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)  # errors of one folder's name, not of the disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _write_all(settings, folders):
             last_line = time.monotonic()
             _say(f"{counts.total()} of {len(folders)} videos done, {frames + taken} frames written")
 
-    full = False
+    stopped = False
     for name, path in folders.items():
         target, source = Path(settings.output, path), Path(settings.videos, name).absolute()
         progress(0)
@@ -147,9 +147,9 @@ def _write_all(settings, folders):
                 continue
             counts["skipped"] += 1
             _say(f"Skipped: {printable(name)}, its frames cannot be written ({failure})")
-            full = failure.error.errno in DISK_FULL
-            if full:
-                _say("Make room, and run the command again: it goes on here.")
+            stopped = failure.error.errno not in OF_THE_NAME
+            if stopped:
+                _say("Mend that (if the disk is full, make room), and run the command again: it goes on here.")
                 break
             continue
         counts["written"] += 1
@@ -162,7 +162,7 @@ def _write_all(settings, folders):
     parts += [f"{counts['there']} there before"] if counts["there"] else []
     parts += [f"{counts['skipped']} skipped"]
     _say(f"{printable(settings.output)}: {', '.join(parts)}")
-    return 1 if full or not counts["written"] + counts["there"] else 0
+    return 1 if stopped or not counts["written"] + counts["there"] else 0
 
 
 def _write(settings, source, target, faults, progress):

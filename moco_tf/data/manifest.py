@@ -15,12 +15,14 @@ import tensorflow as tf
 from moco_tf.data import archive
 from moco_tf.data import check as checking
 from moco_tf.data.check import Verdict
+from moco_tf.data.errors import of_the_system
 from moco_tf.data.folder import OF_IMAGES, UNREADABLE, Listing, list_images, size_and_time, some, subfolders
-from moco_tf.data.sources import Source, read_file
+from moco_tf.data.sources import AT_ONCE, BYTES_AT_ONCE, Source, read_file
 from moco_tf.data.splits import split_of
 from moco_tf.files import printable, write_csv
 
 GONE = "no such file"
+UNKNOWN = -(2**63)  # a time that no file has
 COLUMNS = ("path", "size", "mtime_ns", "problem", "format", "height", "width", "peak", "orientation")
 RULES = "rules 2"  # of the checks: a manifest made by other rules is not believed
 EARLIER = (*COLUMNS[:7], "rules 1")  # except by a run that began with it, as far as it goes
@@ -67,6 +69,7 @@ class Checked:
             labels,
             listing.class_names,
             read=_reader(listing),
+            at_once=int(np.clip(BYTES_AT_ONCE // max(listing.sizes.max(initial=1), 1), 1, AT_ONCE)),
             stand_ins=None if good.all() else stand_ins,
             orientations=turns if exif and (turns > 1).any() else None,
         )
@@ -188,5 +191,9 @@ def _read(manifest, begun, rules):
 def _write(manifest, checked):
     listing = checked.listing
     stats = zip(listing.files, listing.sizes.tolist(), listing.times.tolist(), checked.verdicts, strict=True)
-    rows = ((path, size, time, *verdict) for path, size, time, verdict in stats)
+    # What the system refused once, such as a file without the right to read it, is asked anew at the next start.
+    rows = (
+        (path, size, UNKNOWN if of_the_system(verdict.problem) else time, *verdict)
+        for path, size, time, verdict in stats
+    )
     write_csv(manifest, [*COLUMNS, _rules(listing)], rows)

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from moco_tf import files
 from moco_tf.command import ConfigError
 from moco_tf.data import annotated, splits, tfds, voc
 from moco_tf.data.folder import SUFFIXES, some
 from moco_tf.data.sources import Source
-from moco_tf.files import printable
+from moco_tf.files import expanded, printable
 
 log = logging.getLogger("moco_tf")
 IGNORED = 255
@@ -64,7 +65,7 @@ def find(dataset, data_dir, split, max_bad_fraction, remembered=None):
     Raises:
       ConfigError: there is no such data set, or its masks cannot be used as they are.
     """
-    root = Path(data_dir, dataset).expanduser()
+    root = expanded(data_dir, dataset)
     try:
         if root.exists() and not tfds.is_prepared(root):
             return _of_folder(root, split, max_bad_fraction, remembered)
@@ -97,14 +98,14 @@ def values(encoded):
     from PIL import Image, UnidentifiedImageError
 
     try:
-        image = Image.open(io.BytesIO(encoded))
+        image = Image.open(io.BytesIO(encoded), formats=("PNG",))
         if image.mode not in ("L", "P", "1", "I", "I;16"):
             raise ValueError(f"a mask has one channel of class numbers; this one has the mode {image.mode}")
         found = np.array(image)
         if image.format == "PNG" and image.mode == "L" and (bits := encoded[DEPTH]) < 8:
             found //= 255 // (2**bits - 1)  # Pillow stretches grey of few bits up to 255
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"it cannot be decoded: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"it cannot be decoded: {files.first_line(error)}") from None
     if found.min(initial=0) < 0 or found.max(initial=0) > IGNORED:
         raise ValueError(f"a mask's values are 0 to {IGNORED}; this one has {found.min()} to {found.max()}")
     return found.astype(np.uint8)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moco_tf import files
 from moco_tf.data.folder import Besides, Listing, size_and_time, some, suffixes
 from moco_tf.data.splits import meant_by
 from moco_tf.files import printable
@@ -137,7 +138,7 @@ def _parquet(path):
         table = file.read([name for name in wanted if name.strip().lower() in (*PATH, *LABEL, *SPLIT)])
         texts = {name: table[name].cast(pa.string()).to_pylist() for name in table.column_names}
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{printable(path)} is no Parquet that can be read: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{printable(path)} is no Parquet that can be read: {files.first_line(error)}") from None
     return {name: ["" if value is None else value for value in values] for name, values in texts.items()}
 
 

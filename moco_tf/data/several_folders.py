@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from moco_tf.data import folder
-from moco_tf.files import printable
+from moco_tf.files import expanded, printable
 
 
 def are_meant(dataset, data_dir):
     """Whether --dataset names several folders: it has a comma, and is not a path that exists."""
-    return "," in dataset and not os.path.lexists(Path(data_dir, dataset).expanduser())
+    return "," in dataset and not os.path.lexists(expanded(data_dir, dataset))
 
 
 def scan(dataset, data_dir, split, begun=False, channels=3):
@@ -23,7 +23,7 @@ def scan(dataset, data_dir, split, begun=False, channels=3):
     Raises:
       ValueError: as `folder.scan`, or a folder is named twice or lies in another.
     """
-    folders = [Path(os.path.abspath(Path(data_dir, part).expanduser())) for part in dataset.split(",")]
+    folders = [Path(os.path.abspath(expanded(data_dir, part))) for part in dataset.split(",")]
     for one in folders:
         for other in folders:
             if one is not other and one.resolve() in (other.resolve(), *other.resolve().parents):

@@ -24,6 +24,7 @@ CIFAR10_CLASSES = (
 )  # fmt: skip
 EMBEDDED = pathlib.Path(__file__).parent / "embedded"
 AT_ONCE = 32  # images of an archive in a call of Python; the call costs several times the work on one image
+BYTES_AT_ONCE = 2**26  # that such a call may read, or one image: a small archive can hold large members
 WHOLE = (0, 1, 1)  # the share that takes every position
 EMBEDDED_SPLITS = ("train", "test")
 
@@ -64,6 +65,7 @@ class Source:
     labels: tf.Tensor  # (size,) int64, -1 where unknown
     class_names: tuple = ()
     read: Callable = tf.identity
+    at_once: int = AT_ONCE  # images of archives that are read in one call
     stand_ins: np.ndarray | None = None  # (size,) int64
     orientations: np.ndarray | None = None  # (size,) int32: how each JPEG is to be turned; None: as they are stored
     channels: int = 3  # of a record's image: bytes for 3, else pixels, uint8 (H, W, channels)
@@ -99,7 +101,7 @@ class Source:
         """A dataset of numbers -> the dataset of their records, in the same order."""
         if self.read is not read_file:
             return parallel_map(numbers, self.record)
-        several = parallel_map(numbers.batch(AT_ONCE), lambda numbers: (numbers, self._members(numbers)))
+        several = parallel_map(numbers.batch(self.at_once), lambda numbers: (numbers, self._members(numbers)))
         return parallel_map(several.unbatch(), self.record)
 
     def _members(self, numbers):
@@ -166,7 +168,7 @@ class Source:
         first, count, of = share
         taken = tf.data.Dataset.counter(start // of * count).map(lambda i: i // count * of + first + i % count)
         if self.read is read_file:
-            several = parallel_map(taken, order).batch(AT_ONCE)
+            several = parallel_map(taken, order).batch(self.at_once)
             several = parallel_map(several, lambda epochs, numbers: (epochs, numbers, self._members(numbers)))
             return fixed(parallel_map(several.unbatch(), lambda epoch, *one: (epoch, self.record(*one))))
         return fixed(parallel_map(taken, at))

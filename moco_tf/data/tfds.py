@@ -324,7 +324,7 @@ def _split(splits, name, split):
     try:
         instructions = tuple(shard for shard in splits[split].file_instructions if shard.take)
     except (KeyError, ValueError, AssertionError) as error:
-        cause = str(error.args[0] if error.args else error).splitlines()[0]
+        cause = files.first_line(error.args[0] if error.args else error)
         raise ValueError(
             f"{name} has the splits {', '.join(splits)}, and TFDS' language such as train[:90%]; "
             f"got {split!r}: {cause}"

@@ -7,7 +7,6 @@ beside it.
 """
 
 import dataclasses
-import json
 import logging
 import sys
 from pathlib import Path
@@ -71,7 +70,7 @@ def judge(settings):
         of_probe = linear_probe.Settings(**shared | {"output": str(folder)})
         probe = linear_probe.probe(of_probe, encoder, train, test, learning=bank, evaluation=queries)
         rows.append({"encoder": name, "knn_top1": round(knn, 4), "probe_top1": round(probe.top1, 4)})
-    own = json.loads((supervised / "summary.json").read_text())
+    own = command.read_json(supervised / "summary.json")
     rows.append({"encoder": "supervised, its own classifier", "knn_top1": "", "probe_top1": own["top1"]})
     scores.write_rows(output / "metrics.csv", rows)
     series = {word: [row[f"{word.lower()}_top1"] for row in rows[:3]] for word in ("kNN", "probe")}

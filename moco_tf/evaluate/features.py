@@ -7,7 +7,6 @@ map.
 """
 
 import dataclasses
-import json
 import logging
 import os
 import sys
@@ -88,7 +87,7 @@ def write(settings):
     )
     description = folder / "features.json"
     if description.exists():
-        before = BEFORE | json.loads(description.read_text())
+        before = BEFORE | command.read_json(description)
         before |= {name: os.path.expanduser(before[name]) for name in ("encoder", "dataset") if name in before}
         if before != about:
             differing = ", ".join(f"{name} (there {before.get(name)!r}, here {about[name]!r})" for name in about

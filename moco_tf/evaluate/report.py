@@ -1,11 +1,10 @@
 """Writes a report of an encoder as one HTML file: it contains its pictures and needs no network."""
 
-import csv
-import json
 from pathlib import Path
 
 import tensorflow as tf
 
+from moco_tf import command, run_folder
 from moco_tf.evaluate import page, plots
 
 
@@ -50,7 +49,7 @@ def _results(run):
     """Returns rows of the evaluations with a summary in the run folder: evaluation, images, judged on, top-1."""
     rows = []
     for file in sorted(run.glob("*/summary.json")):
-        summary = json.loads(file.read_text())
+        summary = command.read_json(file)
         if "top1" in summary:
             settings = summary["settings"]
             on = f"{settings['dataset']} {settings['eval_split']}"
@@ -64,11 +63,7 @@ def _results(run):
 
 def _curves(run, folder):
     """Returns pictures of the training's loss and kNN accuracy, if the run folder has them."""
-    metrics = run / "metrics.csv"
-    if not metrics.exists():
-        return []
-    with open(metrics, newline="", encoding="utf-8") as file:
-        rows = [{name: float(value) if value else "" for name, value in row.items()} for row in csv.DictReader(file)]
+    rows = [{name: float(value) if value else "" for name, value in row.items()} for row in run_folder.rows(run)]
     pictures = []
     for name, unit in (("loss", ""), ("knn_top1", "%")):
         if any(row[name] != "" for row in rows):

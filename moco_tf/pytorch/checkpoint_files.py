@@ -489,6 +489,8 @@ class _Machine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, (str, int, float)):
                 raise TorchFileError(f"refused: a dict key that is a {type(key).__name__}")
+            if isinstance(key, int) and key.bit_length() > 64:  # hashing it takes time, and it may collide with others
+                raise TorchFileError("refused: a dict key of more than 64 bits")
             target[key] = value
 
     def _storage(self, identity):

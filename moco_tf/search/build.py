@@ -55,7 +55,7 @@ class Settings:
         command.require(self, self.shard_size > 0, "shard_size", "is more than 0")
         evaluation.shard(self.shard)
         evaluation.require_engine(self.engine)
-        there = archive.exists(Path(self.images).expanduser())
+        there = archive.exists(self.images)
         command.require(self, there, "images", "names a folder or an archive that is there")
         evaluation.recorded_run(self.encoder)
 

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import urllib.parse
 from pathlib import Path
@@ -22,6 +23,7 @@ from moco_tf.search import parts, vector_index
 DESCRIPTION = "index.json"
 VERSION = 1
 VECTORS = "vectors.faiss"
+BUILT = re.compile(r"built-\d+")
 PENDING = "encoded"
 SHARD = "shard-{}-of-{}"  # the folder of a part of the images; it is an index itself until it is merged
 
@@ -76,6 +78,8 @@ def about(folder):
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("version") != VERSION:
             raise ConfigError(f"{printable(path)} is of another version of moco_tf: build the index anew")
+        if values["built"] is not None and not BUILT.fullmatch(values["built"]):
+            raise ValueError
         return About(**values | {name: _path(values[name]) for name in ("encoder", "images")})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError(f"{printable(path)} is damaged: move the folder away and build the index anew") from None

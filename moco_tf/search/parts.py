@@ -7,6 +7,7 @@ Axes: N images, D numbers of a vector.
 
 import csv
 import dataclasses
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,6 +138,9 @@ def _read_rows(path, kind):
             rows = csv.reader(file)
             if next(rows, None) != list(kind._fields):
                 raise ValueError
-            return [kind(*(of(value) for of, value in zip(types, row, strict=True))) for row in rows]
+            found = [kind(*(of(value) for of, value in zip(types, row, strict=True))) for row in rows]
+        if any(os.path.isabs(row.path) or ".." in Path(row.path).parts for row in found):
+            raise ValueError  # they would lead out of the folder of images
+        return found
     except (OSError, ValueError, csv.Error):
         raise damaged(path) from None

@@ -57,6 +57,14 @@ def query(settings):
 
     opened = index.read(settings.index)
     about = opened.about
+    if not settings.encoder:
+        if about.encoder.resolve().is_relative_to(Path(settings.index).resolve()):  # an encoder is a program
+            raise ConfigError(
+                f"--index={printable(settings.index)} names an encoder inside of itself, {printable(about.encoder)}: "
+                "if you trust who made it, give it by --encoder"
+            )
+        # Not on stdout, which has the answers alone.
+        print(f"Encoder: {printable(about.encoder)}, as {printable(settings.index)} says.", file=sys.stderr)
     encoder = encode.open_encoder(dataclasses.replace(settings, encoder=settings.encoder or str(about.encoder)))
     if encoder.identity != about.identity:
         raise ConfigError(
@@ -93,7 +101,7 @@ def _listings(path, channels):
             raise ConfigError(f"--image={printable(path)}: {printable(error)}") from None
     else:
         status = archive.stat(path)
-        sizes, times = np.array([status.st_size]), np.array([status.st_mtime_ns])
+        sizes, times = np.array([status.st_size]), np.array([archive.time_of(status)])
         besides = folder.Besides()
         listing = folder.Listing(path.parent, (), [path.name], sizes, times, besides, path.parent, channels=channels)
     return folder.divided(listing, range(listing.size), BLOCK)

@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import re
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -19,6 +20,7 @@ from moco_tf import files as files_lib
 from moco_tf.command import ConfigError
 
 SIGNATURE = "encoded_images"
+RESERVED = {"file", "files"}  # names in the .npz file that the client writes
 MOST_BYTES, MOST_TEXT = 2**28, 2**16  # bytes of an answer, bytes of an error message
 # The first bytes of the files that `data/encoded.py` reads.
 STARTS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|BM|GIF8|RIFF....WEBP", re.DOTALL)
@@ -69,7 +71,24 @@ def embed(files, predict, batch_size):
             batches.append(predict([_read(file) for file in part]))
         except ServerError as error:
             raise ServerError(_name_files(str(error), part)) from None
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    try:
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    except (KeyError, ValueError):
+        raise ServerError("the server's answers to two requests differ in their form: check the model") from None
+
+
+def _rows(outputs, number):
+    """Returns a server's outputs as {name: array (number, ...)}; refuses what no encoder of this package answers."""
+    try:
+        arrays = {str(name): _array(value) for name, value in outputs.items()}
+    except (AttributeError, TypeError, ValueError):
+        arrays = {}
+    fit = (array.dtype.kind in "biuf" and array.shape[:1] == (number,) for array in arrays.values())
+    if not arrays or not all(fit) or arrays.keys() & RESERVED:
+        raise ServerError(
+            f"the server does not answer with a row of numbers for each of {number} images: check --model"
+        )
+    return arrays
 
 
 def _name_files(message, files):
@@ -77,7 +96,8 @@ def _name_files(message, files):
     by_index = re.search(r"images that cannot be decoded, by their index in the batch of \d+: \[([\d ]+)\]", message)
     if not by_index:
         return message
-    names = ", ".join(files_lib.printable(str(files[int(index)])) for index in by_index[1].split())
+    bad = [int(index) for index in by_index[1].split()]
+    names = ", ".join(files_lib.printable(str(files[index])) for index in bad if index < len(files))
     return f"the server cannot decode {names}: take them out, or serve an encoder exported with --on_bad_image=zeros"
 
 
@@ -98,9 +118,7 @@ def rest(server, model, timeout, version=0, label=""):
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=timeout) as response:
-                text = response.read(MOST_BYTES + 1)
-            if len(text) > MOST_BYTES:
-                raise ServerError(f"{url} answers with more than {MOST_BYTES >> 20} MB: lower --batch_size")
+                text = _whole(response, url, server, timeout)
             outputs = json.loads(text)["outputs"]
         except ServerError:
             raise
@@ -112,12 +130,25 @@ def rest(server, model, timeout, version=0, label=""):
             if isinstance(error.reason, TimeoutError):
                 raise ServerError(_too_slow(server, timeout)) from None
             raise ServerError(f"no server answers at {server}: {_line(error.reason)}") from None
-        except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, http.client.HTTPException) as error:
             kind = type(error).__name__
             raise ServerError(f"{url} does not answer as TF Serving's REST does ({kind}): check the port") from None
-        return {name: _array(value) for name, value in outputs.items()}
+        return _rows(outputs, len(images))
 
     return predict
+
+
+def _whole(response, url, server, timeout):
+    """Reads an answer, at most `MOST_BYTES` within `timeout` seconds: the socket's own limit is for each part."""
+    until, parts, size = time.monotonic() + timeout, [], 0
+    while part := response.read1(2**20):
+        parts.append(part)
+        size += len(part)
+        if size > MOST_BYTES:
+            raise ServerError(f"{url} answers with more than {MOST_BYTES >> 20} MB: lower --batch_size")
+        if time.monotonic() > until:
+            raise ServerError(_too_slow(server, timeout))
+    return b"".join(parts)
 
 
 def _array(value):
@@ -171,7 +202,11 @@ def grpc(server, model, timeout, version=0, label=""):
             if error.code() == grpc.StatusCode.UNAVAILABLE:
                 raise ServerError(f"no server answers at {server}: {_line(error.details())}") from None
             raise ServerError(f"{server} refuses: {_line(error.details())}") from None
-        return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
+        try:
+            outputs = {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
+        except (TypeError, ValueError):
+            outputs = {}  # is refused as every other answer that is not numbers
+        return _rows(outputs, len(images))
 
     return predict
 

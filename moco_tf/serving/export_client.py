@@ -69,7 +69,7 @@ def _run(settings):
     start = time.monotonic()
     outputs = client.embed(images, predict, settings.batch_size)
     seconds = time.monotonic() - start
-    shapes = ", ".join(f"{name} {value.shape}" for name, value in sorted(outputs.items()))
+    shapes = ", ".join(f"{files.printable(name)} {value.shape}" for name, value in sorted(outputs.items()))
     print(f"{len(images)} images in {seconds:.2f} s: {shapes}")
     if not outputs.get("valid", np.True_).all():
         bad = [files.printable(file) for file, valid in zip(images, outputs["valid"], strict=True) if not valid]

@@ -6,6 +6,7 @@ features.
 """
 
 import dataclasses
+import logging
 import tempfile
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from moco_tf.command import ConfigError
 from moco_tf.data import dataset, errors
 from moco_tf.data.encoded import decode_safely
 from moco_tf.data.inputs.image import Preprocessing
+from moco_tf.files import printable
 from moco_tf.serving import model_card, onnx_file, saved_model
+
+log = logging.getLogger("moco_tf")
 
 LEAST_COSINE = 0.99
 FEWEST = 16  # images to calibrate on
@@ -57,6 +61,8 @@ def export_run(run_dir, path, calibrate="", number=256, least=LEAST_COSINE):
     else:  # the images in the run's manifest are already checked
         begun = manifest.exists()
         where = config.dataset, config.data_dir, config.train_split
+        flags = printable(Path(run_dir) / "config.flags")  # a stranger's may lead anywhere
+        log.info(f"Calibrates with {printable(config.dataset)}, as {flags} says.")
         split = dataset.find(*where, config.max_bad_fraction, begun, config.exif, channels)
         source = split.open(manifest, begun, writes=False)
     about = model_card.of_run(run_dir) | {"steps": model.steps_done}

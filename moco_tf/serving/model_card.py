@@ -1,6 +1,5 @@
 """Describes an exported encoder in encoder.json for programs and in README.md for people, both beside the graph."""
 
-import json
 from pathlib import Path
 
 from moco_tf import command, files, run_folder
@@ -34,7 +33,7 @@ def of_run(run_dir):
 
 
 def _json(path):
-    return json.loads(path.read_text()) if path.exists() else {}
+    return command.read_json(path) if path.exists() else {}
 
 
 def write(folder, description, signatures):

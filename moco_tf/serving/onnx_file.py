@@ -66,7 +66,7 @@ def converted(function, spec):
     try:
         return tf2onnx.convert.from_function(function, input_signature=[spec], opset=OPSET)[0]
     except Exception as error:  # the converter raises any class for an operation that it does not know
-        raise ConfigError(f"ONNX cannot express this encoder: {_first_line(error)}") from None
+        raise ConfigError(f"ONNX cannot express this encoder: {files.first_line(error)}") from None
 
 
 def session(model):
@@ -84,7 +84,7 @@ def session(model):
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has a class of errors for each reason
-        raise ConfigError(f"ONNX Runtime does not take this encoder: {_first_line(error)}") from None
+        raise ConfigError(f"ONNX Runtime does not take this encoder: {files.first_line(error)}") from None
 
 
 def save(model, file, description):
@@ -118,7 +118,3 @@ def _largest_deviation(function, session, preprocessing):
         answer = dict(zip(names, session.run(names, {"images": images}), strict=True))
         deviations.append(deviation(answer, function(images)))
     return float(np.max(deviations))
-
-
-def _first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0]

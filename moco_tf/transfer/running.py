@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import logging
 import shlex
 import time
@@ -98,7 +97,7 @@ def train(settings, find, network, loss, view, judge):
 
 def classes(output):
     """Returns the names of the classes of the run in this folder, a list."""
-    return json.loads(Path(output, CLASSES).read_text())
+    return command.read_json(Path(output, CLASSES), list)
 
 
 def _as_used(settings, train, test):

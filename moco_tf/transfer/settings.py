@@ -73,6 +73,7 @@ class Settings(Recorded):
 
     def __post_init__(self):
         command.check_values(self)
+        self.require_lines()
         for name in ("encoder", "dataset"):
             if not getattr(self, name):
                 raise ConfigError(f"--{name} has no default: name one; --help says what it takes")

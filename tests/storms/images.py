@@ -81,6 +81,9 @@ def mutated(files, seed, number):
     data = bytearray(draw.choice(files[format]))
     if format == "PNG" and draw.random() < 0.5:
         data = _mutated_png(draw, data)
+    if format == "WebP" and draw.random() < 0.1:  # without the chunk's name, which libwebp does not ask for
+        del data[12:20]
+        data[4:8] = struct.pack("<I", len(data) - 8)
     for _ in range(draw.choice((0, 1, 1, 1, 2, 4, 16)) if format == "PNG" else draw.choice((1, 1, 1, 2, 4, 16))):
         change = draw.choice((_byte, _byte, _bit, _number, _cut, _double, _remove, _splice, _marker))
         if data:
@@ -168,6 +171,7 @@ def decoder():
 
     scalar = tf.TensorSpec((), tf.string)
     verify = tf.function(encoded.verify, input_signature=[scalar], autograph=False)
+    header = tf.function(encoded.header, input_signature=[scalar], autograph=False)
     decode = tf.function(encoded.decode, input_signature=[scalar], autograph=False)
 
     @tf.function(input_signature=[scalar, tf.TensorSpec((4,), tf.int32)], autograph=False)
@@ -179,6 +183,9 @@ def decoder():
             _, height, width, _ = verify(data).numpy().tolist()
         except ERRORS:
             return False
+        kind, *declared = (int(number) for number in header(data))
+        larger = height <= declared[0] and width <= declared[1] and kind == encoded.GIF  # of canvas and frame
+        assert larger or declared == [height, width], f"declared as {declared}, checked as {height} x {width}"
         shape = decode(data).shape
         assert shape == (height, width, 3), f"decoded to {shape}, checked as {height} x {width}"
         box = [height // 3, width // 3, height - height // 3, width - width // 3]
