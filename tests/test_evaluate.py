@@ -8,6 +8,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import keras
@@ -17,6 +18,7 @@ import tensorflow as tf
 
 from moco_tf import build, command, files, frozen, run_folder, train
 from moco_tf.checkpoint import Checkpoints
+from moco_tf.data.inputs.image import IMAGENET
 from moco_tf.evaluate import compare, features, finetune, knn, linear_probe, look, planar_map, subject
 from moco_tf.serving import saved_model
 
@@ -437,3 +439,13 @@ def test_a_run_judged_on_its_own_data_inherits_its_splits_and_on_others_does_not
     assert (own.dataset, own.eval_split, own.output) == (str(photos), "test", str(run / "knn"))
     other = knn.Settings(encoder=str(run), dataset="embedded").resolved()
     assert (other.dataset, other.train_split, other.output) == ("embedded", "train", str(run / "knn-embedded"))
+
+
+def test_a_split_of_the_longest_name_has_its_list_of_files(tmp_path):
+    name = "é" * 120  # 240 bytes
+    (tmp_path / "data" / name / "a").mkdir(parents=True)
+    (tmp_path / "data" / name / "a/0.png").write_bytes(tf.io.encode_png(np.zeros((4, 4, 3), np.uint8)).numpy())
+    where = {"dataset": str(tmp_path / "data"), "data_dir": "", "output": str(tmp_path)}
+    settings = types.SimpleNamespace(**where, max_bad_fraction=0.0, exif=False)
+    assert subject.source(settings, name, IMAGENET).size == 1
+    assert len(list(tmp_path.glob("*_images.csv"))) == 1

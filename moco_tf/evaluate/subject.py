@@ -40,7 +40,8 @@ def source(settings, split, preprocessing):
     Raises:
       ConfigError: there is no such split, or the encoder cannot read its contents.
     """
-    manifest = Path(settings.output) / f"{''.join(c if c.isalnum() else '_' for c in split)}_images.csv"
+    name = "".join(c if c.isalnum() else "_" for c in split[:50])  # file names have at most 255 bytes
+    manifest = Path(settings.output) / f"{name}_images.csv"
     where = settings.dataset, settings.data_dir, split
     channels = preprocessing.channels_of_files
     found = dataset.find(*where, settings.max_bad_fraction, exif=settings.exif, channels=channels).open(manifest)
