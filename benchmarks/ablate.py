@@ -393,13 +393,21 @@ def recorded(output, base):
 
 
 def write(file, study, known):
-    """Writes a study's CSV with all known epochs and seeds; returns the number of rows."""
+    """Writes a study's CSV with all known epochs and seeds; returns the number of rows.
+
+    Rows of points that the study does not have, such as those at equal time while their number is not known, stay.
+    """
     rows = [
         {"series": point.series, "x": point.x, "flags": flags, "epochs": epochs, "seed": seed} | found
         for point in study.points
         for (flags, epochs, seed), found in sorted(known.items())
         if flags == name(point.flags)
     ]
+    if rows and file.exists():
+        place = lambda row: tuple(str(row[column]) for column in COLUMNS[:5])  # noqa: E731
+        written = {place(row) for row in rows}
+        with open(file, newline="") as text:
+            rows += [row for row in csv.DictReader(text) if place(row) not in written]
     if rows:
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(".writing")
@@ -429,7 +437,8 @@ def untrained(study, known, epochs):
         of_seeds = [
             float(row["untrained_knn_top1"]) for key, row in known.items() if key[:2] == (name(point.flags), epochs)
         ]
-        found |= {point.x: statistics.mean(of_seeds)} if of_seeds else {}
+        if of_seeds:
+            found.setdefault(point.x, statistics.mean(of_seeds))  # the first series has the most seeds
     return found
 
 

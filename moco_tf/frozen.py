@@ -155,7 +155,7 @@ def _preprocessing(path, spec):
         return dataclasses.replace(IMAGENET, image_size=spec.shape[1]).of_channels(spec.shape[3])
     try:
         found = inputs.of_settings(json.loads(description.read_text())["input"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(
             f"{description} does not say image_size, crop_ratio, mean and std under `input`, or length and "
             "hash_buckets"

@@ -29,7 +29,11 @@ def recorded(path, read=config_lib.read):
     flags = Path(path) / "config.flags"
     if not flags.exists():
         return None
-    if not command.lines_of(flags):  # it would otherwise count as a run with every flag's default
+    try:
+        lines = command.lines_of(flags)
+    except ConfigError as error:
+        raise ConfigError(f"{flags} {error}") from None
+    if not lines:  # it would otherwise count as a run with every flag's default
         raise ConfigError(f"{flags} is empty: bring back the flags that the run was started with, a line each")
     return read(flags)
 
@@ -73,7 +77,7 @@ def data(path):
     file = Path(path) / "data.json"
     try:
         return Data(json.loads(file.read_text())["images"]) if file.exists() else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(
             f'{file} does not say how many images the run has, as in {{"images": 10000}}: write that into it, or '
             "choose another folder"

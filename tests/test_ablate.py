@@ -105,6 +105,19 @@ def test_a_finished_runs_figures_are_read_off_its_files(tmp_path):
     assert ablate.figures(tmp_path, 3) is None
 
 
+def test_rows_at_equal_time_survive_the_next_point_at_equal_images(tmp_path):
+    study = ablate.STUDIES["pretext"]
+    names = [ablate.name(point.flags) for point in study.points]
+    values = known({names[0]: [40.0], names[1]: [30.0], f"{names[1]} --epochs=2": [35.0]})
+    for (flags, _, _), row in values.items():
+        row["seconds"] = "100" if flags == names[0] else "200"
+    ablate.write(tmp_path / "pretext.csv", ablate.at_equal_time(study, values, 4), values)
+    before = (tmp_path / "pretext.csv").read_text().splitlines()
+    assert sum(line.startswith(ablate.TIME) for line in before) == 2
+    ablate.write(tmp_path / "pretext.csv", study, values)
+    assert sorted((tmp_path / "pretext.csv").read_text().splitlines()) == sorted(before)
+
+
 def test_at_equal_time_a_slower_task_has_as_many_epochs_as_fit():
     study = ablate.STUDIES["pretext"]
     names = [ablate.name(point.flags) for point in study.points]

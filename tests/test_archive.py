@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from moco_tf.command import ConfigError
-from moco_tf.data import archive, augment, dataset, encoded, folder, pairs, sources, things
+from moco_tf.data import archive, augment, dataset, encoded, folder, manifest, pairs, sources, things
 from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.data.manifest import check_files
 from moco_tf.data.views import batches
@@ -348,3 +348,19 @@ def test_things_and_depth_maps_in_an_archive_are_those_of_the_folder(tmp_path, m
     assert views[0] == views[1]
     records = [[as_bytes(record) for record in pairs.of_images(opened(path), 0).in_order()] for path in both]
     assert records[0] == records[1] and len(records[0]) == 6
+
+
+def test_few_members_are_read_at_once_if_they_are_large(tmp_path, monkeypatch):
+    pack({f"a/{number}.png": image(number) for number in range(3)}, tmp_path / "a.zip")
+    several = dataset.find(str(tmp_path / "a.zip"), "", "train", 0).open()
+    monkeypatch.setattr(manifest, "BYTES_AT_ONCE", 2 * len(image(0)))
+    few = dataset.find(str(tmp_path / "a.zip"), "", "train", 0).open()
+    assert several.at_once == 32 and few.at_once in (1, 2)
+    wanted = [record["image"] for record in several.in_order().as_numpy_iterator()]
+    assert [record["image"] for record in few.in_order().as_numpy_iterator()] == wanted
+
+
+def test_a_system_that_cannot_read_at_a_place_reads_the_same_bytes(tmp_path, monkeypatch):
+    pack({f"a/{number}.png": image(number) for number in range(3)}, tmp_path / "a.tar")
+    monkeypatch.delattr(os, "pread")
+    assert archive.read(tmp_path / "a.tar/a/2.png") == image(2)

@@ -1,6 +1,8 @@
 """`python -m moco_tf.data.convert`: what becomes of images in any format, and what happens on the way."""
 
+import contextlib
 import csv
+import errno
 import hashlib
 import io
 import os
@@ -380,3 +382,23 @@ def test_the_name_of_an_image_that_is_gone_is_free_and_its_own_again_when_it_is_
     assert run(tmp_path) == 0
     written = {path.name: read(path.read_bytes())[0, 0, 0] for path in (tmp_path / "out").glob("*.jpg")}
     assert written == {"a.jpg": 255, "a.png.jpg": 0}
+
+
+def test_a_program_for_postscript_is_never_started():
+    with pytest.raises(any_image.Unreadable, match="no image that Pillow knows"):
+        any_image.read(io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"))
+
+
+@pytest.mark.parametrize("number, stops", [(errno.EIO, True), (errno.EROFS, True), (errno.ENAMETOOLONG, False)])
+def test_a_disk_that_fails_stops_the_command_and_a_name_that_fails_is_unreadable(tmp_path, monkeypatch, number, stops):
+    @contextlib.contextmanager
+    def failing(path, **_):
+        raise OSError(number, os.strerror(number), str(path))
+        yield
+
+    put(tmp_path / "in", {"a.png": saved(SMOOTH, "PNG")})
+    monkeypatch.setattr(convert.files, "aside", failing)
+    job = convert.Job("a.png", 0, 0, str(tmp_path / "in/a.png"), str(tmp_path / "out/a.jpg"))
+    settings = convert.Settings(images=str(tmp_path / "in"), output=str(tmp_path / "out"))
+    outcome = convert._convert(job, settings, str(tmp_path / "out"))
+    assert outcome.problem == f"cannot be written: {os.strerror(number)}" and (outcome.error == number) == stops

@@ -100,7 +100,7 @@ def test_a_row_that_was_cut_off_is_left_out_and_written_again(whole, run, capsys
         assert mine["loss"] == its["loss"] and mine["step"] == its["step"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"images": '])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"images": ', "[" * 100_000], ids=lambda content: content[:9])
 def test_data_that_says_nothing_is_named(run, capsys, content):
     (run / "data.json").write_text(content)
     assert main([*TINY, f"--run_dir={run}"]) == 2
@@ -114,6 +114,14 @@ def test_empty_flags_are_not_the_defaults(run, capsys, content):
     assert main([*TINY, f"--run_dir={run}"]) == 2
     error = capsys.readouterr().err
     assert "config.flags is empty" in error and error.count("\n") == 1
+
+
+def test_flags_that_cannot_be_read_are_named(run, capsys):
+    (run / "config.flags").unlink()
+    (run / "config.flags").mkdir()
+    assert main([*TINY, f"--run_dir={run}"]) == 2
+    error = capsys.readouterr().err
+    assert "config.flags cannot be read: Is a directory" in error and error.count("\n") == 1
 
 
 def test_a_lock_that_is_a_link_is_not_followed_and_what_it_leads_to_stays(run, tmp_path, capsys):

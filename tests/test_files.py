@@ -261,3 +261,9 @@ def test_a_way_for_tensorflow_is_made_anew_where_temporary_files_were_swept_and_
     )
     assert done.stdout == "True\n" and list((tmp_path / "temporary").iterdir()) == []
     assert os.path.isdir(os.path.join(os.fsencode(tmp_path), b"\xfc"))
+
+
+def test_a_folder_called_by_no_ascii_number_is_no_version(tmp_path):
+    for name in ("2", "\u00b2", "\u0663"):
+        (tmp_path / name).mkdir()
+    assert saved_model.version_to_write(tmp_path).name == "3"

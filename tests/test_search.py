@@ -23,7 +23,7 @@ from PIL import Image
 from benchmarks import near_duplicates
 from moco_tf import frozen
 from moco_tf.command import ConfigError
-from moco_tf.data import archive
+from moco_tf.data import archive, check
 from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.search import build, duplicates, groups, index, merge, neighbours, odd, parts, query, vector_index
 from moco_tf.search.copies import copies
@@ -747,3 +747,18 @@ def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ValueError, match="is not a file"):
         archive.read(tmp_path / "pipe.jpg")
+
+
+def test_a_file_that_the_system_refused_is_named_and_read_anew_at_the_next_start(
+    encoder, photos, tmp_path, monkeypatch
+):
+    verdicts = check.verdicts
+    refused = check.Verdict(f"{photos / 'a/00.png'}: Permission denied")
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "verdicts", lambda *args: [refused, *verdicts(*args)[1:]])
+        assert make(encoder, photos, tmp_path / "index") == 0
+    assert [file.path for file in index.read(tmp_path / "index").part.broken] == ["a/00.png"]
+    encoded = encoded_files(monkeypatch)
+    assert make(encoder, photos, tmp_path / "index") == 0 and encoded == ["a/00.png"]
+    assert make(encoder, photos, tmp_path / "fresh") == 0
+    assert_same(tmp_path / "index", tmp_path / "fresh")

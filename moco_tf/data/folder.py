@@ -21,6 +21,7 @@ from moco_tf.files import expanded, printable
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
 UNREADABLE = -1  # the size of a file that cannot even be looked at
+UNKNOWN = -(2**63)  # a time that no file has, of a file that the system refused: it is asked anew
 OF_IMAGES, ARRAYS = (1, 3), (".npy",)  # numbers of channels of image files; endings of files of any other number
 APPLES = b"__MACOSX"  # a folder of hidden files that macOS puts into its zips
 _ENDING = re.compile(rb"(?<=.)\.[A-Za-z0-9]{1,8}$", re.DOTALL)  # of any file's name

@@ -16,13 +16,12 @@ from moco_tf.data import archive
 from moco_tf.data import check as checking
 from moco_tf.data.check import Verdict
 from moco_tf.data.errors import of_the_system
-from moco_tf.data.folder import OF_IMAGES, UNREADABLE, Listing, list_images, size_and_time, some, subfolders
+from moco_tf.data.folder import OF_IMAGES, UNKNOWN, UNREADABLE, Listing, list_images, size_and_time, some, subfolders
 from moco_tf.data.sources import AT_ONCE, BYTES_AT_ONCE, Source, read_file
 from moco_tf.data.splits import split_of
 from moco_tf.files import printable, write_csv
 
 GONE = "no such file"
-UNKNOWN = -(2**63)  # a time that no file has
 COLUMNS = ("path", "size", "mtime_ns", "problem", "format", "height", "width", "peak", "orientation")
 RULES = "rules 2"  # of the checks: a manifest made by other rules is not believed
 EARLIER = (*COLUMNS[:7], "rules 1")  # except by a run that began with it, as far as it goes

@@ -5,6 +5,8 @@ import tensorflow as tf
 
 from moco_tf.command import ConfigError
 from moco_tf.data import folder
+from moco_tf.data.errors import of_the_system
+from moco_tf.data.folder import UNKNOWN
 from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.data.manifest import check_files
 from moco_tf.data.sources import evenly_spread
@@ -72,7 +74,11 @@ def encode_listing(encode, preprocessing, listing):
     """
     checked = check_files(listing)
     facts = list(zip(listing.files, listing.sizes.tolist(), listing.times.tolist(), checked.verdicts, strict=True))
-    broken = [parts.Broken(*file, verdict.problem) for *file, verdict in facts if verdict.problem]
+    broken = [
+        parts.Broken(path, size, UNKNOWN if of_the_system(verdict.problem) else time, verdict.problem)
+        for path, size, time, verdict in facts
+        if verdict.problem
+    ]
     good = [fact for fact in facts if not fact[-1].problem]
     rows = [encode(tf.zeros((1, *preprocessing.spec.shape[1:]))).numpy()[:0]]  # gives the width if no file is good
     if good:

@@ -81,7 +81,7 @@ def about(folder):
         if values["built"] is not None and not BUILT.fullmatch(values["built"]):
             raise ValueError
         return About(**values | {name: _path(values[name]) for name in ("encoder", "images")})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ConfigError(f"{printable(path)} is damaged: move the folder away and build the index anew") from None
 
 

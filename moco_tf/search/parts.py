@@ -15,6 +15,7 @@ import numpy as np
 
 from moco_tf import files
 from moco_tf.command import ConfigError
+from moco_tf.data.folder import UNKNOWN
 from moco_tf.files import printable
 
 BLOCK = 8192  # vectors in memory at a time
@@ -115,7 +116,11 @@ def merged(parts, wanted=None):
         for file in part.broken:
             broken[file.path] = file
             good.pop(file.path, None)
-    is_wanted = lambda file: wanted is None or wanted.get(file.path) == (file.size, file.mtime_ns)  # noqa: E731
+
+    def is_wanted(file):
+        stat = wanted and wanted.get(file.path)
+        return wanted is None or stat == (file.size, file.mtime_ns) or (stat and file.mtime_ns == UNKNOWN)
+
     places = [(number, row) for _, (number, row) in sorted(good.items()) if is_wanted(parts[number].images[row])]
     images = [parts[number].images[row] for number, row in places]
     return images, [file for _, file in sorted(broken.items()) if is_wanted(file)], _gathered(parts, places)

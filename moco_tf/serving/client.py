@@ -159,7 +159,7 @@ def _array(value):
 def _reason(error):
     """Returns the text of an HTTP error's body, on one line."""
     text = error.read(MOST_TEXT).decode(errors="replace")
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
         text = json.loads(text)["error"]
     return _line(f"{error.code} {text}")
 

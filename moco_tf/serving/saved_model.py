@@ -61,7 +61,7 @@ def read_probe(folder):
         with np.load(folder / "probe.npz") as file:
             kernel, bias = file["kernel"], file["bias"]
         list(summary["class_names"])
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, zipfile.BadZipFile):
         raise ConfigError(
             f"{folder} is not a linear probe, as moco_tf.evaluate.linear_probe writes it: "
             "it needs probe.npz with kernel and bias, and summary.json with class_names"
