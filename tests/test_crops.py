@@ -38,7 +38,9 @@ def test_a_run_with_several_keys_goes_on_bit_for_bit(tmp_path):
 def test_no_key_is_refused_and_so_are_more_than_a_method_takes(tmp_path, capsys):
     with pytest.raises(ConfigError, match="--positives is at least 1 key view; got 0"):
         config_lib.parse(["--positives=0"])
-    with pytest.raises(ConfigError, match=r"--positives sets further views, which a memory bank does not use: .*; got 2"):
+    with pytest.raises(
+        ConfigError, match=r"--positives sets further views, which a memory bank does not use: .*; got 2"
+    ):
         config_lib.parse(["--method=memory_bank", "--positives=2"])
     arguments = [*TINY, "--method=moco_v3", "--positives=2", f"--run_dir={tmp_path / 'run'}"]
     assert main([flag for flag in arguments if not flag.startswith(("--queue", "--bn_", "--head"))]) == 2

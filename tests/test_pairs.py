@@ -127,7 +127,8 @@ def test_depth_is_a_channel_of_its_own_of_inputs_and_of_their_picture():
         inputs(images[..., :3])
 
 
-@pytest.mark.parametrize("frame", ["in_batch", pytest.param("queue", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("frame", ["in_batch", "queue"])
 def test_a_run_on_pairs_goes_on_bit_for_bit_and_its_encoder_is_judged_and_served(frame, photos, tmp_path):
     flags = [*FLAGS, f"--dataset={photos}", f"--frame={frame}"]
     assert_a_run_goes_on(tmp_path, flags, at=3, steps=4)

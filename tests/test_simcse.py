@@ -185,9 +185,8 @@ FLAGS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "more", [pytest.param([], marks=pytest.mark.slow), ["--frame=queue", "--word_repetition=0.5"]], ids=NAMES
-)
+@pytest.mark.slow  # every day, test_every_task.py has a run of sentences go on
+@pytest.mark.parametrize("more", [[], ["--frame=queue", "--word_repetition=0.5"]], ids=NAMES)
 def test_a_run_of_the_command_is_judged_and_served(corpus, tmp_path, more, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     flags = [*FLAGS, *more, f"--dataset={corpus}", "--depth=1"]

@@ -134,7 +134,7 @@ def test_streams_and_images_above_a_third_of_the_memory_are_refused(monkeypatch)
     [
         (),
         pytest.param(("--virtual_replicas=4", "--bn_groups=4"), marks=pytest.mark.slow),
-        ("--symmetric", "--positives=2"),
+        pytest.param(("--symmetric", "--positives=2"), marks=pytest.mark.slow),
     ],
 )
 def test_a_run_with_views_of_the_device_goes_on_bit_for_bit(tmp_path, more):

@@ -86,6 +86,7 @@ def killed(run_dir, victim):
     processes[victim].communicate()
 
 
+@pytest.mark.slow
 def test_after_a_killed_worker_the_others_stop_and_as_many_replicas_go_on_bit_for_bit(undisturbed, tmp_path):
     killed(tmp_path, victim=1)
     assert "on 2 replicas" in (tmp_path / "train.log").read_text()
