@@ -99,8 +99,8 @@ def _check_views(config, spec, model):
         raise ConfigError(
             f"--pretext={config.pretext}: all views of a record are of one shape; got {', '.join(map(str, shapes))}"
         )
-    fewest, most = model.VIEWS
-    if not fewest <= len(shapes) <= (most or len(shapes)):
+    if not model.takes_views(len(shapes)):
+        fewest, most = model.VIEWS
         wanted = f"{fewest}" if most == fewest else f"{fewest} to {most}" if most else f"{fewest} or more"
         raise ConfigError(
             f"{config.learner} trains on {wanted} views of each record; --pretext={config.pretext} gives {len(shapes)}"

@@ -114,36 +114,20 @@ def _train(config, open_until_the_end):
             start = "untrained" if restored is None else "as converted"
             _look_before_training(config, records, model, run, recorder, monitor, start)
         with command.signals_to(saver):
-            while step < last:
-                # One `fit` covers the rest of a started epoch, one covers all whole epochs (of a size) with batches
-                # from one pipeline, and one covers a part at the end. Each begins exactly at the step counter.
-                epoch, place = divmod(step, steps_per_epoch)
-                steps = min(steps_per_epoch - place, last - step)
-                epochs = (last - step) // steps if steps == steps_per_epoch else 1
-                size = config.size_at(epoch)
-                epochs = next((e for e in range(1, epochs) if config.size_at(epoch + e) != size), epochs)
-                evaluator = monitor if place + steps == steps_per_epoch else None
+            for first, epochs, steps in calls_of_fit(config, step, last, steps_per_epoch):
+                ends_an_epoch = (first + steps) % steps_per_epoch == 0
+                seen = [before_epoch, wall_time, callbacks.StopOnNaN(), progress, watch]
+                seen += [monitor if ends_an_epoch else None, recorder, *own, saver]
                 model.fit(
-                    batches,
-                    initial_epoch=epoch,
-                    epochs=epoch + epochs,
+                    batches if first == step else batches_at(first),
+                    initial_epoch=first // steps_per_epoch,
+                    epochs=first // steps_per_epoch + epochs,
                     steps_per_epoch=steps,
-                    callbacks=list(
-                        filter(
-                            None,
-                            [
-                                *(before_epoch, wall_time, callbacks.StopOnNaN(), progress, watch),
-                                *(evaluator, recorder, *own, saver),
-                            ],
-                        )
-                    ),
+                    callbacks=[callback for callback in seen if callback is not None],
                     shuffle=False,
                     verbose=0,
                 )
-                step += epochs * steps
-                if step < last:
-                    batches = batches_at(step)
-        log.info(f"Done: step {step} of {total}. {checkpoints.path(step)}")
+        log.info(f"Done: step {last} of {total}. {checkpoints.path(last)}")
         if monitor:
             evaluated = [row for row in run.rows() if row["knn_top1"]]
             result = {f"epoch {row['epoch']}": float(row["knn_top1"]) for row in evaluated[-1:]}
@@ -157,6 +141,22 @@ def _train(config, open_until_the_end):
     except (OSError, *ERRORS) as error:  # a full disk, an image that changed meanwhile, another machine that is gone
         return _stopped(error, model)
     return 0
+
+
+def calls_of_fit(config, step, last, steps_per_epoch):
+    """Yields (first step, epochs, steps of each) of the calls of `fit` that lead from a step to the last one.
+
+    One covers the rest of a started epoch, one all whole epochs of a size, with batches from one pipeline, and one a
+    part of an epoch at the end.
+    """
+    while step < last:
+        epoch, place = divmod(step, steps_per_epoch)
+        steps = min(steps_per_epoch - place, last - step)
+        epochs = (last - step) // steps if steps == steps_per_epoch else 1
+        size = config.size_at(epoch)
+        epochs = next((e for e in range(1, epochs) if config.size_at(epoch + e) != size), epochs)
+        yield step, epochs, steps
+        step += epochs * steps
 
 
 def _own_callbacks(config):

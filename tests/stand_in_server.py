@@ -1,6 +1,7 @@
 """A small stand-in for tensorflow_model_server: Predict over REST and gRPC, its flags, its models.config.
 
-It runs signatures in TensorFlow and speaks tensorflow-serving-api's service definitions. Of the server's own work
+It runs signatures in a session of TensorFlow, as the server does, and speaks tensorflow-serving-api's service
+definitions. Of the server's own work
 (polling, batching, warm-up) it does nothing. It listens on this machine alone; the server listens on all addresses.
 """
 
@@ -31,14 +32,34 @@ class Models:
             self.labels[model.name] = dict(model.version_labels)
             for version in model.model_version_policy.specific.versions:
                 folder = f"{model.base_path}/{version}"
-                self.loaded[model.name, version] = tf.saved_model.load(folder, tags=["serve"])
+                self.loaded[model.name, version] = signatures_of(folder)
 
     def signature(self, model, version, label, name):
+        """Returns a function of {name: array} and the types of these arrays."""
         versions = [number for known, number in self.loaded if known == model]
         version = version or (self.labels.get(model, {}).get(label) if label else max(versions, default=None))
         if (model, version) not in self.loaded:
             raise LookupError(f"Servable not found for request: {'Specific' if version else 'Latest'}({model})")
-        return self.loaded[model, version].signatures[name or "serving_default"]
+        return self.loaded[model, version][name or "serving_default"]
+
+
+def signatures_of(folder):
+    """{a signature's name: (its function of {input: array}, {input: dtype})} of a SavedModel.
+
+    A session it is also because TensorFlow's functions in Python keep a kilobyte for each request that they refuse.
+    """
+    session = tf.compat.v1.Session(graph=tf.Graph())
+    with session.graph.as_default():
+        loaded = tf.compat.v1.saved_model.load(session, ["serve"], folder)
+
+    def function(signature):
+        outputs = {name: output.name for name, output in signature.outputs.items()}
+        return lambda inputs: session.run(outputs, {signature.inputs[name].name: inputs[name] for name in inputs})
+
+    return {
+        name: (function(one), {key: tf.as_dtype(value.dtype) for key, value in one.inputs.items()})
+        for name, one in loaded.signature_def.items()
+    }
 
 
 class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -48,10 +69,10 @@ class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
     def Predict(self, request, context):
         spec, response = request.model_spec, predict_pb2.PredictResponse()
         try:
-            signature = self.models.signature(spec.name, spec.version.value, spec.version_label, spec.signature_name)
-            inputs = {name: tf.constant(tf.make_ndarray(value)) for name, value in request.inputs.items()}
-            for name, value in signature(**inputs).items():
-                response.outputs[name].CopyFrom(tf.make_tensor_proto(value.numpy()))
+            function, _ = self.models.signature(spec.name, spec.version.value, spec.version_label, spec.signature_name)
+            inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+            for name, value in function(inputs).items():
+                response.outputs[name].CopyFrom(tf.make_tensor_proto(value))
         except LookupError as error:
             context.abort(grpc.StatusCode.NOT_FOUND, str(error))
         except tf.errors.InvalidArgumentError as error:
@@ -84,12 +105,11 @@ def handler(models):
             try:
                 assert verb == "predict"
                 version = int(chosen.get("versions", 0))
-                signature = models.signature(model, version, chosen.get("labels"), body.get("signature_name"))
-                spec = signature.structured_input_signature[1]["images"]
+                function, types = models.signature(model, version, chosen.get("labels"), body.get("signature_name"))
                 values = body["inputs"]["images"]
-                if spec.dtype == tf.string:
+                if types["images"] == tf.string:
                     values = [base64.b64decode(value["b64"]) for value in values]
-                outputs = signature(images=tf.constant(values, spec.dtype))
+                outputs = function({"images": np.array(values, types["images"].as_numpy_dtype)})
             except LookupError as error:
                 return self.answer(404, {"error": str(error)})
             except tf.errors.InvalidArgumentError as error:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -25,7 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from moco_tf import build, callbacks
 from moco_tf.command import ConfigError
 from moco_tf.data import sources
-from moco_tf.train import main
+from moco_tf.train import calls_of_fit, main
 
 REPOSITORY = Path(__file__).parent.parent
 STEPS = 10  # an epoch of 200 images in batches of 20
@@ -649,3 +650,15 @@ def test_two_thousand_spoilt_images_among_ten_thousand(tmp_path, capsys):
     assert main([*TINY, f"--run_dir={halves}", *flags]) == 0
     assert "Going on from step" in capsys.readouterr().out
     assert_same_run(whole, halves)
+
+
+@pytest.mark.parametrize("step", range(0, 23))
+def test_calls_of_fit_cover_each_step_once_and_none_crosses_a_change_of_size_or_a_part_of_an_epoch(step):
+    config = SimpleNamespace(size_at=lambda epoch: 16 if epoch < 2 else 32)
+    covered = []
+    for first, epochs, steps in calls_of_fit(config, step, 23, steps_per_epoch=5):
+        assert first == step + len(covered)
+        touched = {(first + number) // 5 for number in range(epochs * steps)}
+        assert len(touched) == epochs and len({config.size_at(epoch) for epoch in touched}) == 1
+        covered += range(first, first + epochs * steps)
+    assert covered == list(range(step, 23))

@@ -101,6 +101,11 @@ class Pretrainer(KerasWays):
         outputs = self.query_encoder(images, training=False)
         return {"features": outputs["features"], "embedding": unit_length(outputs["projection"])}
 
+    def takes_views(self, count):
+        """Says whether a step can take so many views of a record."""
+        fewest, most = self.VIEWS
+        return fewest <= count <= (most or count)
+
     def backbones_for_xla(self):
         """Returns the backbones whose passes XLA may compile on several replicas."""
         encoders = [getattr(self, name) for name in ("query_encoder", "key_encoder") if hasattr(self, name)]
@@ -168,10 +173,10 @@ class Pretrainer(KerasWays):
         return batch | {"views": compiled(batch["views"])}
 
     def _check_views(self, batch):
-        (fewest, most), count = self.VIEWS, len(batch["views"])
-        if not fewest <= count <= (most or count):
+        count = len(batch["views"])
+        if not self.takes_views(count):
             raise ValueError(
-                f"{type(self).__name__} trains on {_number_of_views(fewest, most)}; got {count} views of each record"
+                f"{type(self).__name__} trains on {_number_of_views(*self.VIEWS)}; got {count} views of each record"
             )
 
     def _reduce_over_replicas(self, terms, statistics=()):

@@ -169,18 +169,24 @@ def decoder():
     from moco_tf.data import encoded, image_ops
     from moco_tf.data.errors import ERRORS
 
-    scalar = tf.TensorSpec((), tf.string)
-    verify = tf.function(encoded.verify, input_signature=[scalar], autograph=False)
-    header = tf.function(encoded.header, input_signature=[scalar], autograph=False)
-    decode = tf.function(encoded.decode, input_signature=[scalar], autograph=False)
+    session = tf.compat.v1.Session(graph=tf.Graph())  # a refusal takes a fraction of a TensorFlow function's time
 
-    @tf.function(input_signature=[scalar, tf.TensorSpec((4,), tf.int32)], autograph=False)
-    def crop(data, box):
-        return image_ops.crops(data, lambda *_: [tuple(tf.unstack(box))])[0]
+    def callable_of(function, *specs):
+        traced = tf.function(function, input_signature=specs, autograph=False).get_concrete_function()
+        with session.graph.as_default():
+            inputs = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs]
+            return session.make_callable(traced(*inputs), inputs)
+
+    scalar = tf.TensorSpec((), tf.string)
+    verify, header, decode = (callable_of(f, scalar) for f in (encoded.verify, encoded.header, encoded.decode))
+    crop = callable_of(
+        lambda data, box: image_ops.crops(data, lambda *_: [tuple(tf.unstack(box))])[0],
+        *(scalar, tf.TensorSpec((4,), tf.int32)),
+    )
 
     def look(data):
         try:
-            _, height, width, _ = verify(data).numpy().tolist()
+            _, height, width, _ = verify(data).tolist()
         except ERRORS:
             return False
         kind, *declared = (int(number) for number in header(data))
