@@ -37,7 +37,8 @@ def main():
         return
     if unknown := set(arguments.axes.split(",")) - set(AXES):
         parser.error(f"--axes lists some of {', '.join(AXES)}; got {', '.join(unknown)}")
-    found = results.read(arguments.output)["axes"] if arguments.output.exists() else {}
+    before = results.read(arguments.output) if arguments.output.exists() else {}
+    found = before["axes"] if before.get("machine") == turns.machine() else {}  # a page is of one machine
     for axis in arguments.axes.split(","):
         what, values, _ = AXES[axis]
         print(f"\n{what}\n{axis:>14} {'seconds':>9} {'slope':>6} {'MB':>8} {'slope':>6}")
@@ -145,7 +146,7 @@ def step(batch_size=32, image_size=32, replicas=1):
 
 AXES = {  # what is measured, the values, and how: (value, folder) -> {"seconds": ..., "mb": ...}
     "images": ("the first start on a folder", (1_000, 10_000, 100_000, 1_000_000), first_start),
-    "images, later": ("a later start on it", (1_000, 10_000, 100_000, 1_000_000), later_start),
+    "images_later": ("a later start on it", (1_000, 10_000, 100_000, 1_000_000), later_start),
     "K": ("InfoNCE and enqueuing, batch 256", (4_096, 16_384, 65_536, 262_144, 1_048_576), loss_of),
     "batch": ("a step, ResNet-18 at 32 pixels", (8, 32, 128, 512), lambda value, _: step(batch_size=value)),
     "pixels": ("a step, ResNet-18, 32 images", (64, 128, 192, 256), lambda value, _: step(image_size=value)),

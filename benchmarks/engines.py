@@ -83,7 +83,7 @@ def ways(images):
         "XLA": tf.function(lambda images: encoder.encode(images), jit_compile=True),
     }
     views = tf.data.Dataset.from_tensors((images,))
-    for engine in engines.OPENED:
+    for engine in engines.RUNTIMES:
         try:
             found[engine] = engines.of(encoder, engine, views, len(images)).encode
         except ConfigError as error:

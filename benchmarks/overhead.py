@@ -51,7 +51,7 @@ def main():
             contrast = info_nce(queries, keys, model.queue.keys.value, model.temperature)
         return tape.gradient(contrast.loss, queries), *contrast
 
-    def agreement():
+    def metrics():
         return model._reduce_over_replicas(
             Contrast(*[queries[:, i] for i in range(5)], queries), running_statistics(model)
         )
@@ -60,7 +60,7 @@ def main():
         "step": lambda: model.train_step(views),
         "momentum encoder's weights": momentum,
         "InfoNCE and its gradient": loss,
-        "metrics, and the replicas' agreement": agreement,
+        "metrics": metrics,
         "enqueuing": lambda: model.queue.enqueue(keys),
     }
     functions = {name: tf.function(part) for name, part in parts.items()}

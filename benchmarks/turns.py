@@ -86,5 +86,5 @@ def machine():
 def ratio(slower, faster):
     """Median and quartiles of how many times as long `slower` took as `faster`, round by round."""
     ratios = [a / b for a, b in zip(slower, faster, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}

@@ -170,9 +170,10 @@ def on_waiting(config, data_wait):
     """Yields a sentence if training waits for images for a large share of the time, `data_wait`."""
     if data_wait > WAIT:
         remedies = ["more or faster processor cores", "smaller files"]
-        if getattr(config, "decode", "fast") == "exact":
+        views_on = getattr(config, "views_on", "device")
+        if getattr(config, "decode", "fast") == "exact" and views_on != "device":  # which decodes once, exactly
             remedies.insert(0, "--decode=fast, for photographs far larger than the views")
-        if getattr(config, "views_on", "device") == "host":
+        if views_on == "host":
             remedies.insert(0, "--views_on=device, which crops and distorts in the training step (or both)")
         yield (
             f"Training waited for images for {100 * data_wait:.0f} % of the time (data_wait). What helps: "

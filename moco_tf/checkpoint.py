@@ -62,7 +62,10 @@ class Checkpoints:
         try:
             self._checkpoint.write(files.for_tensorflow(aside / "state"))
             for file in aside.iterdir():
-                files.sync(file)
+                if file.is_dir():  # TensorFlow's own parts, which it could not remove
+                    files.remove(file)
+                else:
+                    files.sync(file)
             files.sync(aside)
             os.rename(aside, target)
         except BaseException:

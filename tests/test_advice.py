@@ -99,6 +99,8 @@ def test_waiting_is_named_with_what_helps_in_this_run():
     assert "24 % of the time" in sentence and "--views_on=device" in sentence and "--decode=fast" in sentence
     (sentence,) = advice.on_waiting(make(views_on="both", decode="fast"), 0.24)
     assert "--" not in sentence and "smaller files" in sentence
+    (sentence,) = advice.on_waiting(make(views_on="device"), 0.24)
+    assert "--decode" not in sentence  # refused there
 
 
 def test_waiting_is_named_once_in_a_run(tmp_path, caplog):

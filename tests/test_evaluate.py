@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import moco_tf
 from moco_tf import build, command, files, frozen, run_folder, train
 from moco_tf.checkpoint import Checkpoints
-from moco_tf.data.inputs.image import IMAGENET
+from moco_tf.data.inputs.image import IMAGENET, Preprocessing
 from moco_tf.evaluate import compare, features, finetune, knn, linear_probe, look, planar_map, subject
 from moco_tf.serving import saved_model
 
@@ -308,6 +309,60 @@ def test_features_of_another_encoder_or_data_set_are_not_mixed(run, tmp_path, ca
     assert features.main(arguments) == 0
     assert features.main([*arguments, "--split=test"]) == 2
     assert "another split (there 'train', here 'test')" in capsys.readouterr().err
+    assert features.main([*arguments, f"--data_dir={tmp_path}"]) == 2
+    assert f"another data_dir (there '', here '{tmp_path}')" in capsys.readouterr().err
+
+
+def test_features_of_a_folder_that_has_gained_an_image_are_not_mixed(run, photos, tmp_path, capsys):
+    images, output = shutil.copytree(photos, tmp_path / "images"), tmp_path / "features"
+    arguments = [f"--encoder={run}", f"--dataset={images}", f"--output={output}", "--shard_size=5"]
+    assert features.main(arguments) == 0
+    added = next((images / "train").rglob("*.png"))
+    shutil.copy(added, added.with_name("0first.png"))  # all numbers move by one
+    assert features.main(arguments) == 2
+    assert "has gained or lost some since features-" in capsys.readouterr().err
+    added.with_name("0first.png").unlink()
+    added.unlink()
+    assert features.main(arguments) == 2
+
+
+def test_features_of_an_encoder_that_was_exported_anew_are_not_mixed(photos, tmp_path, capsys):
+    def export(version, seed):
+        keras.utils.set_random_seed(seed)
+        network = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
+        moco_tf.export_encoder(network, tmp_path / f"encoder/{version}", preprocessing=Preprocessing(4))
+
+    arguments = [f"--encoder={tmp_path / 'encoder'}", f"--dataset={photos}", f"--output={tmp_path / 'features'}"]
+    export(1, seed=0)
+    assert features.main(arguments) == 0
+    export(2, seed=1)
+    assert features.main(arguments) == 2
+    assert "features of another identity" in capsys.readouterr().err
+
+
+def test_a_lost_or_damaged_file_of_features_is_made_anew_and_no_other_is_overwritten(run, tmp_path, capsys):
+    arguments = [f"--encoder={run}", f"--output={tmp_path}", "--shard_size=5"]
+    assert features.main(arguments) == 0
+    contents = {path: path.read_bytes() for path in tmp_path.glob("*.npz")}
+    (tmp_path / "features-00001.npz").write_bytes(b"PK")
+    assert features.main(arguments) == 2
+    assert "features-00001.npz cannot be read" in capsys.readouterr().err
+    (tmp_path / "features-00001.npz").unlink()
+    assert features.main([*arguments, "--shard=1/2"]) == 0  # another division takes what is missing alone
+    assert features.main(arguments) == 0
+    ids = np.concatenate([np.load(path)["ids"] for path in tmp_path.glob("*.npz")])
+    assert sorted(ids.tolist()) == list(range(24))
+    assert all(path.read_bytes() == content for path, content in contents.items() if path.exists())
+
+
+def test_features_that_are_not_finite_are_not_written(photos, tmp_path, capsys):
+    network = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    network.layers[-1].bias.assign([np.nan, 0])
+    moco_tf.export_encoder(network, tmp_path / "encoder/1", preprocessing=Preprocessing(4))
+    output = tmp_path / "features"
+    arguments = [f"--encoder={tmp_path / 'encoder'}", f"--dataset={photos}", f"--output={output}"]
+    assert features.main(arguments) == 2
+    assert "not finite for 24 of 24 images" in capsys.readouterr().err and not list(output.glob("*.npz"))
 
 
 @pytest.mark.slow

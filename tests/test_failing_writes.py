@@ -233,6 +233,18 @@ def test_an_old_checkpoint_has_lost_its_name_on_disk_before_its_files_go(tmp_pat
     assert disk[-3:] == [("rename", "aside-1"), ("sync", tmp_path.name), ("remove", "aside-1")]
 
 
+def test_parts_that_tensorflow_could_not_remove_are_not_in_the_checkpoint(tmp_path, monkeypatch):
+    kept, write = checkpoints(tmp_path), tf.train.Checkpoint.write
+
+    def write_and_leave(checkpoint, path):
+        written = write(checkpoint, path)
+        (Path(os.fsdecode(path)).parent / "state_temp").mkdir()
+        return written
+
+    monkeypatch.setattr(tf.train.Checkpoint, "write", write_and_leave)
+    assert sorted(path.name for path in kept.save().iterdir()) == ["state.data-00000-of-00001", "state.index"]
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing_and_the_one_before_whole(tmp_path, monkeypatch):
     kept = checkpoints(tmp_path)
     before = {path.name: path.read_bytes() for path in kept.save().iterdir()}

@@ -103,3 +103,10 @@ def test_the_central_view_of_a_large_picture_is_that_of_the_matrices(shape, prep
     assert np.any(view != by_matrices)  # another way
     grey = preprocessing.of_record({"image": tf.constant(image[..., :1])})
     np.testing.assert_array_equal(grey, preprocessing.of_record({"image": tf.repeat(image[..., :1], 3, axis=-1)}))
+
+
+@pytest.mark.parametrize("shape", [(64, 17_000), (17_000, 64)])
+def test_a_large_picture_that_is_long_and_thin_is_never_resized_whole(shape):
+    image = photograph(*shape)
+    view = Preprocessing(32).of_record({"image": tf.constant(image)})
+    np.testing.assert_array_equal(view, Preprocessing(32)(image[None])[0])

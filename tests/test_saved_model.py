@@ -385,6 +385,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(exported, tmp_path
     kernel, bias = np.zeros((8, 3), "float32"), np.zeros(3, "float32")
     for wrong, write in {
         "ends in its version": lambda: moco_tf.export_encoder(model, tmp_path / "encoder"),
+        "ends in its version, a whole number": lambda: moco_tf.export_encoder(model, tmp_path / "é"),
         "exists": lambda: moco_tf.export_encoder(model, path),
         "is one of error, zeros": lambda: moco_tf.export_encoder(model, tmp_path / "1", on_bad_image="skip"),
         r"is \(8, classes\)": lambda: saved_model.export_classifier(model, kernel[:5], bias, tmp_path / "1"),

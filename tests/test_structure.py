@@ -1,9 +1,13 @@
 """The layout's rules (docs/architecture.md), held against the source text."""
 
 import ast
+import importlib
 import subprocess
 import sys
+import types
 from pathlib import Path
+
+from benchmarks import cost
 
 PACKAGE = Path(__file__).parent.parent / "moco_tf"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -180,3 +184,26 @@ def test_keras_files_are_loaded_in_safe_mode():
     assert loads
     for name, call in loads:
         assert "safe_mode=True" in ast.unparse(call), name
+
+
+def test_every_name_of_the_package_that_a_benchmark_uses_exists():
+    for path in sorted((PACKAGE.parent / "benchmarks").glob("*.py")):
+        tree, modules = ast.parse(path.read_text()), {"moco_tf": importlib.import_module("moco_tf")}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("moco_tf", "export"):
+                for alias in node.names:
+                    modules[alias.asname or alias.name] = _found(node.module, alias.name)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                owner = modules.get(node.value.id)
+                if isinstance(owner, types.ModuleType):
+                    _found(owner.__name__, node.attr)
+
+
+def _found(module, name):
+    owner = importlib.import_module(module)
+    return getattr(owner, name) if hasattr(owner, name) else importlib.import_module(f"{module}.{name}")
+
+
+def test_the_flag_of_cost_can_name_each_of_its_axes():
+    assert not any("," in axis for axis in cost.AXES)  # which separates them

@@ -9,8 +9,10 @@ map.
 import dataclasses
 import logging
 import os
+import re
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,11 @@ import numpy as np
 from moco_tf import command, files
 from moco_tf.command import ConfigError
 from moco_tf.evaluate import settings as common
+from moco_tf.files import printable
 
-RECORDED = ("dataset", "exif", "split", "on", "limit", "shard_size", "engine")  # in features.json
-BEFORE = {"exif": False, "engine": "tensorflow"}  # the values of earlier versions, which lacked these flags
+RECORDED = ("dataset", "data_dir", "exif", "split", "on", "limit", "shard_size", "engine")  # in features.json
+BEFORE = {"exif": False, "engine": "tensorflow", "data_dir": ""}  # of earlier versions, which lacked these flags
+NAME = re.compile(r"(features(?:-\d+-of-\d+)?)-(\d{5})\.npz")  # of a file of images
 
 log = logging.getLogger("moco_tf")
 
@@ -81,13 +85,14 @@ def write(settings):
     about = files.as_text(
         {
             "encoder": settings.encoder,
+            "identity": encoder.identity,
             "step": model.steps_done if model else None,  # the run may have been trained further since
             **{name: getattr(settings, name) for name in RECORDED},
         }
     )
     description = folder / "features.json"
     if description.exists():
-        before = BEFORE | command.read_json(description)
+        before = {"identity": encoder.identity} | BEFORE | command.read_json(description)
         before |= {name: os.path.expanduser(before[name]) for name in ("encoder", "dataset") if name in before}
         if before != about:
             differing = ", ".join(f"{name} (there {before.get(name)!r}, here {about[name]!r})" for name in about
@@ -97,32 +102,65 @@ def write(settings):
 
     number, of = common.shard(settings.shard)
     name = "features" if of == 1 else f"features-{number}-of-{of}"
-    shards = sorted(folder.glob(f"{name}-[0-9][0-9][0-9][0-9][0-9].npz"))
+    known = _files(folder)
     wanted = np.arange(source.size) % of == number - 1
-    known = sorted(folder.glob("features-*.npz")) if of == 1 else shards
-    for shard in known:
-        wanted[np.load(shard)["ids"]] = False
+    for path in known:
+        wanted[_ids(path, source)] = False
+    first = 1 + max((place for of_name, place in known.values() if of_name == name), default=-1)
     if known:
-        log.info(f"Going on: {len(known)} files are there, the last is {known[-1]}.")
+        log.info(f"Going on: {len(known)} files are there, the last is {list(known)[-1]}.")
     most = min(settings.limit or source.size, int(wanted.sum()))
     views = central(source.in_order(settings.limit or None, wanted), encoder.preprocessing)
     encoder = engines.of(encoder, settings.engine, views, most)  # a refused engine leaves no features.json
     files.write_json(description, about)
     batches = stream(lambda images: encoder.encode(images)[settings.on], views, most)
-    paths, written = source.paths, 0
+    paths, written, shards = source.paths, 0, 0
     for features, labels, ids in _regrouped(batches, settings.shard_size):
+        subject.check_finite(features, source.unit)
         arrays = {"features": features, "labels": labels, "ids": ids}
         if paths is not None:
-            arrays["paths"] = np.array([os.fsdecode(path) for path in paths.numpy()[ids]])
-        files.write_arrays(folder / f"{name}-{len(shards):05d}.npz", arrays)
-        shards.append(folder / f"{name}-{len(shards):05d}.npz")
+            arrays["paths"] = _paths(source, ids)
+        files.write_arrays(folder / f"{name}-{first + shards:05d}.npz", arrays)
+        shards += 1
         written += len(ids)
     rate = written / (time.monotonic() - started)
-    log.info(f"{written} images of {source.name} encoded, {rate:.0f} images/s; {folder} holds {len(shards)} files.")
+    log.info(
+        f"{written} images of {source.name} encoded, {rate:.0f} images/s; {folder} holds {len(known) + shards} files."
+    )
     if settings.format == "parquet":
         table = folder / "features.parquet"
-        parquet.write(table, sorted(folder.glob("features-*.npz")), source.class_names, settings.seed)
+        parquet.write(table, list(_files(folder)), source.class_names, settings.seed)
         log.info(f"Table: {table}")
+
+
+def _files(folder):
+    """Returns {path: (name, number)} of the files of features in a folder, in their order."""
+    found = {path: NAME.fullmatch(path.name) for path in sorted(folder.glob("features-*.npz"))}
+    return {path: (match[1], int(match[2])) for path, match in found.items() if match}
+
+
+def _paths(source, ids):
+    return np.array([os.fsdecode(path) for path in source.paths.numpy()[ids]])
+
+
+def _ids(path, source):
+    """Returns the numbers of the images that a file of features has.
+
+    Raises:
+      ConfigError: the file is damaged, or a number means another image in this source.
+    """
+    try:
+        with np.load(path) as arrays:
+            ids, paths = arrays["ids"], arrays.get("paths")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{printable(path)} cannot be read ({error}): remove it, and it is made anew") from None
+    same = ids.max(initial=-1) < source.size and (paths is None) == (source.paths is None)
+    if not same or (paths is not None and not np.array_equal(paths, _paths(source, ids))):
+        raise ConfigError(
+            f"--output={printable(path.parent)} numbers other images: {source.name} has gained or lost some since "
+            f"{path.name} was written; choose another folder"
+        )
+    return ids
 
 
 def _regrouped(batches, size):

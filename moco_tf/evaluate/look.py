@@ -67,9 +67,7 @@ def look(settings):
     features, labels, pictures = _encoded(settings, encoder, source)
     if len(features) < 3:
         raise ConfigError(f"a map needs at least 3 images; {source.name} has {len(features)}")
-    bad = int((~np.isfinite(features.sum(axis=1))).sum())
-    if bad:
-        raise ConfigError(f"--encoder={settings.encoder} gives features that are not finite for {bad} images")
+    subject.check_finite(features)
     names = [source.class_names[label] if label >= 0 else "no label" for label in labels]
 
     places = planar_map.tsne(features, settings.seed, settings.perplexity)

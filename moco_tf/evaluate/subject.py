@@ -97,13 +97,18 @@ def features(settings, encoder, images, on="features"):
     vectors, labels = extract(encode, images, encoder.preprocessing, settings.limit, labelled=True)
     if not len(labels):
         raise ConfigError(f"of the images taken of {images.name} none has a label: try a larger --limit")
-    bad = np.flatnonzero(~np.isfinite(vectors.sum(axis=1, dtype=np.float64)))
-    if len(bad):
-        raise ConfigError(
-            f"--encoder={settings.encoder} gives features that are not finite for {len(bad)} of {len(vectors)} "
-            f"images of {images.name}: its training has diverged; take an earlier checkpoint, or train at a lower --lr"
-        )
+    check_finite(vectors, images.unit)
     return vectors, labels
+
+
+def check_finite(vectors, unit="images"):
+    """Refuses features (N, C) with numbers that are not finite."""
+    bad = int((~np.isfinite(vectors).all(axis=1)).sum())
+    if bad:
+        raise ConfigError(
+            f"--encoder gives features that are not finite for {bad} of {len(vectors)} {unit}: its training has "
+            "diverged; take an earlier checkpoint, or train at a lower --lr"
+        )
 
 
 def check_classes(labels, eval_labels, class_names):

@@ -85,10 +85,7 @@ def encode_listing(encode, preprocessing, listing):
         batches = _views(preprocessing, checked)
         rows += [rows_of for rows_of, _, _ in stream(encode, batches, len(good))]
     rows = np.concatenate(rows)
-    if bad := int((~np.isfinite(rows).all(axis=1)).sum()):
-        raise ConfigError(
-            f"the encoder gives vectors that are not finite for {bad} of {len(rows)} images: its training has diverged"
-        )
+    subject.check_finite(rows)
     images = [
         parts.Image(*file, verdict.height, verdict.width, *np.round(facts_of, 2).tolist())
         for (*file, verdict), facts_of in zip(good, rows[:, -2:].astype(float), strict=True)

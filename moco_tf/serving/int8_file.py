@@ -1,7 +1,7 @@
 """Writes an encoder as an ONNX file that computes in 8 bits: ONNX Runtime's static quantiser, calibrated on images.
 
-The file takes the same input as the float32 file of `onnx_file.py`. It is kept only if its features agree with the
-float32 encoder's features by cosine, on images that did not calibrate it. Axes: N images, S side, C channels, D
+The file takes the same input as the float32 file of `onnx_file.py`. It is kept only if its outputs agree with the
+float32 encoder's by cosine, on images that did not calibrate it. Axes: N images, S side, C channels, D
 features.
 """
 
@@ -18,7 +18,7 @@ from moco_tf.command import ConfigError
 from moco_tf.data import dataset, errors
 from moco_tf.data.encoded import decode_safely
 from moco_tf.data.inputs.image import Preprocessing
-from moco_tf.files import printable
+from moco_tf.files import first_line, printable
 from moco_tf.serving import model_card, onnx_file, saved_model
 
 log = logging.getLogger("moco_tf")
@@ -32,7 +32,7 @@ OF_PRODUCTS = ["Conv", "MatMul", "Gemm"]
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How well an 8-bit encoder's features agree with float32's.
+    """How well an 8-bit encoder's outputs agree with float32's: those of its features or embedding that agree less.
 
     Attributes:
       mean, lowest: of `cosines` over the held-out images; images: the number of held-out images.
@@ -44,7 +44,7 @@ class Agreement:
 
     def __str__(self):
         of = f"{self.images} other images, {self.lowest:.4f} at the lowest"
-        return f"cosine with float32's features {self.mean:.4f} in the mean of {of}"
+        return f"cosine with float32's features and embedding {self.mean:.4f} in the mean of {of}"
 
 
 def export_run(run_dir, path, calibrate="", number=256, least=LEAST_COSINE):
@@ -140,19 +140,24 @@ def _quantised(encoder, images):
     with tempfile.TemporaryDirectory() as folder:
         whole, prepared, file = (Path(folder) / f"{name}.onnx" for name in ("whole", "prepared", "int8"))
         onnx.save(model, whole)
-        quant_pre_process(whole, prepared, skip_symbolic_shape=True)  # shape inference needs another package
-        quantization.quantize_static(
-            prepared,
-            file,
-            Reader(),
-            op_types_to_quantize=OF_PRODUCTS if has_attention else OF_CONVOLUTIONS,
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            # AVX2 and AVX-512 without VNNI add two products in 16 bits, which overflow if weights use all 8 bits.
-            reduce_range=True,
-            extra_options={"MatMulConstBOnly": True},
-        )
+        try:
+            quant_pre_process(whole, prepared, skip_symbolic_shape=True)  # shape inference needs another package
+            quantization.quantize_static(
+                prepared,
+                file,
+                Reader(),
+                op_types_to_quantize=OF_PRODUCTS if has_attention else OF_CONVOLUTIONS,
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                # AVX2 and AVX-512 without VNNI add two products in 16 bits, which overflow if weights use all 8 bits.
+                reduce_range=True,
+                extra_options={"MatMulConstBOnly": True},
+            )
+        except (OSError, MemoryError, *errors.ERRORS):  # of the machine, or of an image
+            raise
+        except Exception as error:  # the quantiser raises classes of its own
+            raise ConfigError(f"ONNX Runtime cannot quantise this encoder: {first_line(error)}") from None
         return onnx.load(file)
 
 
@@ -177,10 +182,12 @@ def _view(encoder, image):
 
 
 def _agreement(encoder, session, images):
-    """Returns the `Agreement` of a session's features with the encoder's features, on encoded images."""
-    channels = encoder.preprocessing.channels
-    pixels = (decode_safely(tf.constant(image), channels).numpy()[np.newaxis] for image in images)
-    found = np.concatenate([session.run(["features"], {"images": one})[0] for one in pixels])
-    expected = np.concatenate([encoder.encode(_view(encoder, image))["features"].numpy() for image in images])
-    values = cosines(found, expected)
-    return Agreement(float(values.mean()), float(values.min()), len(values))
+    """Returns the `Agreement` of a session's outputs with the encoder's, on encoded images."""
+    channels, of_images = encoder.preprocessing.channels, []
+    for image in images:
+        pixels = decode_safely(tf.constant(image), channels).numpy()[np.newaxis]
+        expected = {name: value.numpy() for name, value in encoder.encode(_view(encoder, image)).items()}
+        found = session.run(list(expected), {"images": pixels})
+        of_images.append([*zip(found, expected.values(), strict=True)])
+    values = [cosines(*map(np.concatenate, zip(*pairs, strict=True))) for pairs in zip(*of_images, strict=True)]
+    return Agreement(min(float(one.mean()) for one in values), float(np.min(values)), len(images))

@@ -168,7 +168,7 @@ def _maps_of(model):
 def _write(encoder, parts, path, on_bad_image, request_megapixels, about, maps=None):
     """Writes an encoder; `parts` are the layers that own its variables, `maps` is its pyramid, if wanted."""
     path = Path(path)
-    if not path.name.isdecimal() and path.name.isascii():
+    if not (path.name.isdecimal() and path.name.isascii()):
         raise ConfigError(f"a SavedModel's folder ends in its version, a whole number, as in encoder/1; got {path}")
     if on_bad_image not in BAD_IMAGES:
         raise ConfigError(f"on_bad_image is one of {', '.join(BAD_IMAGES)}; got {on_bad_image!r}")

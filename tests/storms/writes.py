@@ -135,7 +135,7 @@ class Storm:
             faults.append(f"{len(said)} lines say why: {last(failed)}")
         known = {digest(path) for path in (self.top / "stash").iterdir()}
         finished = output.glob("checkpoints/step-*/*") if self.of == "train" else named(output).values()
-        return faults + [f"{path} is harmed" for path in finished if digest(path) not in known]
+        return faults + [f"{path} is harmed" for path in finished if path.is_dir() or digest(path) not in known]
 
 
 def last(ended):

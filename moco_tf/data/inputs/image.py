@@ -30,6 +30,7 @@ class Signature(typing.NamedTuple):
 
 PLAIN_SIZE = 32  # of images whose pixels are features
 LARGE = 2**20  # pixels of a picture from which on its central view is not resized by matrices
+LONG = 4  # times the shorter side: a longer picture is, as resizing it whole takes memory for what is cut off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,8 @@ class Preprocessing:
 
     def _central(self, image):
         """uint8 (H, W, C) -> normalised float32 (S, S, C)."""
-        is_large = tf.reduce_prod(tf.shape(image)[:2]) >= LARGE
+        sides = tf.shape(image)[:2]
+        is_large = (tf.reduce_prod(sides) >= LARGE) & (tf.reduce_max(sides) <= LONG * tf.reduce_min(sides))
         view = tf.cond(is_large, lambda: self._central_of_large(image), lambda: self._central_by_matrices(image))
         return tf.ensure_shape(view, (self.image_size, self.image_size, self.channels))
 
