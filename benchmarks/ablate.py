@@ -3,11 +3,11 @@
     python -m benchmarks.ablate --study=mechanism --seeds=0,1 --jobs=2
 
 Each point of a study is a run in its own folder under --runs, named after the flags that differ from those of --base.
-Give another base another --runs and --output. An interrupted study resumes when it is started again. It does not
+Give another base another --output. An interrupted study resumes when it is started again. It does not
 repeat finished points, including those of other studies and those in a CSV file of --output. A study ends with
 <study>.csv, <study>.png and a sentence on the papers' orderings.
 
-    python -m benchmarks.ablate --study=pretext --epochs=6 --runs=runs/pretext
+    python -m benchmarks.ablate --study=pretext --epochs=6 --output=docs/results/pretext
 
 compares pretext tasks at equal numbers of images, and then at equal time: each gets as many epochs as fit into the
 time that the first point took. Seconds count only the cores that a run got, so that other work on the machine does not
@@ -237,7 +237,7 @@ class Settings:
     epochs: int = command.flag(4, "Passes over the 10,000 images in each run.")
     jobs: int = command.flag(1, "Runs side by side, each on its share of the cores.")
     base: str = command.flag("", "Flag file of what all points have in common; '': the study's own.", path=True)
-    runs: str = command.flag("runs/ablate", "Folder of the runs.", path=True)
+    runs: str = command.flag("", "Folder of the runs; '': below runs/, named after the base.", path=True)
     output: str = command.flag("docs/results/ablations", "Folder of the CSV files and plots.", path=True)
 
     def __post_init__(self):
@@ -259,7 +259,8 @@ def _parse(arguments):
 def ablate(settings):
     """Runs the missing points of a study, then writes its files; returns the process's exit status."""
     study = STUDIES[settings.study]
-    settings = dataclasses.replace(settings, base=settings.base or study.base)
+    base = settings.base or study.base
+    settings = dataclasses.replace(settings, base=base, runs=settings.runs or f"runs/{Path(base).stem}")
     if study.base == STUDIES["mechanism"].base:
         study = at_rate(study, config.read(REPOSITORY / settings.base).lr)
     file = Path(settings.output, f"{settings.study}.csv")
@@ -298,7 +299,7 @@ def run_missing(settings, study, known, file):
 def at_equal_time(study, known, epochs):
     """Returns the study with each point once more, with as many epochs as fit into the first point's time.
 
-    Leaves out points whose time for `epochs` passes is not known yet.
+    Leaves out points whose time for `epochs` passes is not known: not yet, or only of runs that were interrupted.
     """
 
     def seconds(point):
@@ -375,7 +376,10 @@ def figures(folder, epochs):
     said = (folder / "train.log").read_text()
     spent = re.findall(r"(?:preparing epochs|steps|waiting for images|other) (\d+\.\d)", said)
     share = json.loads((folder / SHARE).read_text()) if (folder / SHARE).exists() else 1.0
-    seconds = f"{sum(map(float, spent)) * min(share, 1.0):.1f}"  # without start, evaluation and saving
+    is_whole = (
+        bool(spent) and "Going on from step" not in said
+    )  # of an interrupted run the log has the last part alone
+    seconds = f"{sum(map(float, spent)) * min(share, 1.0):.1f}" if is_whole else ""  # no start, evaluation or saving
     return kept | {"untrained_knn_top1": repr(baselines["untrained"]), "seconds": seconds}
 
 
@@ -473,8 +477,9 @@ def verdict(study, values):
 
     The spread of the seeds is that of all points together, because two seeds say little about one point's spread.
     """
-    squares = sum(statistics.variance(v) * (len(v) - 1) for v in values.values() if len(v) > 1)
-    freedom = sum(len(v) - 1 for v in values.values())
+    of_runs = {name(point.flags): values.get((point.series, point.x), []) for point in study.points}  # each run once
+    squares = sum(statistics.variance(v) * (len(v) - 1) for v in of_runs.values() if len(v) > 1)
+    freedom = sum(len(v) - 1 for v in of_runs.values() if v)
     if not freedom:
         return "One seed does not tell the paper's orderings from chance."
     spread = math.sqrt(squares / freedom)

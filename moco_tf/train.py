@@ -17,6 +17,7 @@ from moco_tf.startup import computes_bfloat16, load_tensorflow
 
 ENCODER = "encoder.keras"  # in a run folder
 SHOWN = 5  # the most layers that a log line names
+LOST = "another machine no longer answers: start all again, they go on from the last checkpoint"
 
 log = logging.getLogger("moco_tf")
 
@@ -33,7 +34,16 @@ def train(config):
     However training ends, the folder, its log and TensorBoard's file are free for the next call in the same process.
     """
     with contextlib.ExitStack() as open_until_the_end:
-        return _train(config, open_until_the_end)
+        try:
+            return _train(config, open_until_the_end)
+        except Exception as error:  # machines already exchange weights while they build the model
+            if not _is_of_another_machine(error):
+                raise
+            from moco_tf.data.errors import reason
+
+            log.debug("Where it stopped:", exc_info=True)
+            log.error(f"Stopped before the first step: {reason(error)}; {LOST}.")
+            return 1
 
 
 def _train(config, open_until_the_end):
@@ -286,6 +296,14 @@ def _report(stop, config, checkpoints, step):
     return 1
 
 
+def _is_of_another_machine(error):
+    """Whether TensorFlow raised this error because a machine that trains along is gone."""
+    import tensorflow as tf
+
+    lost = tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError
+    return isinstance(error, lost) or (isinstance(error, tf.errors.OpError) and "ollective" in str(error))
+
+
 def _stopped(error, model):
     """Says what in the machine, its storage or another machine ended a run, and the way out; returns the status."""
     import tensorflow as tf
@@ -293,12 +311,11 @@ def _stopped(error, model):
     from moco_tf.data.errors import reason
 
     log.debug("Where it stopped:", exc_info=True)  # train.log has it
-    lost = isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError))
     goes_on = "the same command goes on from the last checkpoint"
     if isinstance(error, OSError):
         advised = goes_on
-    elif lost or "ollective" in str(error):
-        advised = "another machine no longer answers: start all again, they go on from the last checkpoint"
+    elif _is_of_another_machine(error):
+        advised = LOST
     elif isinstance(error, tf.errors.ResourceExhaustedError):
         advised = "memory or storage has run out: go on from the last checkpoint on a machine with more of it"
     elif model.in_xla:

@@ -45,7 +45,7 @@ def flags(task, data):
     wanted = config_lib.task_module(task).Options.__dataclass_fields__
     own = [flag for flag in FLAGS if task != "labels" or "positives_from" not in flag]
     more = ["--augment=cifar"] if "augment" in wanted else []
-    more += ["--image_size=18"] if "tile_size" in wanted else []  # nine tiles
+    more += ["--image_size=21"] if "tile_size" in wanted else []  # nine tiles
     more += ["--clusters=4"] if "clusters" in wanted else []
     if "arch" in wanted:  # takes ViTs alone
         more += ["--arch=vit_tiny", "--patch_size=4", "--hidden_dim=16"]

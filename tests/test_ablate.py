@@ -26,7 +26,8 @@ def test_each_point_is_a_sound_run_that_begins_with_the_file_it_varies():
             differing = {f"--{name}" for name in config_lib.parse([base, *text.split()]).differences(plain)}
             own = {"--pretext", "--head"} if "--pretext" in changed else set()  # of tasks with flags of their own
             assert changed - own <= differing, text  # none says what is so anyway
-            assert own or differing <= changed, text
+            of_task = {"--loss", "--positives_from"} if "--pretext" in changed else set()  # by name alone MoCo's
+            assert differing <= changed | of_task, text
     assert config_lib.parse([f"--flagfile={ablate.REPOSITORY}/configs/ablate.flags"]).epochs == ablate.Settings.epochs
 
 
@@ -103,6 +104,21 @@ def test_a_finished_runs_figures_are_read_off_its_files(tmp_path):
     assert found["seconds"] == "9.6" and found["probe_top1"] == "44.25" and found["finetune_top1"] == ""
     assert found["knn_top1"] == "40.5" and found["contrast_top1"] == "" and found["untrained_knn_top1"] == "27.5"
     assert ablate.figures(tmp_path, 3) is None
+    (tmp_path / "train.log").write_text(f"Wall time 3 s: steps 2.0.\nGoing on from step 3 of 6.\n{said}other 0.9.\n")
+    assert ablate.figures(tmp_path, 2)["seconds"] == ""  # the first part's are not all known
+
+
+def test_runs_of_two_bases_lie_in_two_folders_and_one_run_at_two_places_counts_once(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ablate, "run", lambda settings, *_: asked.append(settings.runs) or (None, "failed: x"))
+    for study in ("mechanism", "pretext", "mae"):
+        ablate.main([f"--output={tmp_path}", f"--study={study}", "--seeds=0"])
+    assert set(asked) == {"runs/ablate", "runs/pretext", "runs/mae_moco"}
+    study = ablate.STUDIES["mae"]  # two runs stand at two places each
+    places = [(point.series, point.x) for point in study.points]
+    apart, alike = [30.0, 34.0], [40.0, 40.0]
+    values = {place: apart if place[1].startswith(("0: ", "0.1", "10", "0.25")) else alike for place in places}
+    assert "spread by 2.00 points" in ablate.verdict(study, values)  # the root of 4 * 8 / 8, and not of 32 / 10
 
 
 def test_rows_at_equal_time_survive_the_next_point_at_equal_images(tmp_path):

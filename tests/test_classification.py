@@ -14,7 +14,7 @@ from moco_tf.config import parse
 from moco_tf.data import sources
 from moco_tf.data.encoded import decode
 from moco_tf.data.inputs.image import Preprocessing
-from moco_tf.encoders import patch_grid, resnet
+from moco_tf.encoders import decoders, heads, patch_grid, resnet
 from moco_tf.methods import cluster, exemplar, jigsaw
 from moco_tf.methods.cluster import Cluster
 from moco_tf.methods.exemplar import Exemplar, Triplets
@@ -112,7 +112,7 @@ def test_the_loss_is_that_of_a_loop_and_its_gradient_a_numeric_one(kind, float64
 
 
 @pytest.mark.parametrize(
-    "kind", [Jigsaw, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (Triplets, Cluster))]
+    "kind", [Triplets, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (Jigsaw, Cluster))]
 )
 def test_replicas_checkpoints_and_keras_files_go_on(kind, tmp_path):
     assert_goes_on(lambda: make(kind), batches, tmp_path)
@@ -277,7 +277,7 @@ def test_k_means_finds_what_lies_apart_and_an_image_counts_by_its_groups_size():
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--pretext=position", "--image_size=12"], "tiles of 4 to 2 pixels"),
+        (["--pretext=position", "--image_size=12"], "tiles of 4 to 1 pixels"),
         (["--pretext=jigsaw", "--image_size=30", "--tile_size=9"], "got 9"),
         (["--pretext=jigsaw", "--image_size=30", "--gap=3"], "an even number"),
         (["--pretext=jigsaw", "--image_size=30", "--permutations=1"], "from 2 to 10000"),
@@ -304,3 +304,17 @@ def test_sources_that_do_not_fit_are_refused_in_a_line(flags, said, tmp_path, ca
     monkeypatch.setattr("moco_tf.pretext.exemplar.LIMIT", 9_999)
     assert main([*flags, "--dataset=embedded", f"--run_dir={tmp_path}"]) == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_exemplars_have_a_projection_with_triplets_alone():
+    assert not parse(["--pretext=exemplar"]).uses("dim")
+    assert parse(["--pretext=exemplar", "--loss=triplet"]).uses("dim")
+
+
+def test_answers_are_float32_where_the_encoder_computes_in_16_bits():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        assert heads.classifier(8, 5, hidden_dim=4)(np.ones((2, 8), np.float32)).dtype == "float32"
+        assert decoders.of_maps((2, 2, 8), 4, 3)(np.ones((2, 2, 2, 8), np.float32)).dtype == "float32"
+    finally:
+        keras.config.set_dtype_policy("float32")

@@ -35,10 +35,15 @@ DAILY = ("cluster", "simcse")  # of images and of words; the others are slow, an
 
 
 @pytest.mark.parametrize(
-    "task", [task if task in DAILY else pytest.param(task, marks=pytest.mark.slow) for task in TASKS]
+    "words",
+    [
+        words if words in DAILY else pytest.param(words, marks=pytest.mark.slow)
+        for words in (*TASKS, "exemplar --loss=triplet")
+    ],
 )
-def test_a_run_goes_on_bit_for_bit_and_its_encoder_is_judged_and_served(task, data, tmp_path):
-    whole = assert_a_run_goes_on(tmp_path, flags(task, data), at=9, steps=12)
+def test_a_run_goes_on_bit_for_bit_and_its_encoder_is_judged_and_served(words, data, tmp_path):
+    task, *more = words.split()
+    whole = assert_a_run_goes_on(tmp_path, [*flags(task, data), *more], at=9, steps=12)
     dataset = flags(task, data)[1]
     judged = [dataset, "--train_split=train", "--eval_split=train", f"--output={tmp_path / 'knn'}"]
     assert knn.main([f"--encoder={whole}", "--k=3", *judged]) == 0

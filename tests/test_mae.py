@@ -317,6 +317,7 @@ def test_a_picture_shows_each_crop_and_below_it_its_hidden_patches_in_grey():
         (["--mask_ratio=1"], "--mask_ratio is a share, more than 0 and less than 1; got 1"),
         (["--mask_ratio=0"], "--mask_ratio is a share, more than 0 and less than 1; got 0"),
         (["--image_size=16"], "hides at least one of an image's 1 patches and leaves one; got .*: take a smaller"),
+        (["--channels=1", "--patch_size=1", "--image_size=8"], "divides by the deviation within a patch"),
         (["--decoder_width=48"], "--decoder_width is a multiple of 32; got 48"),
         (["--decoder_depth=-1"], "--decoder_depth is 0 or more; got -1"),
         (["--method=moco_v3"], "has a model of its own, in which no --method has a part; got --method=moco_v3"),

@@ -17,6 +17,7 @@ from moco_tf.methods.colorize import Colorize
 from moco_tf.methods.denoise import Denoise
 from moco_tf.methods.inpaint import Inpaint
 from moco_tf.methods.reconstruction import Reconstruction
+from moco_tf.pytorch import conversion
 
 SIZE, BATCH = 16, 4
 INPUTS = Preprocessing(image_size=SIZE)
@@ -135,6 +136,16 @@ def test_the_encoder_of_colors_sees_luminance_alone_and_grey_pictures_count_for_
     batch = {"views": (tf.concat([INPUTS.normalize(255 * x)[:2] for x in (rgb, grey)], axis=0),)}
     losses = model.objective(batch, None).loss.numpy()
     assert (losses[:2] > 1).all() and (losses[2:] == 0).all()
+
+
+def test_an_encoder_that_converts_colors_is_not_exported_as_a_plain_network():
+    with pytest.raises(ConfigError, match="a layer that PyTorch's networks do not have"):
+        conversion.backbone_state_dict(make(Colorize))
+
+
+@pytest.mark.parametrize("kind", [Denoise, Inpaint, Colorize])
+def test_no_pass_of_a_reconstruction_is_one_that_xla_compiles_by_itself_on_replicas(kind):
+    assert make(kind).backbones_for_xla() == []  # so that --xla=on is refused on several, and not ignored
 
 
 def test_classes_are_the_squares_of_ten_that_colors_reach():

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from test_train import STEPS, TINY, assert_same_run, images, last_checkpoint, rows  # noqa: F401 - images is a fixture
 
-from moco_tf import train
+from moco_tf import build, train
 from moco_tf.data.errors import reason
 
 REPOSITORY = Path(__file__).parent.parent
@@ -112,6 +112,22 @@ def test_the_reason_for_a_stop_is_what_the_collectives_say_and_not_their_advice(
     )
     error = tf.errors.UnavailableError(None, None, message)
     assert reason(error) == "Collective ops is aborted by: Connection reset by peer"
+
+
+def test_a_machine_that_is_gone_before_the_first_step_is_a_line_too(tmp_path, monkeypatch, capsys):
+    message = "Collective ops is aborted by: Error reported from task 1\nThe error could be from a previous operation."
+    error = tf.errors.UnavailableError(None, None, message)
+
+    def broadcast(config):
+        raise error
+
+    monkeypatch.setattr(build, "strategy", broadcast)
+    assert train.main(["--dataset=embedded", f"--run_dir={tmp_path / 'run'}"]) == 1
+    printed = capsys.readouterr()
+    assert (printed.out + printed.err).splitlines()[-1] == (
+        "Stopped before the first step: Collective ops is aborted by: Error reported from task 1; another machine no "
+        "longer answers: start all again, they go on from the last checkpoint."
+    )
 
 
 def test_machines_that_do_not_share_the_run_folder_are_refused(undisturbed, tmp_path):

@@ -16,7 +16,16 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WebP", "npy")
 JPEG, PNG, BMP, GIF, WEBP, NPY = range(len(FORMATS))
 MAX_PIXELS = 89_478_485  # beyond it Pillow warns of a decompression bomb: a quarter of a gigabyte of RGB
 MAX_SCANS = 64  # of a JPEG of MAX_PIXELS; smaller ones may have more in proportion: each scan goes through all pixels
-MAX_CHUNKS = 16  # compressed ones of a PNG besides its pixels: libpng unpacks and keeps up to 8 MB of each
+COMPRESSED = (b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG besides its pixels: libpng keeps up to 8 MB of each
+RESERVED = (
+    b"tEXt",
+    b"zTXt",
+    b"iTXt",
+    b"sPLT",
+    b"pCAL",
+    b"sCAL",
+)  # libpng takes the memory that they announce
+MAX_COMPRESSED, MAX_CHUNKS = 16, 2**14  # of a PNG; the latter of one with such chunks
 MAX_EXTENSIONS = 64  # of a GIF, before its first frame
 HEAD = 4096  # bytes of a JPEG that are searched for its orientation
 APP1, START_OF_SCAN = 0xE1, 0xDA  # markers of a JPEG
@@ -62,7 +71,9 @@ _PROBLEMS = (
     "a BMP of other than 8, 24 or 32 bits, or compressed",  # would be misread
     "no pixels",
     _TOO_LARGE,
-    f"a PNG of more than {MAX_CHUNKS} compressed texts and profiles",
+    f"a PNG of more than {MAX_COMPRESSED} compressed texts and profiles",
+    "a PNG that is cut off in a text",
+    f"a PNG of more than {MAX_CHUNKS} chunks, texts or profiles among them",
 )
 
 
@@ -184,7 +195,7 @@ def examine(encoded):
     answer = tf.gather(table, tf.argmax(tf.cast(is_format, tf.int32)))
     answer = tf.cond(is_gif, lambda: _with_first_frames_size(encoded, answer), lambda: answer)
     whole_bytes = tf.reduce_any(bits == [8, 24, 32]) & ((compression == 0) | ((compression == 3) & (bits == 32)))
-    chunks = _occurrences(encoded, b"zTXt", b"iTXt", b"iCCP")
+    chunks, compressed, cut_off = tf.unstack(_png_chunks(encoded, is_png))
     size = answer[1:]
     is_fine = tf.stack([  # as `_PROBLEMS` names them
         tf.strings.length(encoded) > 0,
@@ -193,7 +204,9 @@ def examine(encoded):
         ~is_bmp | whole_bytes,
         tf.reduce_all(size > 0),
         tf.reduce_all(size <= MAX_PIXELS) & (tf.reduce_prod(size) <= MAX_PIXELS),  # 64 bits overflow
-        ~is_png | (chunks <= MAX_CHUNKS),
+        compressed <= MAX_COMPRESSED,
+        cut_off == 0,
+        chunks <= MAX_CHUNKS,
     ])  # fmt: skip
     problem = tf.cast(~tf.reduce_all(is_fine), tf.int64) * (1 + tf.argmin(tf.cast(is_fine, tf.int32)))
     return tf.concat([answer, problem[tf.newaxis]], axis=0)
@@ -407,19 +420,44 @@ def _look_up(bmp, image):
     return tf.gather(colours, tf.cast(image[..., 0], tf.int32))
 
 
-def _occurrences(text, *parts):
-    """How often any of `parts`, bytes of one length, occurs in a scalar string, int64."""
-    data, more = tf.io.decode_raw(text, tf.uint8), len(parts[0]) - 1
+def _png_chunks(encoded, is_png):
+    """Counts a PNG's chunks, int64 (3,): all, up to one more than MAX_CHUNKS; COMPRESSED; RESERVED that are cut off.
+
+    Zeros if there is no chunk of these names, as in most files: each chunk takes as long as decoding a kilobyte.
+    """
+
+    def count():
+        length = tf.cast(tf.strings.length(encoded), tf.int64)
+
+        def on(at, counts):
+            head = tf.cast(_bytes_of(encoded, at, 8), tf.int64)
+            size, name = _number(head[3::-1]), head[4:]
+            is_compressed, is_reserved = (
+                tf.reduce_any(tf.reduce_all(name == np.array([[*one] for one in names]), axis=1))
+                for names in (COMPRESSED, RESERVED)
+            )
+            is_cut_off = is_reserved & (size > length - at - 8)
+            return at + 12 + size, counts + tf.cast(tf.stack([True, is_compressed, is_cut_off]), tf.int64)
+
+        begin = tf.constant(8, tf.int64), tf.zeros(3, tf.int64)
+        is_left = lambda at, counts: (at < length) & (counts[0] <= MAX_CHUNKS)  # noqa: E731
+        return tf.while_loop(is_left, on, begin, parallel_iterations=1)[1]
+
+    names = b"|".join(dict.fromkeys(COMPRESSED + RESERVED))
+    has_some = is_png & tf.strings.regex_full_match(encoded, rb"\C*(?:%s)\C*" % names)
+    return tf.cond(has_some, count, lambda: tf.zeros(3, tf.int64))
+
+
+def _occurrences(text, part):
+    """How often `part`, bytes, occurs in a scalar string, int64."""
+    data, more = tf.io.decode_raw(text, tf.uint8), len(part) - 1
     number = tf.maximum(tf.size(data) - more, 0)
 
     def on(at, count):
         size = tf.minimum(number - at, SEARCHED)
         window = data[at : at + size + more]
-        hits = [
-            functools.reduce(tf.logical_and, (window[place : place + size] == byte for place, byte in enumerate(part)))
-            for part in parts
-        ]
-        return at + size, count + tf.math.count_nonzero(functools.reduce(tf.logical_or, hits))
+        hits = (window[place : place + size] == byte for place, byte in enumerate(part))
+        return at + size, count + tf.math.count_nonzero(functools.reduce(tf.logical_and, hits))
 
     return tf.while_loop(lambda at, _: at < number, on, (0, tf.constant(0, tf.int64)), parallel_iterations=1)[1]
 

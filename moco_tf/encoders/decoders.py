@@ -39,7 +39,9 @@ def of_maps(shape, size, channels):
         x = layers.UpSampling2D(2, name=f"up{place}.repeat")(x)
         x = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"up{place}.conv")(x)
         x = layers.ReLU(name=f"up{place}.relu")(BatchNorm(name=f"up{place}.bn")(x))
-    return keras.Model(inputs, layers.Conv2D(channels, 3, padding="same", name="picture")(x), name="decoder")
+    full = keras.config.dtype_policy().variable_dtype  # in 16 bits many of colorize's classes would tie
+    last = layers.Conv2D(channels, 3, padding="same", dtype=full, name="picture")
+    return keras.Model(inputs, last(x), name="decoder")
 
 
 def of_tokens(dim, patches, side, patch_size, depth, width, channels=3):

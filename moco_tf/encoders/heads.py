@@ -63,7 +63,10 @@ def classifier(width, classes, hidden_dim=None):
     if hidden_dim:
         x = layers.ReLU(name="relu")(BatchNorm(name="norm")(_linear(x, hidden_dim, "hidden", bias=False)))
     start = keras.initializers.RandomNormal(stddev=0.01)
-    return keras.Model(inputs, layers.Dense(classes, kernel_initializer=start, name="logits")(x), name="classifier")
+    # In 16 bits many classes would tie.
+    full = keras.config.dtype_policy().variable_dtype
+    last = layers.Dense(classes, kernel_initializer=start, dtype=full, name="logits")
+    return keras.Model(inputs, last(x), name="classifier")
 
 
 def encoder_of_halves(backbone, image_shape, head, dim, hidden_dim=None):

@@ -3,6 +3,7 @@
 Axes: n images of this replica, N of the global batch, D features of a tile, P orders.
 """
 
+import functools
 import itertools
 
 import keras
@@ -46,7 +47,11 @@ class Jigsaw(Classification):
             **settings,
         )
         self.permutations = permutations
-        self.orders = far_apart(TILES**2, permutations, self.seed)  # P x 9
+
+    @property
+    def orders(self):
+        """int32 (P, 9); only training looks for them, which takes seconds."""
+        return far_apart(TILES**2, self.permutations, self.seed)
 
     def pictures(self, batch):
         """The tiles, (n, 9, s, s, 3)."""
@@ -64,6 +69,7 @@ class Jigsaw(Classification):
         return super().get_config() | {"permutations": self.permutations}
 
 
+@functools.cache
 def far_apart(length, number, seed=0):
     """Returns `number` orders of 0 .. length - 1, int32 (number, length), as far apart as a greedy choice makes them.
 

@@ -61,6 +61,9 @@ class Reconstruction(Pretrainer):
         for part in (self.query_encoder, self.decoder):
             set_groups(part, self.groups_here)
 
+    def backbones_for_xla(self):
+        return []  # `maps_of` goes around the backbone
+
     def corrupted(self, images, draw):
         """Returns what the encoder sees of images (n, S, S, 3), and what `loss_of` needs beside them.
 

@@ -30,6 +30,9 @@ class Options(flags.BNGroups, crops.Cropping):
     copies: int = flag(2, "Distorted copies of an image in a step; with triplet 2 or more. arXiv 1901.09005: 8.")
     margin: float = flag(0.5, "How much nearer, in squared distance, with triplet. arXiv 1901.09005: 0.5.")
 
+    def uses(self, name):
+        return super().uses(name) and (name != "dim" or self.loss == "triplet")
+
     def check(self):
         least = 2 if self.loss == "triplet" else 1
         command.require(self, self.copies >= least, "copies", f"is at least {least} with --loss={self.loss}")

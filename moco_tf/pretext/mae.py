@@ -47,6 +47,11 @@ class Masking(crops.Cropping):
                 f"--mask_ratio hides at least one of an image's {patches} patches and leaves one; got "
                 f"{self.mask_ratio:g}: take a smaller --patch_size than {self.patch_size}, or another ratio"
             )
+        if self.norm_targets and self.patch_size**2 * self.channels < 2:
+            raise ConfigError(
+                "--norm_targets divides by the deviation within a patch, which one number does not have; got "
+                f"--patch_size={self.patch_size}: take larger patches, or --nonorm_targets"
+            )
         command.require(self, self.decoder_depth >= 0, "decoder_depth", "is 0 or more")
         holds = self.decoder_width > 0 and self.decoder_width % 32 == 0
         command.require(self, holds, "decoder_width", "is a multiple of 32")

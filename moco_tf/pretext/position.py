@@ -25,7 +25,9 @@ class Tiles(flags.BNGroups, crops.Decoding):
     """How an image is cut into 3 x 3 tiles."""
 
     tile_size: int = flag(
-        0, "Side of a tile in pixels; 0: three quarters of a third of --image_size. arXiv 1901.09005: 64 of 255."
+        0,
+        "Side of a tile in pixels; 0: three quarters of a third of --image_size, or less, so that it has a pixel of "
+        "room. arXiv 1901.09005: 64 of 255.",
     )
     gap: int = flag(
         2,
@@ -37,7 +39,8 @@ class Tiles(flags.BNGroups, crops.Decoding):
 
     def tile(self, image_size):
         """Side of a tile, in pixels."""
-        return self.tile_size or 3 * (image_size // flags.TILES) // 4
+        cell = image_size // flags.TILES
+        return self.tile_size or min(3 * cell // 4, cell - self.gap - 1)
 
     def check(self):
         command.require(self, 0 <= self.crop_min <= 1, "crop_min", "lies between 0 and 1")
@@ -45,11 +48,12 @@ class Tiles(flags.BNGroups, crops.Decoding):
         command.require(self, self.gap >= 0 and self.gap % 2 == 0, "gap", "is an even number of pixels from 0 up")
         command.require(self, self.tile_size >= 0, "tile_size", "is 0 or more pixels")
         cell, tile = self.image_size // flags.TILES, self.tile(self.image_size)
-        if not SMALLEST <= tile <= cell - self.gap:
+        most = cell - self.gap - 1  # leaves a tile two places
+        if not SMALLEST <= tile <= most:
             raise ConfigError(
-                f"an image of {self.image_size} pixels has cells of {cell}, in which tiles of {SMALLEST} to "
-                f"{cell - self.gap} pixels lie {self.gap} apart (--gap); got {tile}: take a larger --image_size, "
-                "or another --tile_size"
+                f"an image of {self.image_size} pixels has cells of {cell}, in which tiles of {SMALLEST} to {most} "
+                f"pixels lie at random places, {self.gap} apart (--gap); got {tile}: take a larger --image_size, or "
+                "another --tile_size"
             )
         if self.is_vit or self.growing_sizes:
             raise ConfigError(

@@ -13,6 +13,7 @@ from moco_tf import config as config_lib
 from moco_tf.command import ConfigError
 from moco_tf.encoders import heads as heads_lib
 from moco_tf.encoders import resnet, vit
+from moco_tf.encoders.color_spaces import ColorSpace
 from moco_tf.methods.keras_internals import layers_of
 from moco_tf.pytorch import tensor_names
 from moco_tf.pytorch.tensor_names import ENCODERS, POINTER, QUEUE, Mismatch, match, recognise, to_keras, without_head
@@ -223,6 +224,11 @@ def backbone_state_dict(model, counters=None):
       counters: BatchNorm's counters when the weights came from PyTorch, under the file's names without "module.".
     """
 
+    if any(isinstance(layer, ColorSpace) for layer in layers_of(model)):
+        raise ConfigError(
+            "the encoder converts colours in a layer that PyTorch's networks do not have (--pretext=colorize, cmc): "
+            "export a SavedModel"
+        )
     ((_, tensors), *_) = _state_dicts(model, counters)
     tensors = tensors if "logits" in _outputs(model) else without_head(tensors)
     recognise(tensors)
