@@ -1,8 +1,8 @@
 """Rotation: by which quarter turn was an image turned? (Gidaris et al. 2018, arXiv:1803.07728).
 
 Data: images that have an upper side. Supervision: which side is the upper one. A crop is square and turned exactly, so
-that neither borders nor interpolation reveal the turn. (Of wide pictures, more crops are squeezed sideways, a weak sign
-of their sides.)
+that neither borders nor interpolation reveal the turn. (Of wide pictures, more crops are squeezed sideways: a weak
+sign of their sides.)
 """
 
 import dataclasses
