@@ -55,9 +55,7 @@ class Checkpoints:
         for path in (*self._damaged, *strays):  # keeps them, under names that no checkpoint has
             os.rename(path, _free(path.with_name(f"damaged-{path.name}")))
         self._damaged.clear()
-        for left in self.folder.glob(f"{ASIDE}*"):
-            if LEFT.fullmatch(left.name):  # a killed process left it
-                files.remove(left)
+        self._remove_left()
         aside = self.folder / f"{ASIDE}{target.name}"
         try:
             self._checkpoint.write(files.for_tensorflow(aside / "state"))
@@ -72,12 +70,26 @@ class Checkpoints:
             files.remove(aside)  # frees its space on a full disk
             raise
         files.sync(self.folder)
+        self._remove_old()
+        return target
+
+    def tidy(self):
+        """Removes what a stop in the last `save` has left, as the next one would."""
+        if self.writes:
+            self._remove_left()
+            self._remove_old()
+
+    def _remove_left(self):
+        for left in self.folder.glob(f"{ASIDE}*"):
+            if LEFT.fullmatch(left.name):  # a killed process left it
+                files.remove(left)
+
+    def _remove_old(self):
         for step in self.steps()[: -self.keep]:
             doomed = self.folder / f"{ASIDE}{step}"
             os.rename(self.path(step), doomed)  # every folder with a step's name is complete
             files.sync(self.folder)  # also after a power loss
             shutil.rmtree(doomed)
-        return target
 
     def restore_last(self):
         """Restores the newest checkpoint that can be read; returns its step, or None if there is no checkpoint.

@@ -83,6 +83,7 @@ def _train(config, open_until_the_end):
             _start_from(config, model)
         _check_that_all_begin_alike(strategy, step, records.size)
     if step >= last:
+        checkpoints.tidy()
         log.info(f"{config.run_dir} is finished, at step {step} of {total}; a larger --epochs or --max_steps goes on.")
         if chief and not _encoder_is_kept(config, checkpoints.path(step)):
             _keep_encoder(config, model, records)

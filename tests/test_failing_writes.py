@@ -245,6 +245,31 @@ def test_parts_that_tensorflow_could_not_remove_are_not_in_the_checkpoint(tmp_pa
     assert sorted(path.name for path in kept.save().iterdir()) == ["state.data-00000-of-00001", "state.index"]
 
 
+@pytest.mark.parametrize("fails", ["rename", "remove"])
+def test_what_a_stop_in_the_last_save_has_left_is_removed_when_the_finished_run_is_started_again(
+    tmp_path, monkeypatch, fails
+):
+    kept = checkpoints(tmp_path)
+    kept.keep = 1
+    kept.save()
+    kept.model.steps_done = 2
+
+    def fail(path, *_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    rename = os.rename
+    with monkeypatch.context() as failing:
+        if fails == "rename":
+            failing.setattr(os, "rename", lambda a, b: fail(a) if Path(b).name == "aside-1" else rename(a, b))
+        else:
+            failing.setattr(shutil, "rmtree", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            kept.save()
+    assert len(list(tmp_path.iterdir())) == 2
+    kept.tidy()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000002"]
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing_and_the_one_before_whole(tmp_path, monkeypatch):
     kept = checkpoints(tmp_path)
     before = {path.name: path.read_bytes() for path in kept.save().iterdir()}
