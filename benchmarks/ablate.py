@@ -3,8 +3,8 @@
     python -m benchmarks.ablate --study=mechanism --seeds=0,1 --jobs=2
 
 Each point of a study is a run in its own folder under --runs, named after the flags that differ from those of --base.
-Give another base another --output. An interrupted study resumes when it is started again. It does not
-repeat finished points, including those of other studies and those in a CSV file of --output. A study ends with
+Give another base another --output. An interrupted study resumes when it is started again. It does not repeat finished
+points, including those of other studies and those in a CSV file of --output. A study ends with
 <study>.csv, <study>.png and a sentence on the papers' orderings.
 
     python -m benchmarks.ablate --study=pretext --epochs=6 --output=docs/results/pretext
@@ -376,9 +376,8 @@ def figures(folder, epochs):
     said = (folder / "train.log").read_text()
     spent = re.findall(r"(?:preparing epochs|steps|waiting for images|other) (\d+\.\d)", said)
     share = json.loads((folder / SHARE).read_text()) if (folder / SHARE).exists() else 1.0
-    is_whole = (
-        bool(spent) and "Going on from step" not in said
-    )  # of an interrupted run the log has the last part alone
+    # Of an interrupted run the log has the last part alone.
+    is_whole = bool(spent) and "Going on from step" not in said
     seconds = f"{sum(map(float, spent)) * min(share, 1.0):.1f}" if is_whole else ""  # no start, evaluation or saving
     return kept | {"untrained_knn_top1": repr(baselines["untrained"]), "seconds": seconds}
 

@@ -243,9 +243,12 @@ def test_tensorboard_shows_the_picture_of_the_views_that_the_run_folder_has(undi
     assert tf.io.decode_png(png).shape == (int(height), int(width), 3) == (2 * 96, 8 * 96, 3)
 
 
-def test_a_finished_run_says_so(undisturbed, capsys):
+def test_a_finished_run_says_so_and_removes_what_a_stop_in_its_last_save_has_left(undisturbed, capsys):
+    left = undisturbed / "checkpoints/aside-2"
+    left.mkdir()
     assert main([*TINY, f"--run_dir={undisturbed}"]) == 0
     assert f"{undisturbed} is finished, at step {2 * STEPS} of {2 * STEPS}" in capsys.readouterr().out
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,7 @@ JPEG, PNG, BMP, GIF, WEBP, NPY = range(len(FORMATS))
 MAX_PIXELS = 89_478_485  # beyond it Pillow warns of a decompression bomb: a quarter of a gigabyte of RGB
 MAX_SCANS = 64  # of a JPEG of MAX_PIXELS; smaller ones may have more in proportion: each scan goes through all pixels
 COMPRESSED = (b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG besides its pixels: libpng keeps up to 8 MB of each
-RESERVED = (
-    b"tEXt",
-    b"zTXt",
-    b"iTXt",
-    b"sPLT",
-    b"pCAL",
-    b"sCAL",
-)  # libpng takes the memory that they announce
+RESERVED = (b"tEXt", b"zTXt", b"iTXt", b"sPLT", b"pCAL", b"sCAL")  # libpng takes the memory that they announce
 MAX_COMPRESSED, MAX_CHUNKS = 16, 2**14  # of a PNG; the latter of one with such chunks
 MAX_EXTENSIONS = 64  # of a GIF, before its first frame
 HEAD = 4096  # bytes of a JPEG that are searched for its orientation
