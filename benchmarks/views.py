@@ -2,14 +2,17 @@
 
     python -m benchmarks.views
 
-Both read the same 256 files of 500x375 pixels and make batches of 16 pairs at 224 pixels, with as many workers or
-threads as there are cores, in processes of their own that take turns. Needs the extra `torch`. Writes
+All read the same 256 files of 500x375 pixels and make batches of 16 pairs at 224 pixels, with as many workers or
+threads as there are cores, in processes of their own that take turns. moco_tf also reads them with --decode=fast, and
+from files that moco_tf.data.convert has shrunk to 256 pixels. Needs the extras `torch` and `convert`. Writes
 docs/results/bench/views.json.
 """
 
 import argparse
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,6 +20,11 @@ from benchmarks import results, turns
 
 OUTPUT = results.file("views")
 FILES, BATCH = 256, 16
+WAYS = {  # folder of the files, --decode
+    "moco_tf": ("images", "exact"),
+    "--decode=fast": ("images", "fast"),
+    "256 pixels": ("converted", "exact"),
+}
 
 
 def main():
@@ -28,26 +36,26 @@ def main():
     arguments = parser.parse_args()
     if arguments.one:
         way, folder = arguments.one
-        make = ours if way == "moco_tf" else torchvision
-        turns.serve(batches(make(Path(folder), len(os.sched_getaffinity(0))), arguments.images // BATCH))
+        turns.serve(batches(pairs(way, Path(folder)), arguments.images // BATCH))
         return
     with tempfile.TemporaryDirectory() as folder:
         write_jpegs(Path(folder))
         commands = {
             way: ["-m", "benchmarks.views", f"--images={arguments.images}", "--one", way, folder]
-            for way in ("moco_tf", "torchvision")
+            for way in (*WAYS, "torchvision")
         }
         seconds = turns.take(commands, arguments.rounds)
     rates = {way: round(arguments.images / statistics.median(times), 1) for way, times in seconds.items()}
-    times_ours = turns.ratio(seconds["torchvision"], seconds["moco_tf"])
+    times_as_many = {way: turns.ratio(seconds["torchvision"], seconds[way]) for way in WAYS}
     cores = len(os.sched_getaffinity(0))
-    low, high = times_ours["quartiles"]
     print(f"pairs of v2 views at 224 px from 500x375 JPEGs, {cores} cores, {arguments.rounds} rounds")
     for way, rate in rates.items():
-        print(f"{way:12} {rate:8.1f} source images/s")
-    print(f"moco_tf's are {times_ours['median']:.2f} ({low:.2f} to {high:.2f}) times as many")
-    found = {"cores": cores, "rounds": arguments.rounds, "images_per_second": rates, "times_ours": times_ours}
-    results.write(arguments.output, found)
+        print(f"{way:14} {rate:8.1f} source images/s")
+    for way, ratio in times_as_many.items():
+        low, high = ratio["quartiles"]
+        print(f"{way}: {ratio['median']:.2f} ({low:.2f} to {high:.2f}) times as many as torchvision")
+    found = {"machine": turns.machine(), "cores": cores, "rounds": arguments.rounds}
+    results.write(arguments.output, found | {"images_per_second": rates, "times_torchvision": times_as_many})
 
 
 def write_jpegs(folder):
@@ -60,6 +68,16 @@ def write_jpegs(folder):
     for number in range(FILES):
         pixels = random.integers(0, 256, (24, 32, 3), np.uint8)
         Image.fromarray(pixels).resize((500, 375), Image.BICUBIC).save(folder / f"images/{number:03}.jpg", quality=90)
+    flags = [f"--images={folder}/images", f"--output={folder}/converted", "--size=256"]
+    subprocess.run([sys.executable, "-m", "moco_tf.data.convert", *flags], check=True, stdout=subprocess.DEVNULL)
+
+
+def pairs(way, folder):
+    """Endless batches of pairs, made this way."""
+    if way == "torchvision":
+        return torchvision(folder / "images", len(os.sched_getaffinity(0)))
+    images, decode = WAYS[way]
+    return ours(folder / images, decode)
 
 
 def batches(endless, count):
@@ -72,7 +90,7 @@ def batches(endless, count):
     return take
 
 
-def ours(folder, _):
+def ours(folder, decode):
     """moco_tf's own pipeline, with which the trainer reads a folder."""
     from moco_tf.startup import load_tensorflow
 
@@ -81,8 +99,12 @@ def ours(folder, _):
     from moco_tf.data.folder import scan
     from moco_tf.data.manifest import check_files
 
-    source = check_files(scan(folder)).source()
-    return iter(views.batches(source, augment.v2(224), BATCH, seed=0))
+    source, v2 = check_files(scan(folder)).source(), augment.v2(224)
+
+    def task(record, seed):
+        return tuple(augment.random_views(record, seed, (v2.query, v2.key), v2.preprocessing, decode))
+
+    return iter(views.batches(source, task, BATCH, seed=0))
 
 
 def torchvision(folder, cores):
@@ -111,7 +133,7 @@ def torchvision(folder, cores):
             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     )
-    files = sorted(folder.glob("images/*.jpg"))
+    files = sorted(folder.glob("*.jpg"))
 
     class Pairs(Dataset):
         def __len__(self):
