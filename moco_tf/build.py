@@ -94,6 +94,8 @@ def _check_views(config, spec, model):
             f"--pretext={config.pretext} gives views that the training step is to finish, but has no on_device "
             "(docs/pretext.md) to say how; the crops of --views_on=host are whole"
         )
+    if getattr(config, "small_views", 0) and not model.small_views:
+        raise ConfigError(f"{config.learner} has no small views; got --small_views={config.small_views}: leave it out")
     shapes = [tuple(tf.nest.flatten(view)[0].shape[1:]) for view in spec]
     if len(set(shapes[: len(shapes) - model.small_views])) > 1:
         raise ConfigError(

@@ -15,7 +15,7 @@ from tensorboard.plugins.image.metadata import create_summary_metadata
 from moco_tf import advice, build, files, progress
 from moco_tf.command import ConfigError
 from moco_tf.data import dataset
-from moco_tf.data.sources import Source
+from moco_tf.data.sources import Source, numbered_alike
 from moco_tf.evaluate import nearest_neighbors
 from moco_tf.evaluate.extract import extract, views_of
 
@@ -66,6 +66,12 @@ class KNNMonitor(keras.callbacks.Callback):
             extract(encode, source, preprocessing, self.limit, True, self._views(source, preprocessing))
             for source in (self.bank, self.queries)
         )
+        for source, (_, labels) in ((self.bank, bank), (self.queries, queries)):
+            if not len(labels):
+                raise ConfigError(
+                    f"the kNN monitor takes {self.limit} evenly spread {source.unit}, and none of those of "
+                    f"{source.name} has a label: train with --knn_every=0"
+                )
         accuracy = nearest_neighbors.accuracy(*bank, *queries, len(self.bank.class_names))
         self.seconds += time.perf_counter() - begun
         return accuracy
@@ -96,10 +102,11 @@ def knn_monitor(config, train_source, run):
     except ConfigError as error:
         log.info(f"No kNN monitor: {error}")
         return None
-    if reason := _means_nothing(train_source, queries):
+    bank, queries = numbered_alike(train_source, queries)
+    if reason := _means_nothing(bank, queries):
         log.info(f"No kNN monitor: {reason}.")
         return None
-    return KNNMonitor(train_source, queries, config.knn_every)
+    return KNNMonitor(bank, queries, config.knn_every)
 
 
 def _means_nothing(bank, queries):
@@ -111,8 +118,6 @@ def _means_nothing(bank, queries):
     for source in (bank, queries):
         if not source.labelled:
             return f"the {source.unit} of {source.name} have no labels"
-    if bank.class_names != queries.class_names:
-        return f"the classes of {bank.name} are not those of {queries.name}"
     names = bank.class_names
     if isinstance(bank, Source):  # the labels of a stream come with its images
         names = [names[label] for label in sorted(_classes_in(bank) & _classes_in(queries))]

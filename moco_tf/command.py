@@ -241,11 +241,14 @@ class _Path(flags.ArgumentParser):
         return os.path.expanduser(super().parse(argument))
 
 
-def define(flag_values, fields):
-    """Defines a flag for each field of a settings dataclass on an absl `FlagValues`; only mains call this."""
+def define(flag_values, fields, any_choice=False):
+    """Defines a flag for each field of a settings dataclass on an absl `FlagValues`; only mains call this.
+
+    any_choice: whether flags with choices take other values, too.
+    """
     for field in fields:
         name, default, help = field.name, field.default, field.metadata["help"]
-        if field.metadata["choices"]:
+        if field.metadata["choices"] and not any_choice:
             flags.DEFINE_enum(name, default, field.metadata["choices"], help, flag_values=flag_values)
         elif field.type == tuple[int, ...]:
             flags.DEFINE_list(name, [str(x) for x in default], help, flag_values=flag_values)

@@ -486,12 +486,10 @@ def parse(arguments):
     command.define(flag_values, command.fields(settings))
     mine = {field.name for field in command.fields(settings)}
     others = [field for name, field in _every_kind().items() if name not in mine]  # accepted, and named as unused
-    command.define(flag_values, others)
+    command.define(flag_values, others, any_choice=True)
     command.read_arguments(flag_values, program, arguments, groups)
     unused = tuple(
-        f"--{field.name}={flag_values[field.name].value}"
-        for field in others
-        if flag_values[field.name].present and flag_values[field.name].value != field.default
+        f"--{field.name}={flag_values[field.name].value}" for field in others if flag_values[field.name].present
     )
     config = settings(**command.values(flag_values, settings), unused=unused)
     return dataclasses.replace(config, run_dir=config.run_dir or f"runs/{_flag_file_name(arguments)}")

@@ -49,6 +49,31 @@ def test_what_a_method_does_not_use_is_named():
     assert sentence == "Not used by end_to_end with resnet50: --queue_size=4096, --momentum=0.9, --patch_size=8."
 
 
+@pytest.mark.parametrize(
+    "flags, unused",
+    [
+        (["--method=end_to_end", "--queue_size=160"], "--queue_size=160"),  # simcse's own default
+        (["--pretext=rotation", "--loss=nce"], "--loss=nce"),  # a choice of other tasks
+        (["--pretext=cpc", "--temperature=0.2", "--momentum=0.9"], "--momentum=0.9, --temperature=0.2"),
+        (["--pretext=cmc", "--queue_size=100", "--noshuffle_bn"], "--shuffle_bn=False, --queue_size=100"),
+        (["--pretext=cmc", "--frame=memory_bank", "--queue_size=100", "--momentum=0.9"], "--momentum=0.9"),
+        (["--pretext=cmc", "--frame=queue", "--queue_size=100", "--bank_momentum=0.9"], "--bank_momentum=0.9"),
+        (["--pretext=simcse", "--momentum=0.9"], "--momentum=0.9"),
+    ],
+)
+def test_what_another_frame_or_task_uses_is_named(flags, unused):
+    *_, sentence = before(parse(flags))
+    named = sentence.partition(": ")[2].rstrip(".").split(", ")
+    assert sentence.startswith("Not used by") and sorted(named) == sorted(unused.split(", "))
+
+
+@pytest.mark.parametrize("frame, knows", [("in_batch", False), ("queue", True)])
+def test_a_frame_without_momentum_is_not_advised_to_raise_it(frame, knows):
+    config = make(pretext="cpc", frame=frame)
+    (sentence,) = advice.after_epoch(config, {"feature_std": 1e-4}, None, 64)
+    assert ("--momentum" in sentence) == knows
+
+
 def test_the_optimizers_momentum_given_as_the_key_encoders_is_named():
     sentences = before(make(**SETTINGS, queue_size=4096, momentum=0.9))
     assert any("--momentum=0.9 is the key encoder's" in sentence for sentence in sentences)

@@ -5,7 +5,9 @@ import http.server
 import json
 import threading
 import time
+import types
 
+import numpy as np
 import pytest
 
 from moco_tf.command import ConfigError
@@ -115,3 +117,13 @@ def test_names_of_a_servers_outputs_steer_no_terminal(server, tmp_path, capsys):
     there = [f"--server=127.0.0.1:{server.server_port}", "--model=encoder", f"--images={tmp_path / 'a.jpg'}"]
     assert export_client.main([*there, f"--output={tmp_path / 'out.npz'}"], "client") == 0
     assert r"f\x1b[2J\n (1, 1)" in capsys.readouterr().out
+
+
+def test_features_that_are_nan_do_not_agree(monkeypatch, capsys):
+    answer = {"embedding": np.ones((1, 2)), "features": np.full((1, 3), np.nan)}
+    expected = {name: np.ones_like(value) for name, value in answer.items()}
+    monkeypatch.setattr(client, "local", lambda path: None)
+    monkeypatch.setattr(client, "embed", lambda images, predict, batch_size: expected)
+    settings = types.SimpleNamespace(compare="models/encoder", batch_size=1)
+    assert export_client._compare(settings, ["a.jpg"], answer) == 1
+    assert "differs by more than" in capsys.readouterr().out

@@ -20,7 +20,7 @@ import moco_tf
 from moco_tf import build, command, files, frozen, run_folder, train
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.data.inputs.image import IMAGENET, Preprocessing
-from moco_tf.evaluate import compare, features, finetune, knn, linear_probe, look, planar_map, subject
+from moco_tf.evaluate import compare, features, finetune, knn, linear_probe, look, planar_map, sts, subject
 from moco_tf.serving import saved_model
 
 REPOSITORY = Path(__file__).parent.parent
@@ -418,6 +418,47 @@ def test_a_class_without_images_to_learn_from_is_named_and_its_images_count_as_w
         text = capsys.readouterr().out
         assert "1 classes have no image to learn from: red. Their 4 images of the evaluation count as wrong." in text
         assert rows(tmp_path / "out/per_class.csv")[2] == {"class": "red", "images": "4", "top1": "0.0"}
+
+
+def test_a_split_that_lacks_a_class_is_judged_by_the_names_of_its_classes(run, photos, tmp_path, capsys):
+    shutil.copytree(photos, tmp_path / "photos")
+    flags = [f"--encoder={run}", f"--dataset={tmp_path / 'photos'}", "--k=1"]
+    (tmp_path / "photos/test").rename(tmp_path / "photos/sketches")  # its classes are listed without those of train
+    assert knn.main([*flags, "--eval_split=sketches", f"--output={tmp_path / 'whole'}"]) == 0
+    shutil.rmtree(tmp_path / "photos/sketches" / CLASSES[0])
+    assert knn.main([*flags, "--eval_split=sketches", f"--output={tmp_path / 'part'}"]) == 0
+    whole, part = (
+        {row["class"]: row for row in rows(tmp_path / name / "per_class.csv")} for name in ("whole", "part")
+    )
+    assert part[CLASSES[0]]["images"] == "0" and all(part[name] == whole[name] for name in CLASSES[1:])
+
+
+def test_images_that_are_learnt_from_and_judged_are_counted(run, photos, tmp_path, capsys):
+    files = sorted((photos / "train").rglob("*.png"))
+    (tmp_path / "all.csv").write_text("path,label\n" + "".join(f"{file},{file.parent.name}\n" for file in files))
+    assert knn.main([f"--encoder={run}", f"--dataset={tmp_path}/all.csv", f"--output={tmp_path}/out"]) == 0
+    assert "24 of the 24 images of" in (text := capsys.readouterr().out) and "this is accuracy on what was" in text
+
+
+def test_results_of_another_folder_of_the_same_name_are_not_overwritten(run, photos, tmp_path, capsys):
+    for place in ("a", "b"):
+        shutil.copytree(photos, tmp_path / place / "photos")
+    first, second = (f"--dataset={tmp_path}/{place}/photos" for place in ("a", "b"))
+    assert knn.main([f"--encoder={run}", first]) == knn.main([f"--encoder={run}", first]) == 0
+    before = (run / "knn-photos/summary.json").read_bytes()
+    capsys.readouterr()
+    assert knn.main([f"--encoder={run}", second]) == 2
+    error = capsys.readouterr().err
+    assert f"holds the results of --dataset={tmp_path}/a/photos" in error and error.count("\n") == 1
+    assert (run / "knn-photos/summary.json").read_bytes() == before
+    assert knn.main([f"--encoder={run}", second, f"--output={tmp_path}/out"]) == 0
+
+
+def test_scores_of_sentences_lie_beside_a_versioned_saved_model(tmp_path):
+    (tmp_path / "encoder/1").mkdir(parents=True)
+    (tmp_path / "encoder/1/saved_model.pb").touch()
+    settings = sts.Settings(encoder=str(tmp_path / "encoder/1"), pairs="pairs.tsv").resolved()
+    assert settings.output == str(tmp_path / "encoder-sts")  # a server polls the folder encoder
 
 
 def _spoil(run, folder, layers, weight, value):

@@ -74,10 +74,11 @@ def test_a_link_to_the_training_images_does_not_judge(monitor, tmp_path):
     assert found is None and "2 of the 2 images of" in text
 
 
-def test_classes_that_are_numbered_otherwise_are_not_compared(monitor):
+def test_classes_of_folders_that_are_listed_alone_are_compared_by_name(monitor):
     paths = ("one/b/1.png", "one/c/2.png", "two/a/3.png", "two/b/4.png", "two/c/5.png")
-    found, text = monitor(*paths, train_split="one", eval_split="two")
-    assert found is None and "the classes of" in text and "are not those of" in text
+    found, _ = monitor(*paths, train_split="one", eval_split="two")
+    assert found.bank.class_names == found.queries.class_names == ("b", "c", "a")
+    assert found.bank.labels.numpy().tolist() == [0, 1] and found.queries.labels.numpy().tolist() == [2, 0, 1]
 
 
 def test_parts_of_a_split_of_tfds_that_overlap_do_not_judge():
@@ -98,6 +99,18 @@ class Mean:
 
     def encode(self, images):
         return {"features": tf.reduce_mean(images, axis=(1, 2))}
+
+
+def test_a_sample_without_labels_is_named(tmp_path):
+    png = tf.constant([tf.io.encode_png(np.zeros((4, 5, 3), np.uint8)).numpy()] * 3)
+    bank, queries = (
+        Source(name, png, tf.constant(labels, tf.int64), ("a", "b"))
+        for name, labels in (("bank", [0, 1, 0]), ("queries", [-1, 1, -1]))
+    )
+    found = callbacks.KNNMonitor(bank, queries, limit=2)
+    found.set_model(Mean())
+    with pytest.raises(ValueError, match="takes 2 evenly spread images, and none of those of queries has a label"):
+        found.evaluate()
 
 
 @pytest.mark.parametrize("most, read_again", [(2**20, False), (0, True)])

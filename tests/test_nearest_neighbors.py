@@ -64,6 +64,13 @@ def test_ten_thousand_classes_are_ranked_in_parts():
     assert (ranked[:, 1:] == -1).all()
 
 
+def test_the_least_temperature_counts_votes_without_overflow():
+    cosines, labels = np.float32([[0.97, 0.96, 0.95]]), np.array([[1, 0, 0]])
+    assert nearest_neighbors.rank(cosines, labels, 2, 0.01)[0].tolist() == [1, 0]  # e^97 > e^96 + e^95
+    cosines = np.full((1, 3), np.float32(0.97))
+    assert nearest_neighbors.rank(cosines, labels, 2, 0.01)[0].tolist() == [0, 1]
+
+
 def test_features_that_are_no_finite_numbers_are_refused():
     bank = np.ones((4, 2))
     bank[2, 1] = np.nan

@@ -17,7 +17,7 @@ from moco_tf.checkpoint import Checkpoints
 from moco_tf.command import ConfigError, HelpAsked
 from moco_tf.evaluate import knn
 from moco_tf.methods.pretrainer import Pretrainer
-from moco_tf.serving import saved_model
+from moco_tf.serving import model_card, saved_model
 from moco_tf.train import main
 
 DOCUMENT = Path(__file__).parent.parent / "docs/pretext.md"
@@ -225,3 +225,25 @@ def test_a_metric_is_a_line_in_one_class():
     model, logs = fitted(Watched)
     assert logs["hardest_negative"][0] >= logs["negative_similarity"][0]
     assert "hardest_negative" in model.columns() and issubclass(Watched, Pretrainer)
+
+
+def test_small_views_are_refused_by_a_method_that_has_none(tmp_path, capsys):
+    for method in ("moco_v3", "end_to_end"):
+        flags = [*SMALL, "--pretext=crops", f"--method={method}", "--small_views=2"]
+        assert main([*flags, f"--run_dir={tmp_path / method}"]) == 2
+        assert f"{method} has no small views; got --small_views=2: leave it out" in capsys.readouterr().err
+
+
+STEMLESS = """
+from moco_tf.pretext.crops import Options, views
+
+UNUSED = ("stem", "width")
+"""
+
+
+def test_a_task_without_stem_has_a_model_card(tmp_path, monkeypatch):
+    (tmp_path / "stemless.py").write_text(STEMLESS)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.flags").write_text("--pretext=stemless\n")
+    assert model_card.of_run(tmp_path / "run")["architecture"] == {"arch": "resnet50"}

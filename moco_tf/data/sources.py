@@ -135,6 +135,13 @@ class Source:
         turns = None if self.orientations is None else self.orientations[numbers]
         return dataclasses.replace(self, contents=contents, labels=labels, stand_ins=None, orientations=turns)
 
+    def with_classes(self, names):
+        """This source with its labels numbered by these `names`, among which all of its own are."""
+        numbers = tf.constant([names.index(name) for name in self.class_names] or [0], tf.int64)
+        with tf.device("CPU:0"):
+            labels = tf.where(self.labels < 0, self.labels, tf.gather(numbers, tf.maximum(self.labels, 0)))
+        return dataclasses.replace(self, labels=labels, class_names=tuple(names))
+
     def shared_with(self, other):
         """Counts the images of another source that this one has, too, as names and paths tell."""
         if self.paths is None or other.paths is None:
@@ -184,6 +191,12 @@ class Source:
             return epoch, self._standing_in(numbers)
 
         return fixed(tf.data.Dataset.counter(start // of * count, length).map(at))
+
+
+def numbered_alike(*sources):
+    """Returns the sources with one number for each class: splits that are listed alone may lack classes."""
+    names = tuple(dict.fromkeys(name for source in sources for name in source.class_names))
+    return [source if source.class_names == names else source.with_classes(names) for source in sources]
 
 
 def read_file(path):

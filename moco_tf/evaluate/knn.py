@@ -33,7 +33,7 @@ class Settings(common.Encoding):
         super().__post_init__()
         ascending = list(self.k) == sorted(set(self.k)) and min(self.k, default=0) > 0
         command.require(self, ascending, "k", "lists numbers from 1 up in ascending order")
-        command.require(self, self.temperature >= 0.01, "temperature", "is at least 0.01: exp(1 / t) would overflow")
+        command.require(self, self.temperature >= 0.01, "temperature", "is at least 0.01")
 
 
 def main(arguments):

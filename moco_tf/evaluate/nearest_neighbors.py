@@ -104,7 +104,7 @@ def _nearer(cosines, numbers, more_cosines, more_numbers, k):
 
 @tf.function(reduce_retracing=True)
 def _rank(cosines, labels, classes, temperature, places):
-    weights = tf.exp(tf.cast(cosines, tf.float32) / temperature)
+    weights = tf.exp(tf.cast(cosines, tf.float64) / temperature)  # in float32 exp(1 / 0.01) is infinite
     count = tf.shape(cosines)[0]
     ballots = tf.range(count)[:, None] * classes + tf.cast(labels, tf.int32)  # N x k: places in N x L, flat
     votes = tf.reshape(tf.math.unsorted_segment_sum(weights, ballots, count * classes), (count, classes))

@@ -6,6 +6,7 @@ The module imports nothing heavy, so a wrong flag is rejected at once.
 import dataclasses
 import importlib.util
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -101,8 +102,10 @@ class Settings:
         if inherited and inherited.dataset != "embedded":  # the run may come from somebody else
             where = f" in {printable(inherited.data_dir)}" if inherited.data_dir else ""
             log.info(f"Images: {printable(inherited.dataset)}{where}, as {printable(path / 'config.flags')} says.")
-        base = path.parent if (path / "saved_model.pb").exists() else path
         name = self.NAME + (f"-{Path(self.dataset).name}" if self.dataset else "")
+        output = self.output or str(results_of(path, name, bool(run)))
+        if self.dataset and not self.output:
+            _require_same_images(output, self.dataset)
         return dataclasses.replace(
             self,
             dataset=self.dataset or (run.dataset if run else "embedded"),
@@ -110,8 +113,26 @@ class Settings:
             train_split=self.train_split or (inherited.train_split if inherited else "train"),
             eval_split=self.eval_split or (inherited.eval_split if inherited else "test"),
             exif=self.exif or bool(inherited and inherited.exif),
-            # A server polls the folder of a SavedModel, so results are not written there.
-            output=self.output or str(path / name if run else base.with_name(f"{base.absolute().name}-{name}")),
+            output=output,
+        )
+
+
+def results_of(encoder, name, is_run):
+    """Returns the folder for results of this name: in the run, or beside a SavedModel, whose folder a server polls."""
+    if is_run:
+        return encoder / name
+    base = encoder.parent if (encoder / "saved_model.pb").exists() else encoder
+    return base.with_name(f"{base.absolute().name}-{name}")
+
+
+def _require_same_images(folder, dataset):
+    """Refuses a folder that holds the results of other images with the same last name."""
+    summary = Path(folder) / "summary.json"
+    before = command.read_json(summary).get("settings", {}).get("dataset", dataset) if summary.exists() else dataset
+    if os.path.abspath(before) != os.path.abspath(dataset):
+        raise ConfigError(
+            f"{folder} holds the results of --dataset={printable(before)}; got {printable(dataset)}: name another "
+            "folder with --output"
         )
 
 

@@ -38,8 +38,7 @@ class Settings:
     def resolved(self):
         """Returns these settings with the output filled in."""
         path = Path(self.encoder)
-        beside = path.with_name(f"{path.absolute().name}-sts")
-        own = path / "sts" if run_folder.recorded(path) else beside
+        own = common.results_of(path, "sts", bool(run_folder.recorded(path)))
         return dataclasses.replace(self, output=self.output or str(own))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from moco_tf import build, frozen, run_folder
 from moco_tf.command import ConfigError
 from moco_tf.data import dataset
+from moco_tf.data.sources import numbered_alike
 from moco_tf.evaluate import engines
 from moco_tf.evaluate.extract import extract, views_of
 
@@ -66,14 +67,15 @@ def labelled(settings, preprocessing):
                 f"--dataset={settings.dataset}: judging needs labels, and the {images.unit} of {images.name} have "
                 f"none: {LABELS[images.unit]}"
             )
-    names = sources[0].class_names
-    if len(names) < 2:
+    train, test = numbered_alike(*sources)
+    if len(names := train.class_names) < 2:
         raise ConfigError(f"--dataset={settings.dataset}: telling classes apart needs two; there is {names[0]!r} only")
-    if settings.train_split == settings.eval_split:
+    if same := train.shared_with(test):
         log.warning(
-            f"Both splits are {settings.eval_split!r}: this is accuracy on what was learnt, not on new images."
+            f"{same} of the {test.size} {test.unit} of {test.name} are among those of {train.name}: this is accuracy "
+            f"on what was learnt, not on new {test.unit}."
         )
-    return sources
+    return train, test
 
 
 def check_images(preprocessing):

@@ -5,6 +5,7 @@ Imports nothing heavy, so that a wrong flag raises an error before TensorFlow lo
 """
 
 import dataclasses
+from types import MappingProxyType
 
 from moco_tf import command, startup
 from moco_tf.command import ConfigError
@@ -80,6 +81,15 @@ FRAMES_OF_CMC = (*FRAMES, "memory_bank")
 TILES = 3  # along each side of an image, of position and jigsaw
 LOSSES = ("infonce", "supcon", "supcon_in")  # of MoCo
 POSITIVES_FROM = ("keys", "batch", "batch_and_queue")
+
+
+class OfFrames:
+    """Flags that some of a task's frames use."""
+
+    FRAMES_OF = MappingProxyType(dict.fromkeys(("queue_size", "momentum", "momentum_schedule"), ("queue",)))
+
+    def uses(self, name):
+        return super().uses(name) and self.frame in self.FRAMES_OF.get(name, (self.frame,))
 
 
 def loss_flag(*names):

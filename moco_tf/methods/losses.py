@@ -64,12 +64,12 @@ def info_nce(queries, keys, dictionary, temperature, own=None):
     """
     if keys.shape.rank == 2:
         positives = tf.einsum("nc,nc->n", queries, keys)
-        log_sum, hardest, negatives = _log_sum_exp(queries, dictionary, temperature, own)
+        log_sum, hardest, negatives, _ = _log_sum_exp(queries, dictionary, temperature, own)
         loss = tf.nn.softplus(log_sum - positives / temperature)
     else:
         cosines = [tf.einsum("nc,nc->n", queries, key) for key in tf.unstack(keys, axis=1)]
         positives = tf.stack(cosines, axis=1)  # N x P
-        log_sum, hardest, negatives = _log_sum_exp(queries, dictionary, temperature, own)
+        log_sum, hardest, negatives, _ = _log_sum_exp(queries, dictionary, temperature, own)
         loss = tf.reduce_mean(tf.nn.softplus(log_sum[:, None] - positives / temperature), axis=1)
     return Contrast.of(queries, loss, positives, hardest, negatives)
 
@@ -102,8 +102,7 @@ def of_groups(form, queries, keys, others, same, different, dictionary, temperat
     """
     own_cosines = tf.stack([tf.einsum("nc,nc->n", queries, key) for key in tf.unstack(keys, axis=1)], axis=1)  # n x P
     cosines = tf.matmul(queries, others, transpose_b=True)  # n x M
-    log_sum, hardest, mean = _log_sum_exp(queries, dictionary, temperature, own)
-    rows = tf.reduce_sum(tf.cast(_differs(own[0], own[1]), cosines.dtype), axis=1)  # negatives in the dictionary
+    log_sum, hardest, mean, rows = _log_sum_exp(queries, dictionary, temperature, own)
     negatives = tf.concat([log_sum[:, None], cosines / temperature], axis=1)
     log_sum = _masked_log_sum_exp(negatives, tf.pad(different, ((0, 0), (1, 0)), constant_values=True))
     nothing = tf.constant(-math.inf, cosines.dtype)
@@ -155,12 +154,12 @@ def _masked_log_sum_exp(values, mask):
 
 
 def _log_sum_exp(queries, dictionary, temperature, own=None):
-    """log sum_j exp(q_i . d_j / T), and the largest and the mean of q_i . d_j, (N,) each, in one pass over the d_j.
+    """log sum_j exp(q_i . d_j / T), largest and mean of q_i . d_j, and the number of d_j, (N,) each, in one pass.
 
     The pass also sums up the gradient, sum_j softmax_ij d_j / T. So the gradient keeps nothing of size K, and computes
     nothing twice. Sums are relative to the largest similarity so far, as in online softmax (arXiv:1805.02867).
 
-    own: as for `info_nce`: it says which d_j are left out for which q_i.
+    own: as for `info_nce`: it says which d_j are left out for which q_i. Without it the number is not counted, but 0.
     """
     size, width = dictionary.shape
 
@@ -206,7 +205,7 @@ def _log_sum_exp(queries, dictionary, temperature, own=None):
             return tf.math.divide_no_nan(of_log_sum, temperature * total)[:, None] * weighted  # perhaps no d_j is left
 
         mean = tf.linalg.matvec(queries, cosines / size) if own is None else tf.math.divide_no_nan(cosines, number)
-        return (hardest / temperature + tf.math.log(total), hardest, mean), gradient
+        return (hardest / temperature + tf.math.log(total), hardest, mean, number), gradient
 
     return scan(queries)
 

@@ -16,8 +16,17 @@ SHOWN_LUMINANCE = 65.0  # out of 100, for the colours in a picture
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(flags.ShuffleBN, flags.Head, flags.KeyEncoder, flags.Negatives, flags.Bank, crops.Cropping):
+class Options(
+    flags.OfFrames, flags.ShuffleBN, flags.Head, flags.KeyEncoder, flags.Negatives, flags.Bank, crops.Cropping
+):
     """Frame and modalities."""
+
+    FRAMES_OF = flags.OfFrames.FRAMES_OF | {
+        "shuffle_bn": ("queue",),
+        "queue_size": ("queue", "memory_bank"),
+        "bank_momentum": ("memory_bank",),
+        "loss": ("memory_bank",),
+    }
 
     modalities: str = flag(
         "luminance,color",

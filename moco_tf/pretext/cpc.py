@@ -15,8 +15,10 @@ from moco_tf.pretext import crops
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(flags.KeyEncoder, flags.Negatives, crops.Decoding):
+class Options(flags.OfFrames, flags.KeyEncoder, flags.Negatives, crops.Decoding):
     """The grid, the predicted patches, and the frame."""
+
+    FRAMES_OF = flags.OfFrames.FRAMES_OF | {"temperature": ("queue",)}
 
     grid: int = flag(
         7,

@@ -17,7 +17,7 @@ UNUSED = ("arch", "stem", "dim", "hidden_dim", "image_size", "channels", "growin
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(flags.KeyEncoder, flags.Negatives):
+class Options(flags.OfFrames, flags.KeyEncoder, flags.Negatives):
     """The words, the network, the dropout and the frame."""
 
     frame: str = flag(

@@ -19,7 +19,7 @@ def of_run(run_dir):
         shape = ("arch", "patch_size") if config.is_vit else ("arch", "width", "stem")
     about = {
         "method": config.learner,
-        "architecture": {name: recipe[name] for name in shape},
+        "architecture": {name: recipe[name] for name in shape if name in recipe},
         "recipe": recipe,
         "data": {"dataset": config.dataset, "split": config.train_split} | _json(run_dir / "data.json"),
     }

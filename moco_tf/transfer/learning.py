@@ -81,7 +81,8 @@ def learn(settings, run, learner, batches_at, judge):
     step = checkpoints.restore_last() or 0
     last = min(settings.steps, settings.max_steps or settings.steps)
     if step >= last:
-        log.info(f"{settings.output} is finished, at step {step} of {settings.steps}; a larger --max_steps goes on.")
+        more = "; a larger --max_steps goes on" if step < settings.steps else ""
+        log.info(f"{settings.output} is finished, at step {step} of {settings.steps}{more}.")
         return 0
     run.rewind(step, settings.record_every)
     if step:
