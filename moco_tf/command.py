@@ -30,6 +30,10 @@ class HelpAsked(Exception):
     """--help was given; the message is the help."""
 
 
+class Stopped(Exception):
+    """The command ends with status 1; a line has said why."""
+
+
 class ConfigError(ValueError):
     """Settings that do not go together. The message is one line: the rule, the value, the way out."""
 
@@ -52,6 +56,8 @@ def run(program, doc, function, arguments):
     except ConfigError as error:
         print(f"{program}: {printable(error)}", file=sys.stderr)
         return 2
+    except Stopped:
+        return 1
     except KeyboardInterrupt:  # outside training, which handles it and saves
         print(f"{program}: interrupted", file=sys.stderr)
         return 130

@@ -19,79 +19,19 @@ from absl import flags
 
 from moco_tf import command, files
 from moco_tf.command import ConfigError
+from moco_tf.methods.flags import METHODS, VITS
+from moco_tf.recorded import FREE, Recorded, flag
 
 ARCHITECTURES = (
-    "resnet10",
-    "resnet14",
-    "resnet18",
-    "resnet26",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50",
-    "wide_resnet50",
-    "wide_resnet101",
-    "vit_tiny",
-    "vit_small",
-    "vit_base",
+    *("resnet10", "resnet14", "resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50", "wide_resnet50", "wide_resnet101"),
+    *VITS,
 )
 
 OF_VITS = ("patch_size", "freeze_patch", "token_dropout")
 OF_RESNETS = ("width", "stem")
 
 log = logging.getLogger("moco_tf")
-
-# `about`, the kind of a flag, decides whether a run may resume with another value of the flag (see `differences`).
-MATHEMATICS = "mathematics"  # changes the numbers: must be equal
-FREE = "free"  # lengths, intervals, hardware, places: may differ
-
-
-def flag(default, help, choices=None, about=MATHEMATICS, path=False):
-    """A field of these dataclasses, or of `Options`, that is a flag."""
-    return command.flag(default, help, choices, path, about=about)
-
-
-class Recorded:
-    """Settings that a run folder records; a run resumes only with settings of the same mathematics."""
-
-    FOLDER = "run_dir"  # the flag that names the folder
-
-    def flag_lines(self):
-        """The text of a flag file that repeats this run elsewhere: all flags except its folder and --resume.
-
-        Write it with errors="surrogateescape", so that paths keep their bytes.
-        """
-        lines = []
-        for field in command.fields(type(self)):
-            value = getattr(self, field.name)
-            if field.name in (self.FOLDER, "resume"):
-                continue
-            if isinstance(value, bool):
-                lines.append(f"--{'' if value else 'no'}{field.name}")
-            else:
-                lines.append(f"--{field.name}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
-        return "\n".join(lines) + "\n"
-
-    def require_lines(self):
-        """Raises `ConfigError` if a value, such as a path, would not survive in a line of a flag file."""
-        for field in command.fields(type(self)):
-            value = getattr(self, field.name)
-            if isinstance(value, str) and ("\n" in value or "\r" in value or value != value.strip()):
-                raise ConfigError(
-                    f"--{field.name} has no line break and neither begins nor ends with a blank, since it is kept in "
-                    f"a line of a flag file; got {value!r}: give the file or folder another name"
-                )
-
-    def differences(self, other):
-        """Names of the flags in which the mathematics of two settings differ."""
-        return [
-            field.name
-            for field in command.fields(type(self))
-            if field.metadata["about"] == MATHEMATICS
-            and hasattr(other, field.name)  # otherwise they also differ in method or task
-            and getattr(self, field.name) != getattr(other, field.name)
-        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -407,13 +347,13 @@ def _own_options(method, pretext):
 
 def method_options(name):
     """Returns the `Options` of a method, given by its name in this package or by the dotted path of a module."""
-    return _methods()[name] if name in _methods() else method_module(name).Options
+    return METHODS[name] if name in METHODS else method_module(name).Options
 
 
 def method_module(name):
     """Returns the module of a method, given by its name in this package or by its dotted path."""
-    module = _module("method", name, "moco_tf.methods", _methods())
-    if name not in _methods():
+    module = _module("method", name, "moco_tf.methods", METHODS)
+    if name not in METHODS:
         _check_module("method", name, module, "model", "model(config, options, inputs, source)")
     return module
 
@@ -455,18 +395,16 @@ def import_own(flag, name):
     return import_module(name)
 
 
-def _methods():
-    """{name: `Options`} of this package's methods."""
-    return import_module("moco_tf.methods.flags").METHODS
-
-
 def _names(folder):
     return [module.name for module in pkgutil.iter_modules(folder.__path__)]
 
 
 def _every_kind():
     """The flags of all methods and tasks of this package: {name: field}."""
-    own = [*_methods().values(), *(task_module(name).Options for name in _names(import_module("moco_tf.pretext")))]
+    own = [
+        *METHODS.values(),
+        *(task_module(name).Options for name in _names(import_module("moco_tf.pretext"))),
+    ]
     return {field.name: field for kind in own for field in command.fields(kind)}
 
 

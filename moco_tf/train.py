@@ -53,6 +53,7 @@ def _train(config, open_until_the_end):
     from moco_tf.checkpoint import Checkpoints
     from moco_tf.data import dataset
     from moco_tf.data.errors import ERRORS
+    from moco_tf.evaluate import knn_monitor
 
     strategy = build.strategy(config)
     chief = build.is_chief(strategy)
@@ -110,7 +111,7 @@ def _train(config, open_until_the_end):
             watch = callbacks.GradientWatch(config)
             recorder = callbacks.Recorder(run, config)
             open_until_the_end.callback(recorder.close)
-            monitor = callbacks.knn_monitor(config, source, run)
+            monitor = knn_monitor.of_run(config, source, run)
             wall_time = callbacks.WallTime(started, before_epoch, monitor, saver)
             run.rewind(step, steps_per_epoch)
         else:

@@ -9,9 +9,10 @@ import tensorflow as tf
 from keras import layers
 
 import moco_tf
-from moco_tf import callbacks, replicas
+from moco_tf import replicas
 from moco_tf.data import sources
 from moco_tf.data.inputs import image as preprocessing
+from moco_tf.evaluate import knn_monitor
 
 SIZE = 8
 RNG = np.random.default_rng(0)
@@ -185,7 +186,7 @@ def test_a_model_that_was_loaded_goes_on_with_the_same_views_and_is_monitored(tm
     moco(preprocessing=task).save(tmp_path / "model.keras")
     model = keras.models.load_model(tmp_path / "model.keras")
     assert model.preprocessing == task.preprocessing
-    monitor = callbacks.KNNMonitor(*[sources.embedded("test").only(list(range(20)))] * 2)
+    monitor = knn_monitor.KNNMonitor(*[sources.embedded("test").only(list(range(20)))] * 2)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*preprocessing")
         model.fit(moco_tf.views(IMAGES, task, 8), verbose=0, callbacks=[monitor])

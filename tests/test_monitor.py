@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from moco_tf import callbacks
 from moco_tf.config import make
 from moco_tf.data import dataset, tfds
 from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.data.sources import Source
+from moco_tf.evaluate import knn_monitor
 
 
 @pytest.fixture
 def monitor(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(callbacks.log, "propagate", True)
+    monkeypatch.setattr(knn_monitor.log, "propagate", True)
 
     def monitor(*paths, **settings):
         """(the monitor of a run on a folder with images at these paths, what was logged)."""
@@ -28,7 +28,7 @@ def monitor(tmp_path, caplog, monkeypatch):
         config = make(dataset=str(tmp_path / "v"), **settings)
         source = dataset.find(config.dataset, "", config.train_split, config.max_bad_fraction).open()
         with caplog.at_level("INFO", "moco_tf"):
-            found = callbacks.knn_monitor(config, source, types.SimpleNamespace(path=tmp_path, begun=False))
+            found = knn_monitor.of_run(config, source, types.SimpleNamespace(path=tmp_path, begun=False))
         return found, caplog.text
 
     return monitor
@@ -89,7 +89,7 @@ def test_parts_of_a_split_of_tfds_that_overlap_do_not_judge():
     whole, last = part(("0", 0, 10), ("1", 0, 10)), part(("1", 5, 5))
     assert whole.shared_with(last) == last.shared_with(whole) == 5
     assert part(("0", 0, 10), ("1", 0, 5)).shared_with(last) == 0
-    assert "5 of the 5 images of a set are trained on" in callbacks._means_nothing(whole, last)
+    assert "5 of the 5 images of a set are trained on" in knn_monitor._means_nothing(whole, last)
 
 
 class Mean:
@@ -107,7 +107,7 @@ def test_a_sample_without_labels_is_named(tmp_path):
         Source(name, png, tf.constant(labels, tf.int64), ("a", "b"))
         for name, labels in (("bank", [0, 1, 0]), ("queries", [-1, 1, -1]))
     )
-    found = callbacks.KNNMonitor(bank, queries, limit=2)
+    found = knn_monitor.KNNMonitor(bank, queries, limit=2)
     found.set_model(Mean())
     with pytest.raises(ValueError, match="takes 2 evenly spread images, and none of those of queries has a label"):
         found.evaluate()
@@ -121,8 +121,8 @@ def test_small_views_are_kept_between_evaluations(tmp_path, monkeypatch, most, r
         paths.append(str(tmp_path / f"{shade}.png"))
         Path(paths[-1]).write_bytes(tf.io.encode_png(pixels).numpy())
     images = Source("shades", tf.constant(paths), tf.constant([0, 1] * 4, tf.int64), ("a", "b"), tf.io.read_file)
-    monkeypatch.setattr(callbacks.KNNMonitor, "MOST_KEPT", most)
-    knn = callbacks.KNNMonitor(images, images)
+    monkeypatch.setattr(knn_monitor.KNNMonitor, "MOST_KEPT", most)
+    knn = knn_monitor.KNNMonitor(images, images)
     knn.set_model(Mean())
     first = knn.evaluate()
     for path in paths:

@@ -16,9 +16,9 @@ import moco_tf
 from moco_tf import build, encoders, replicas
 from moco_tf import config as config_lib
 from moco_tf.data.inputs.image import Preprocessing
-from moco_tf.encoders import BatchNorm
+from moco_tf.encoders import BatchNorm, patch_grid
 from moco_tf.methods import batch_norms
-from moco_tf.methods.combined_patches import CombinedPatches, quarters
+from moco_tf.methods.combined_patches import CombinedPatches
 from moco_tf.methods.losses import info_nce
 from moco_tf.pretext import crops
 from moco_tf.train import main
@@ -94,7 +94,7 @@ def test_a_query_is_the_head_of_the_mean_features_of_two_quarters():
     view = batch["views"][0].numpy()
     halves = (slice(0, 4), slice(4, 8))
     parts = np.stack([view[:, rows, columns] for rows in halves for columns in halves], axis=1)  # n x 4 x 4 x 4 x 3
-    np.testing.assert_array_equal(quarters(tf.constant(view)), parts.reshape(-1, 4, 4, 3))
+    np.testing.assert_array_equal(patch_grid.apart(tf.constant(view), 2), parts.reshape(-1, 4, 4, 3))
     features = model.query_encoder(parts.reshape(-1, 4, 4, 3), training=True)["features"].numpy().reshape(BATCH, 4, -1)
     losses = []
     for one, other in itertools.combinations(range(4), 2):

@@ -217,8 +217,8 @@ def test_every_reader_finds_what_predict_finds(exported, tmp_path, name, reader)
         if answer is not None  # a reader without string tensors
     ]
     assert len(deviations) >= 4
-    print(f"{name} by {reader.__name__}: {max(deviations):.1e}")
-    assert max(deviations) < CLOSE_IN.get(reader.__name__, CLOSE)
+    print(f"{name} by {reader.__name__}: {np.max(deviations):.1e}")
+    assert np.max(deviations) < CLOSE_IN.get(reader.__name__, CLOSE)
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ from moco_tf import config as config_lib
 from moco_tf.checkpoint import Checkpoints
 from moco_tf.command import ConfigError
 from moco_tf.data import sources
-from moco_tf.serving import client
+from moco_tf.serving import agreement, client
 
 REPOSITORY = Path(__file__).parent.parent
 SERVING = REPOSITORY / "export/serving"
@@ -174,10 +174,7 @@ def test_the_documents_clients_embed_the_folder_as_the_saved_model_does(served):
     with np.load(served["photos"].parent / "photos.npz") as found:
         files = [served["photos"].parent / file for file in found["files"]]
         assert [file.name for file in files] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "4.jpg", "wide.png"]
-        assert (
-            max(client.deviations({n: found[n] for n in found if n != "files"}, answers(served, files)).values())
-            < 1e-4
-        )
+        assert agreement.deviation({n: found[n] for n in found if n != "files"}, answers(served, files)) < 1e-4
 
 
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])
@@ -187,7 +184,7 @@ def test_both_protocols_give_the_same_in_small_batches_by_version_and_label(serv
     for chosen in ({}, {"version": 1}, {"label": "stable"}):
         predict = getattr(client, protocol)(served[protocol], "encoder", 60, **chosen)
         found = client.embed(files, predict, batch_size=4)
-        assert max(client.deviations(found, expected).values()) < 1e-4
+        assert agreement.deviation(found, expected) < 1e-4
         assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
 
 

@@ -1,15 +1,32 @@
 """What TensorFlow's errors say, in a line."""
 
+import contextlib
 import errno
+import logging
 import os
 import re
 
 import tensorflow as tf
 
+from moco_tf.command import Stopped
+
 # The errors that can end a step or a pipeline; the second one if a message names a path that is not text.
 ERRORS = tf.errors.OpError, UnicodeDecodeError
 
 STORAGE = {os.strerror(number) for number in errno.errorcode}  # how the line of a failed system call ends
+
+
+log = logging.getLogger("moco_tf")
+
+
+@contextlib.contextmanager
+def in_a_line(what_next=""):
+    """Ends a command with a line if an image changed after it was checked, or memory ran out; what_next: its end."""
+    try:
+        yield
+    except ERRORS as error:
+        log.error(f"Stopped: {reason(error)}.{what_next}")
+        raise Stopped from None
 
 
 def of_the_system(text):

@@ -43,10 +43,10 @@ def side_by_side(patches):
 
 
 def apart(pictures, grid):
-    """Reverses `side_by_side`: pictures (N, G P, G P, C) -> (N G G, P, P, C)."""
-    side, channels = pictures.shape[1] // grid, pictures.shape[3]
-    patches = tf.reshape(pictures, (-1, grid, side, grid, side, channels))
-    return tf.reshape(tf.transpose(patches, (0, 1, 3, 2, 4, 5)), (-1, side, side, channels))
+    """Reverses `side_by_side`: pictures (N, G P, G Q, C) -> (N G G, P, Q, C), a picture's patches row by row."""
+    height, width, channels = pictures.shape[1] // grid, pictures.shape[2] // grid, pictures.shape[3]
+    patches = tf.reshape(pictures, (-1, grid, height, grid, width, channels))
+    return tf.reshape(tf.transpose(patches, (0, 1, 3, 2, 4, 5)), (-1, height, width, channels))
 
 
 def luma(images):

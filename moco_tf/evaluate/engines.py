@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from moco_tf.command import ConfigError
 from moco_tf.data.pipeline import PROCESSORS
-from moco_tf.serving import onnx_file
+from moco_tf.serving import agreement, onnx_file
 
 PART = 32  # images that an engine takes at a time; as many of the first batch are checked and timed
 ROUNDS = 2  # times that each engine is timed on these images, in turn; the better time counts
@@ -111,14 +111,14 @@ def _checked(engine, model, images, expected):
         return {name: tf.concat([part[name] for part in parts], axis=0) for name in parts[0]}
 
     try:
-        deviation = onnx_file.deviation(encode(images), expected)
+        deviation = agreement.deviation(encode(images), expected)
     except ConfigError:
         raise
     except Exception as error:  # a runtime raises any class for an operation that it cannot do
         raise ConfigError(f"it cannot compute this encoder: {' '.join(str(error).split())}") from None
-    if not deviation < onnx_file.TOLERANCE:
+    if not deviation < agreement.TOLERANCE:
         raise ConfigError(
-            f"it deviates from TensorFlow by {deviation:.1e} of the largest value, where {onnx_file.TOLERANCE:g} is "
+            f"it deviates from TensorFlow by {deviation:.1e} of the largest value, where {agreement.TOLERANCE:g} is "
             "allowed"
         )
     return encode, deviation

@@ -191,13 +191,10 @@ def run(program, doc, kind, function, arguments, training=False):
             raise ConfigError(f"--output names a folder to make or to write to; {output}: {error.strerror}") from None
         with command.log_to_file(output / "log.txt"):
             load_tensorflow(training=training)  # takes seconds; the flags are already checked
-            from moco_tf.data.errors import ERRORS, reason
+            from moco_tf.data import errors
 
-            try:
+            with errors.in_a_line():
                 function(settings)
-            except ERRORS as error:  # an image changed after it was checked, or memory ran out
-                log.error(f"Stopped: {reason(error)}.")
-                return 1
         return 0
 
     return command.run(program, doc, work, arguments)

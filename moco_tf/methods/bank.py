@@ -9,8 +9,6 @@ import tensorflow as tf
 from moco_tf.methods import dictionary
 from moco_tf.methods.losses import log_normalizer, unit_length
 
-LOSSES = ("infonce", "nce")
-
 
 class Bank(keras.layers.Layer):
     """Holds a key of length `dim` for each of `records` records; saved with the model, never trained.

@@ -24,9 +24,9 @@ import tensorflow as tf
 from moco_tf import encoders, replicas
 from moco_tf.encoders import heads, two_modalities
 from moco_tf.methods import backbones
-from moco_tf.methods.bank import LOSSES, Bank, normalizer, numbers_of
+from moco_tf.methods.bank import Bank, normalizer, numbers_of
 from moco_tf.methods.ema import ema_update, rise_steps
-from moco_tf.methods.flags import FRAMES_OF_CMC
+from moco_tf.methods.flags import FRAMES_OF_CMC, LOSSES_OF_BANKS
 from moco_tf.methods.losses import batch_info_nce, info_nce, nce, together, unit_length
 from moco_tf.methods.pretrainer import CONTRAST_METRICS
 from moco_tf.methods.queue import Queue
@@ -126,9 +126,9 @@ class CMC(QueueFrame):
                 f"CMC needs frame of {', '.join(FRAMES_OF_CMC)}, queue_size > 0, temperature > 0 and 0 <= momentum "
                 f"<= 1, not frame={frame!r}, queue_size={queue_size}, temperature={temperature}, momentum={momentum}"
             )
-        if frame == "memory_bank" and not (records and loss in LOSSES and 0 <= bank_momentum <= 1):
+        if frame == "memory_bank" and not (records and loss in LOSSES_OF_BANKS and 0 <= bank_momentum <= 1):
             raise ValueError(
-                f"CMC's memory banks need records > 0, loss of {', '.join(LOSSES)} and 0 <= bank_momentum "
+                f"CMC's memory banks need records > 0, loss of {', '.join(LOSSES_OF_BANKS)} and 0 <= bank_momentum "
                 f"<= 1, not records={records}, loss={loss!r}, bank_momentum={bank_momentum}"
             )
         image_shape = backbones.image_shape(backbone, preprocessing)

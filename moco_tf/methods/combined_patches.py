@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from moco_tf import encoders
-from moco_tf.encoders import heads
+from moco_tf.encoders import heads, patch_grid
 from moco_tf.methods import batch_norms
 from moco_tf.methods.losses import unit_length
 from moco_tf.methods.moco import MoCo, settings
@@ -44,7 +44,7 @@ class CombinedPatches(MoCo):
 
     def _queries(self, images, training):
         """Returns six embeddings (n, C): of the mean features of each pair of the four parts, encoded separately."""
-        parts = quarters(images)  # 4n x H/2 x W/2 x 3
+        parts = patch_grid.apart(images, PARTS)  # 4n x H/2 x W/2 x 3
         features = self.query_encoder(parts, training=training)["features"]
         width = features.shape[-1]
         features = tf.reshape(features, (-1, PARTS**2, width))  # n x 4 x D
@@ -58,10 +58,3 @@ class CombinedPatches(MoCo):
         own, of_keys = map(batch_norms.running_statistics, (self.query_encoder, self.key_encoder))
         for variable, other in zip(own, of_keys, strict=True):
             variable.assign(other.value)
-
-
-def quarters(images):
-    """The four parts of each image (n, H, W, 3), row by row: (4n, H/2, W/2, 3), an image's parts side by side."""
-    height, width = images.shape[1] // PARTS, images.shape[2] // PARTS
-    parts = tf.reshape(images, (-1, PARTS, height, PARTS, width, images.shape[3]))
-    return tf.reshape(tf.transpose(parts, (0, 1, 3, 2, 4, 5)), (-1, height, width, images.shape[3]))

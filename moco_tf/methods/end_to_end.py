@@ -14,12 +14,10 @@ from moco_tf import encoders, replicas
 from moco_tf.encoders import heads
 from moco_tf.methods import backbones
 from moco_tf.methods.ema import copy_weights
+from moco_tf.methods.flags import LOSSES_OF_PAIRS, SHARED
 from moco_tf.methods.losses import batch_info_nce, unit_length
 from moco_tf.methods.pretrainer import CONTRAST_METRICS, Pretrainer
 from moco_tf.methods.shuffle_bn import groups_here, set_groups, shuffle_key_images
-
-SHARED = ("encoder", "trunk", "none")
-LOSSES = ("infonce", "nt_xent")
 
 
 def model(config, options, inputs, source):
@@ -77,10 +75,10 @@ class EndToEnd(Pretrainer):
         seed=0,
         **kwargs,
     ):
-        if shared not in SHARED or loss not in LOSSES or not temperature > 0:
+        if shared not in SHARED or loss not in LOSSES_OF_PAIRS or not temperature > 0:
             raise ValueError(
-                f"EndToEnd needs shared of {', '.join(SHARED)}, loss of {', '.join(LOSSES)} and temperature > 0, not "
-                f"shared={shared!r}, loss={loss!r}, temperature={temperature}"
+                f"EndToEnd needs shared of {', '.join(SHARED)}, loss of {', '.join(LOSSES_OF_PAIRS)} and temperature "
+                f"> 0, not shared={shared!r}, loss={loss!r}, temperature={temperature}"
             )
         backbone = backbones.of_one_output(backbone)
         image_shape = backbones.image_shape(backbone, preprocessing)

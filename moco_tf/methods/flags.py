@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from moco_tf import command, startup
 from moco_tf.command import ConfigError
-from moco_tf.config import flag
+from moco_tf.recorded import flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +76,14 @@ class ShuffleBN(BNGroups):
     )
 
 
+VITS = ("vit_tiny", "vit_small", "vit_base")
 FRAMES = ("in_batch", "queue")  # of CPC and SimCSE
 FRAMES_OF_CMC = (*FRAMES, "memory_bank")
 TILES = 3  # along each side of an image, of position and jigsaw
 LOSSES = ("infonce", "supcon", "supcon_in")  # of MoCo
+LOSSES_OF_BANKS = ("infonce", "nce")
+LOSSES_OF_PAIRS = ("infonce", "nt_xent")  # of end-to-end contrast
+SHARED = ("encoder", "trunk", "none")
 POSITIVES_FROM = ("keys", "batch", "batch_and_queue")
 
 
@@ -160,7 +164,7 @@ class Bank:
     """A memory bank's keys, and the loss that tells a query's own key from its negatives."""
 
     bank_momentum: float = flag(0.5, "Share of a record's key that stays when the record is seen. Its paper: 0.5.")
-    loss: str = loss_flag("infonce", "nce")
+    loss: str = loss_flag(*LOSSES_OF_BANKS)
 
     def check(self):
         command.require(self, 0 <= self.bank_momentum <= 1, "bank_momentum", "lies between 0 and 1")
@@ -209,9 +213,9 @@ class EndToEnd(ShuffleBN, Head):
         "encoder",
         "What queries and keys share: encoder, they have one; trunk, each has a head of its own; none, two encoders. "
         "v1's paper allows all; SimCLR: encoder.",
-        choices=("encoder", "trunk", "none"),
+        choices=SHARED,
     )
-    loss: str = loss_flag("infonce", "nt_xent")
+    loss: str = loss_flag(*LOSSES_OF_PAIRS)
 
 
 METHODS = {"moco": MoCo, "moco_v3": MoCoV3, "memory_bank": MemoryBank, "end_to_end": EndToEnd}

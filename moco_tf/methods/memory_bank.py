@@ -19,7 +19,8 @@ import tensorflow as tf
 from moco_tf import encoders, replicas
 from moco_tf.encoders import heads
 from moco_tf.methods import backbones
-from moco_tf.methods.bank import LOSSES, Bank, normalizer, numbers_of
+from moco_tf.methods.bank import Bank, normalizer, numbers_of
+from moco_tf.methods.flags import LOSSES_OF_BANKS
 from moco_tf.methods.losses import info_nce, nce, unit_length
 from moco_tf.methods.pretrainer import CONTRAST_METRICS, Pretrainer
 from moco_tf.methods.shuffle_bn import groups_here, set_groups
@@ -100,11 +101,12 @@ class MemoryBank(Pretrainer):
         seed=0,
         **kwargs,
     ):
-        if not (records > 0 and queue_size > 0 and temperature > 0 and 0 <= bank_momentum <= 1 and loss in LOSSES):
+        positive = records > 0 and queue_size > 0 and temperature > 0
+        if not (positive and 0 <= bank_momentum <= 1 and loss in LOSSES_OF_BANKS):
             raise ValueError(
                 "MemoryBank needs records, queue_size and temperature > 0, 0 <= bank_momentum <= 1 and loss of "
-                f"{', '.join(LOSSES)}, not records={records}, queue_size={queue_size}, temperature={temperature}, "
-                f"bank_momentum={bank_momentum}, loss={loss!r}"
+                f"{', '.join(LOSSES_OF_BANKS)}, not records={records}, queue_size={queue_size}, "
+                f"temperature={temperature}, bank_momentum={bank_momentum}, loss={loss!r}"
             )
         backbone = backbones.of_one_output(backbone)
         image_shape = backbones.image_shape(backbone, preprocessing)

@@ -8,8 +8,8 @@ import dataclasses
 import functools
 
 from moco_tf import command
-from moco_tf.config import flag
 from moco_tf.pretext import crops, inpaint
+from moco_tf.recorded import flag
 
 views = functools.partial(crops.plain_views, leave_out=("grayscale",))
 at_once = crops.plain_at_once

@@ -9,9 +9,9 @@ import dataclasses
 
 from moco_tf import command
 from moco_tf.command import ConfigError
-from moco_tf.config import flag
 from moco_tf.methods import flags
 from moco_tf.pretext import crops
+from moco_tf.recorded import flag
 
 
 @dataclasses.dataclass(frozen=True)

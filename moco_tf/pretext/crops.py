@@ -9,7 +9,7 @@ import logging
 
 from moco_tf import command
 from moco_tf.command import ConfigError
-from moco_tf.config import flag
+from moco_tf.recorded import flag
 
 SMALLEST_CROP = 0.05  # of multi-crop's small views
 LOOKED_AT = 256  # images among which grey ones are counted

@@ -6,8 +6,8 @@ Data: images. Supervision: the images themselves. In evaluation the encoder sees
 import dataclasses
 
 from moco_tf import command
-from moco_tf.config import flag
 from moco_tf.pretext import crops, inpaint
+from moco_tf.recorded import flag
 
 views, at_once, on_device = crops.plain_views, crops.plain_at_once, crops.plain_on_device
 

@@ -8,9 +8,9 @@ asked for.
 import dataclasses
 
 from moco_tf import command
-from moco_tf.config import flag
 from moco_tf.methods import flags
 from moco_tf.pretext import crops
+from moco_tf.recorded import flag
 
 LIMIT = 50_000  # images as classes of a softmax
 

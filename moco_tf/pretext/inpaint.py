@@ -8,9 +8,9 @@ import dataclasses
 
 from moco_tf import command
 from moco_tf.command import ConfigError
-from moco_tf.config import flag
 from moco_tf.methods import flags
 from moco_tf.pretext import crops
+from moco_tf.recorded import flag
 
 views, at_once, on_device = crops.plain_views, crops.plain_at_once, crops.plain_on_device
 

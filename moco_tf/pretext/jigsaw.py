@@ -6,8 +6,8 @@ Data: images, best of 64 pixels and more. Supervision: where tiles stand. They a
 import dataclasses
 
 from moco_tf import command
-from moco_tf.config import flag
 from moco_tf.pretext import position
+from moco_tf.recorded import flag
 
 MOST = 10_000  # permutations; VISSL's most
 views = position.views

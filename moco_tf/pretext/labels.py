@@ -9,9 +9,9 @@ without a label has only its own key. Views are those of `crops`.
 
 import dataclasses
 
-from moco_tf.config import flag
 from moco_tf.methods.flags import POSITIVES_FROM, MoCo, loss_flag
 from moco_tf.pretext import crops
+from moco_tf.recorded import flag
 
 views, at_once, on_device = crops.views, crops.at_once, crops.on_device
 

@@ -8,8 +8,9 @@ import dataclasses
 
 from moco_tf import command
 from moco_tf.command import ConfigError
-from moco_tf.config import ARCHITECTURES, flag
+from moco_tf.methods.flags import VITS
 from moco_tf.pretext import crops
+from moco_tf.recorded import flag
 
 UNUSED = ("dim", "hidden_dim", "temperature", "growing_sizes")
 GREY = 128.0  # of hidden patches in a picture
@@ -21,7 +22,7 @@ views, at_once, on_device = crops.plain_views, crops.plain_at_once, crops.plain_
 class Masking(crops.Cropping):
     """Which patches are hidden, and the decoder that predicts them."""
 
-    arch: str = flag("vit_small", "A ViT, whose patches can be hidden. MAE: vit_base and larger.", ARCHITECTURES)
+    arch: str = flag("vit_small", "A ViT, whose patches can be hidden. MAE: vit_base and larger.", VITS)
     patch_size: int = flag(16, "Side of the patches, in pixels; --image_size is a multiple of it. MAE: 16.")
     freeze_patch: bool = flag(
         False,
@@ -35,11 +36,6 @@ class Masking(crops.Cropping):
     )
 
     def check(self):
-        if not self.is_vit:
-            raise ConfigError(
-                f"--pretext={self.pretext} hides patches, which a ViT has; got --arch={self.arch}: take "
-                "--arch=vit_tiny, vit_small or vit_base"
-            )
         command.require(self, 0 < self.mask_ratio < 1, "mask_ratio", "is a share, more than 0 and less than 1")
         patches = (self.image_size // self.patch_size) ** 2
         if max(1, round((1 - self.mask_ratio) * patches)) == patches:

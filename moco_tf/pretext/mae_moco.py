@@ -7,9 +7,9 @@ CAN (arXiv:2210.16870) and CMAE (arXiv:2207.13532) in the frame of MoCo v3; `met
 import dataclasses
 
 from moco_tf import command
-from moco_tf.config import flag
 from moco_tf.methods import flags
 from moco_tf.pretext import crops, mae
+from moco_tf.recorded import flag
 
 picture = mae.picture
 

@@ -10,9 +10,9 @@ import dataclasses
 
 from moco_tf import command
 from moco_tf.command import ConfigError
-from moco_tf.config import flag
 from moco_tf.methods import flags
 from moco_tf.pretext import crops
+from moco_tf.recorded import flag
 
 GREY_SHARE = 0.66  # of arXiv:1901.09005
 SMALLEST = 4  # pixels of a tile's side

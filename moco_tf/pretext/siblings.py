@@ -12,8 +12,8 @@ import dataclasses
 import logging
 
 from moco_tf import command
-from moco_tf.config import flag
 from moco_tf.pretext import crops
+from moco_tf.recorded import flag
 
 log = logging.getLogger("moco_tf")
 

@@ -9,8 +9,8 @@ import dataclasses
 
 from moco_tf import command
 from moco_tf.command import ConfigError
-from moco_tf.config import flag
 from moco_tf.methods import flags
+from moco_tf.recorded import flag
 
 MOST_REPEATED = 10  # words of a sentence, in ESimCSE
 UNUSED = ("arch", "stem", "dim", "hidden_dim", "image_size", "channels", "growing_sizes")

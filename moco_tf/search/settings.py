@@ -3,15 +3,12 @@
 The module imports nothing heavy, so a wrong flag is rejected at once.
 """
 
-import logging
 from pathlib import Path
 
 from moco_tf import command
 from moco_tf.command import ConfigError
 from moco_tf.files import printable
 from moco_tf.startup import load_tensorflow
-
-log = logging.getLogger("moco_tf")
 
 
 def run(program, doc, kind, function, arguments):
@@ -25,13 +22,10 @@ def run(program, doc, kind, function, arguments):
         except ImportError:
             raise ConfigError("search needs faiss: pip install 'moco_tf[search]'") from None
         load_tensorflow()  # takes seconds; the flags are already checked
-        from moco_tf.data.errors import ERRORS, reason
+        from moco_tf.data import errors
 
-        try:
+        with errors.in_a_line(" The same command goes on where it stopped."):
             function(settings)
-        except ERRORS as error:  # an image changed after it was checked, or memory ran out
-            log.error(f"Stopped: {reason(error)}. The same command goes on where it stopped.")
-            return 1
         return 0
 
     return command.run(program, doc, work, arguments)

@@ -226,15 +226,3 @@ def local(path):
             raise ServerError(" ".join(str(error).split())) from None
 
     return predict
-
-
-def deviations(answer, expected):
-    """Returns {output's name: max|difference| / max|value|} of two answers; infinite where names or shapes differ."""
-    return {name: _deviation(answer.get(name), expected.get(name)) for name in sorted(answer.keys() | expected.keys())}
-
-
-def _deviation(answer, expected):
-    if answer is None or expected is None or answer.shape != expected.shape:
-        return float("inf")
-    answer, expected = answer.astype(np.float64), expected.astype(np.float64)
-    return float(np.abs(answer - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))

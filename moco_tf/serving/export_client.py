@@ -16,10 +16,9 @@ import numpy as np
 
 from moco_tf import command, files
 from moco_tf.command import ConfigError
-from moco_tf.serving import client
+from moco_tf.serving import agreement, client
 
 PROGRAM = "moco_tf.serving.export client"
-TOLERANCE = 1e-4  # of an output's largest value
 PORTS = {"rest": 8501, "grpc": 8500}
 
 
@@ -82,9 +81,8 @@ def _run(settings):
 
 def _compare(settings, images, outputs):
     expected = client.embed(images, client.local(settings.compare), settings.batch_size)
-    deviations = client.deviations(outputs, expected)
-    agree = np.max(list(deviations.values())) <= TOLERANCE  # Python's max would ignore NaN
-    figures = ", ".join(f"{name} {value:.1e}" for name, value in deviations.items())
-    verdict = "agrees with" if agree else f"differs by more than {TOLERANCE:g} from"
+    agree = agreement.deviation(outputs, expected) <= agreement.TOLERANCE
+    figures = ", ".join(f"{name} {value:.1e}" for name, value in agreement.deviations(outputs, expected).items())
+    verdict = "agrees with" if agree else f"differs by more than {agreement.TOLERANCE:g} from"
     print(f"The server {verdict} {files.printable(settings.compare)} (deviation over the largest value): {figures}.")
     return 0 if agree else 1

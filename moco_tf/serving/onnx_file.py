@@ -11,10 +11,9 @@ import tensorflow as tf
 from moco_tf import build, files, frozen
 from moco_tf.command import ConfigError
 from moco_tf.data.pipeline import PROCESSORS
-from moco_tf.serving import client, model_card, saved_model, signatures
+from moco_tf.serving import agreement, model_card, saved_model, signatures
 
 OPSET = 18
-TOLERANCE = 1e-4  # of the largest value
 
 
 def export_run(run_dir, path):
@@ -43,7 +42,7 @@ def export(model, path, preprocessing=None, about=None):
     with saved_model.aside(path) as file:
         session = save(converted(function, spec), file, description(encoder, model, about))
         largest = _largest_deviation(function, session, encoder.preprocessing)
-        if not largest < TOLERANCE:
+        if not largest < agreement.TOLERANCE:
             raise ConfigError(f"{path}: ONNX Runtime deviates by {largest:.1e} of the largest value: not written")
     return largest
 
@@ -101,20 +100,13 @@ def description(encoder, model, about):
     return (about or {}) | saved_model.describe(encoder, [frozen.query_encoder(model)])
 
 
-def deviation(found, expected):
-    """Returns how far {name: array} is from the expected arrays: the largest of `client.deviations`, or NaN."""
-    expected = {name: np.asarray(values) for name, values in expected.items()}
-    found = {name: np.asarray(values) for name, values in found.items()}
-    return float(np.max(list(client.deviations(found, expected).values())))  # Python's max would ignore NaN
-
-
 def _largest_deviation(function, session, preprocessing):
-    """Returns the largest `deviation` over two batches of random images of two sizes."""
+    """Returns the largest deviation over two batches of random images of two sizes."""
     size, channels = preprocessing.image_size, preprocessing.channels
     rng, names = np.random.default_rng(0), [output.name for output in session.get_outputs()]
     deviations = []
     for shape in ((1, size, size + 7, channels), (3, 2 * size + 1, size, channels)):
         images = rng.integers(0, 256, shape, np.uint8)
         answer = dict(zip(names, session.run(names, {"images": images}), strict=True))
-        deviations.append(deviation(answer, function(images)))
+        deviations.append(agreement.deviation(answer, function(images)))
     return float(np.max(deviations))

@@ -11,7 +11,7 @@ import sys
 from typing import ClassVar
 
 from moco_tf import command
-from moco_tf.config import flag
+from moco_tf.recorded import flag
 from moco_tf.transfer import running
 from moco_tf.transfer import settings as common
 

@@ -26,13 +26,10 @@ def run(program, doc, kind, work, arguments):
     def call(words):
         settings = command.parse(kind, program, words).resolved()
         load_tensorflow(training=True)  # takes seconds; the flags are already checked
-        from moco_tf.data.errors import ERRORS, reason
+        from moco_tf.data import errors
 
-        try:
+        with errors.in_a_line(" The same command goes on from the last checkpoint."):
             return work(settings)
-        except ERRORS as error:  # an image changed after it was checked, or memory ran out
-            log.error(f"Stopped: {reason(error)}; the same command goes on from the last checkpoint.")
-            return 1
 
     return command.run(program, doc, call, arguments)
 

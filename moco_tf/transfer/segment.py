@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from typing import ClassVar
 
-from moco_tf.config import flag
+from moco_tf.recorded import flag
 from moco_tf.transfer import running
 from moco_tf.transfer import settings as common
 

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from moco_tf import command, run_folder
 from moco_tf.command import ConfigError
-from moco_tf.config import FREE, Recorded, flag, read
+from moco_tf.config import read
+from moco_tf.recorded import FREE, Recorded, flag
 
 ENCODER_FLAGS = "encoder.flags"  # in the output: the flags of the run whose encoder is transferred
 
