@@ -116,15 +116,14 @@ class Progress(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         now = time.perf_counter()
         if self.started is None:  # the first step also fills the pipeline and traces: it does not count
-            self.started = self.last_line = now
+            self.started, self.minutes = now, progress.Minutes()
         self.rate = batch * self.config.batch_size / (now - self.started) if batch else None
         shown = {name: logs[name] for name in ("loss", *_watched(self.model))}
         if not self.bar.disable:
             speed = {"images/s": f"{self.rate:.0f}"} if self.rate else {}
             self.bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()} | speed, refresh=False)
             self.bar.update()
-        elif now - self.last_line > 60:
-            self.last_line = now
+        elif self.minutes.passed():
             figures = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
             log.info(f"  step {self.model.steps_done}: {figures}, {self.rate:.0f} images/s")
         steps, seconds = self.ENOUGH

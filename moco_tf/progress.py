@@ -5,6 +5,7 @@
 
 import logging
 import sys
+import time
 
 
 def bar(total, unit, what="", over=None, done=0):
@@ -18,6 +19,21 @@ def bar(total, unit, what="", over=None, done=0):
     silent = not (in_notebook() or sys.stdout.isatty())
     where = {"file": sys.stdout, "leave": False, "disable": silent, "dynamic_ncols": True}
     return tqdm(over, total=total, initial=done, unit=f" {unit}", desc=what or None, **where)
+
+
+class Minutes:
+    """Says when a minute has passed, for a line of progress where there is no bar."""
+
+    def __init__(self):
+        self.said = time.monotonic()
+
+    def passed(self):
+        """Whether more than a minute has passed since the start, or since this was true."""
+        now = time.monotonic()
+        if now - self.said <= 60:
+            return False
+        self.said = now
+        return True
 
 
 def duration(seconds):

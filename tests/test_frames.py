@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -420,7 +421,7 @@ def test_tensorflow_is_not_loaded(folders):
 def test_a_line_a_minute_says_how_far_it_is(folders, monkeypatch, capsys):
     _write(folders[0] / "a.mp4", range(30), base=Fraction(1, 25))
     clock = iter(range(0, 10_000, 31))
-    monkeypatch.setattr(frames.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     assert _run(folders) == 0
     assert "0 of 1 videos done, 1 frames written" in capsys.readouterr().out
 

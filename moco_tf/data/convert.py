@@ -223,7 +223,7 @@ def _convert_all(settings, images, output, known):
             there.append(path)
         else:
             jobs.append(Job(path, size, mtime, os.path.join(settings.images, path), target))
-    written, unreadable, stopped, last_line = {}, [], False, time.monotonic()
+    written, unreadable, stopped, minutes = {}, [], False, progress.Minutes()
     with (
         open(output / RECORD, "a", newline="", encoding="utf-8", errors="surrogateescape") as file,
         progress.bar(len(jobs), "images", "Converting") as bar,
@@ -231,8 +231,7 @@ def _convert_all(settings, images, output, known):
         record = csv.writer(file)
         for job, outcome in _outcomes(settings, jobs, os.path.realpath(output)):
             bar.update()
-            if time.monotonic() - last_line > 60:
-                last_line = time.monotonic()
+            if minutes.passed():
                 bar.write(f"{len(written) + len(unreadable)} of {len(jobs)} images done", file=sys.stdout)
             if outcome.problem:
                 unreadable.append((job.path, outcome.problem))

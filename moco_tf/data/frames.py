@@ -10,11 +10,10 @@ import errno
 import itertools
 import os
 import sys
-import time
 from fractions import Fraction
 from pathlib import Path
 
-from moco_tf import command
+from moco_tf import command, progress
 from moco_tf.command import ConfigError
 from moco_tf.data import folder, video
 from moco_tf.files import aside, make_folder, printable
@@ -119,24 +118,22 @@ def _left_behind(output, folders):
 
 def _write_all(settings, folders):
     """Writes the folders that are not there yet, and says what happens; returns the process's exit status."""
-    frames, counts, last_line = 0, collections.Counter(), time.monotonic()
+    frames, counts, minutes = 0, collections.Counter(), progress.Minutes()
 
-    def progress(taken):
-        nonlocal last_line
-        if time.monotonic() - last_line > 60:
-            last_line = time.monotonic()
+    def say(taken):
+        if minutes.passed():
             _say(f"{counts.total()} of {len(folders)} videos done, {frames + taken} frames written")
 
     stopped = False
     for name, path in folders.items():
         target, source = Path(settings.output, path), Path(settings.videos, name).absolute()
-        progress(0)
+        say(0)
         if target.is_dir():
             counts["there"] += 1
             continue
         faults = []
         try:
-            taken = _write(settings, source, target, faults, progress)
+            taken = _write(settings, source, target, faults, say)
         except video.Unusable as reason:
             counts["skipped"] += 1
             _say(f"Skipped: {printable(name)} ({reason})")
@@ -165,7 +162,7 @@ def _write_all(settings, folders):
     return 1 if stopped or not counts["written"] + counts["there"] else 0
 
 
-def _write(settings, source, target, faults, progress):
+def _write(settings, source, target, faults, say):
     """Writes a video's folder in one step; returns how many frames it has."""
     from moco_tf.data import any_image
 
@@ -186,7 +183,7 @@ def _write(settings, source, target, faults, progress):
             for number, frame in enumerate(wanted, start=1):
                 image = any_image.shrink(video.image(frame), settings.image_size)
                 image.save(writing / f"{number - 1:08}.jpg", quality=settings.quality)
-                progress(number)
+                say(number)
     except OSError as error:
         raise _Failed(error) from None
     return number

@@ -46,14 +46,13 @@ def views_of(source, preprocessing, limit=None, labelled=False):
 
 def stream(encode, batches, total):
     """Yields NumPy batches (features (N, C) float32, labels (N,), ids (N,)); shows a bar, or logs a line a minute."""
-    started = last_line = time.monotonic()
+    started, minutes = time.monotonic(), progress.Minutes()
     done = 0
     with progress.bar(total, "images", "Encoding") as bar:
         for images, labels, ids in batches:
             yield tf.cast(encode(images), tf.float32).numpy(), labels.numpy(), ids.numpy()
             done += len(ids)
             bar.update(len(ids))
-            now = time.monotonic()
-            if bar.disable and now - last_line > 60:
-                last_line = now
-                log.info(f"  {done} of {total} images encoded, {done / (now - started):.0f} images/s")
+            if bar.disable and minutes.passed():
+                rate = done / (time.monotonic() - started)
+                log.info(f"  {done} of {total} images encoded, {rate:.0f} images/s")

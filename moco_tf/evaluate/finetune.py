@@ -84,7 +84,7 @@ def train_and_judge(settings, train, test):
     from moco_tf.data import augment, views
     from moco_tf.evaluate import scores, subject
 
-    started = last_line = time.monotonic()
+    started, minutes = time.monotonic(), progress.Minutes()
     numbers, labels = _numbers_and_labels(train, settings.limit)
     chosen = balanced_subset(labels, settings.labels, settings.seed)
     if len(chosen) < train.size:
@@ -123,8 +123,7 @@ def train_and_judge(settings, train, test):
             ranked = tf.math.top_k(logits, min(5, logits.shape[1])).indices.numpy()
             result = scores.score(ranked, truth, len(train.class_names))
             row |= scores.accuracies(result)
-            if time.monotonic() - last_line > 60:
-                last_line = time.monotonic()
+            if minutes.passed():
                 log.info(f"  epoch {epoch} of {settings.epochs}: loss {loss:.3f}, {result}")
         rows.append(row)
 
@@ -227,6 +226,8 @@ def _of_each_class(counts, names):
 
 def _numbers_and_labels(source, limit):
     """Returns the numbers and the labels of a source's labelled images, at most `limit`, int64 (N,) each."""
+    from moco_tf.data.sources import evenly_spread
+
     if hasattr(source, "labels"):
         numbers, labels = source.good, source.labels.numpy()[source.good]
     else:  # a stream has to be read for its labels
@@ -234,7 +235,7 @@ def _numbers_and_labels(source, limit):
         numbers, labels = (np.concatenate(part) for part in zip(*records.as_numpy_iterator(), strict=True))
     numbers, labels = numbers[labels >= 0], labels[labels >= 0]
     if limit:
-        some = np.linspace(0, len(labels) - 1, min(limit, len(labels))).round().astype(int)
+        some = evenly_spread(len(labels), limit)
         numbers, labels = numbers[some], labels[some]
     return numbers, labels
 

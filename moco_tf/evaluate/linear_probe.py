@@ -131,7 +131,7 @@ def probe(settings, encoder, train, test, learning=None, evaluation=None):
         )
         epochs = _of_crops(settings, encoder, train, heads, factors)
 
-    rows, last_line = [], started
+    rows, minutes = [], progress.Minutes()
     shown = progress.bar(settings.epochs, "epochs", "Linear probe", zip(factors, epochs, strict=True))
     for epoch, (factor, losses) in enumerate(shown, 1):
         kernel, bias = (part[..., 0, :] for part in heads.folded())
@@ -140,8 +140,7 @@ def probe(settings, encoder, train, test, learning=None, evaluation=None):
         if not np.isfinite(loss):
             raise ConfigError(f"the loss is {loss} in epoch {epoch} at --lr={rate:g}: take a lower --lr, or auto")
         rows.append({"epoch": epoch, "loss": loss, "learning_rate": rate * factor} | scores.accuracies(result))
-        if time.monotonic() - last_line > 60:
-            last_line = time.monotonic()
+        if minutes.passed():
             log.info(f"  epoch {epoch} of {settings.epochs}: loss {loss:.3f}, {result}")
 
     output = Path(settings.output)

@@ -55,8 +55,7 @@ def look(settings):
         import sklearn  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"a look needs {error.name}: pip install 'moco_tf[eval]'") from None
-    import numpy as np
-
+    from moco_tf.data.sources import evenly_spread
     from moco_tf.evaluate import nearest_neighbors, planar_map, plots, projector, report, subject
 
     output = Path(settings.output)
@@ -73,7 +72,7 @@ def look(settings):
     places = planar_map.tsne(features, settings.seed, settings.perplexity)
     plots.points(output / "map.png", places, labels, source.class_names)
 
-    some = np.linspace(0, len(features) - 1, min(settings.queries, len(features))).round().astype(int)
+    some = evenly_spread(len(features), settings.queries)
     cosines, numbers = nearest_neighbors.nearest(
         features, features[some], settings.neighbours + 1
     )  # the query is one of its own neighbours

@@ -1,10 +1,10 @@
 """Finds the nearest other images of each image of an index, in blocks. Axes: N images, k neighbours of each."""
 
 import logging
-import time
 
 import numpy as np
 
+from moco_tf import progress
 from moco_tf.evaluate import nearest_neighbors
 from moco_tf.search import vector_index
 
@@ -20,7 +20,7 @@ def nearest_others(index, k):
     count = len(index.part.images)
     k = min(k, count - 1)
     cosines, numbers = np.full((count, k), -1, np.float32), np.full((count, k), -1, np.int32)
-    last_line, first = time.monotonic(), 0
+    minutes, first = progress.Minutes(), 0
     for block in vector_index.blocks(index.part.vectors):
         near, rows = _nearest(index, block, k + 1)
         itself = rows == np.arange(first, first + len(block))[:, None]
@@ -28,8 +28,7 @@ def nearest_others(index, k):
         cosines[first : first + len(block)] = near[~itself].reshape(len(block), k)
         numbers[first : first + len(block)] = rows[~itself].reshape(len(block), k)
         first += len(block)
-        if time.monotonic() - last_line > 60:
-            last_line = time.monotonic()
+        if minutes.passed():
             log.info(f"  {first} of {count} images compared")
     return cosines, numbers
 

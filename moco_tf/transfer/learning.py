@@ -13,7 +13,6 @@ from moco_tf.checkpoint import Checkpoints
 from moco_tf.optimizers import SGD
 
 BEFORE = ("step", "loss", "learning_rate", "images_per_second")  # columns of metrics.csv, before the judge's
-LINE_EVERY = 60  # seconds
 
 log = logging.getLogger("moco_tf")
 
@@ -88,7 +87,7 @@ def learn(settings, run, learner, batches_at, judge):
     if step:
         log.info(f"Going on from step {step} of {settings.steps}.")
     interrupt = Interrupt()
-    begun = said = time.monotonic()
+    begun, minutes = time.monotonic(), progress.Minutes()
     counted = first = None  # start time and step of the throughput; the first step is left out, as it traces
     with command.signals_to(interrupt), progress.bar(last, "steps", done=step) as bar:
         for batch in batches_at(step):
@@ -109,9 +108,8 @@ def learn(settings, run, learner, batches_at, judge):
                 log.info(f"Step {step}/{settings.steps}: " + _shown(row))
                 learner.totals.assign(tf.zeros(2))
                 counted, first = time.monotonic(), step
-            elif bar.disable and time.monotonic() - said > LINE_EVERY:
+            elif bar.disable and minutes.passed():
                 log.info(f"  step {step}: loss {loss:.3f}")
-                said = time.monotonic()
             stops = interrupt.signal or step >= last
             if stops or step % settings.checkpoint_every == 0:
                 checkpoints.save()
