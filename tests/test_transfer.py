@@ -135,11 +135,10 @@ def test_an_interrupted_segmenter_goes_on_bit_for_bit_and_is_exported(place, tmp
 
 
 def test_a_frozen_encoder_stays_as_it_is_and_a_head_learns(place, tmp_path):
-    from moco_tf.transfer import annotated_views, segmenters
-    from moco_tf.transfer.trunk import trunk
+    from moco_tf.transfer import annotated_views, segmenters, trunk
 
     settings = settings_of(segment.Settings, place, tmp_path / "out", "--freeze")
-    maps, inputs = trunk(settings, dilated=True)
+    maps, inputs = trunk.of_run(settings, dilated=True)
     network = segmenters.fcn(maps, 3, SIDE)
     start = {layer.name: layer for layer in build.trained(place / "run").backbone.layers}
     learner = learning.Learner(network, segmenters.loss, settings)
@@ -252,21 +251,21 @@ def test_the_export_reads_a_detectors_checkpoint(place, tmp_path):
 
 
 def test_init_takes_a_files_layers_by_their_names_and_refuses_others(place, tmp_path):
-    from moco_tf.transfer.trunk import trunk
+    from moco_tf.transfer import trunk
 
     backbone = build.trained(place / "run").backbone
     spread = [weight + 0.5 for weight in backbone.get_weights()]
     backbone.set_weights(spread)
     keras.Model(backbone.input, keras.layers.Dense(3, name="fc")(backbone.output)).save(tmp_path / "model.keras")
     parse = lambda file: settings_of(detect.Settings, place, tmp_path / "out", f"--init={file}")  # noqa: E731
-    maps, _ = trunk(parse(tmp_path / "model.keras"))
+    maps, _ = trunk.of_run(parse(tmp_path / "model.keras"))
     assert all(map(np.array_equal, maps.get_weights(), spread))
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]).save(tmp_path / "other.keras")
     with pytest.raises(common.ConfigError, match="must have all layers of the encoder; conv1 is not there"):
-        trunk(parse(tmp_path / "other.keras"))
+        trunk.of_run(parse(tmp_path / "other.keras"))
     (tmp_path / "broken.keras").write_bytes(b"")
     with pytest.raises(common.ConfigError, match="cannot be read"):
-        trunk(parse(tmp_path / "broken.keras"))
+        trunk.of_run(parse(tmp_path / "broken.keras"))
 
 
 @pytest.mark.parametrize(

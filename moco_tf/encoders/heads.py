@@ -128,7 +128,7 @@ def has_projector(encoder):
     return any(f"{name}.1" in names for name, _, _ in V3.values())
 
 
-def trunk(encoder):
+def backbone_of(encoder):
     """The backbone that `encoder` put a head on: the layer after the input."""
     return encoder.layers[1]
 

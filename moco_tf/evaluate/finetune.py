@@ -93,7 +93,7 @@ def train_and_judge(settings, train, test):
     batch_size = min(settings.batch_size, len(chosen))
     steps = -(-len(chosen) // batch_size)
     model, preprocessing = network(settings, len(train.class_names))
-    optimizer, learn = learner(settings, model, steps)
+    optimizer, learn = optimizer_and_step(settings, model, steps)
     encode = tf.function(lambda images: {"logits": model(images, training=False)})
     classifier = frozen.Encoder(preprocessing, encode, "classifier")
     task = augment.Labelled(preprocessing, settings.crop_min)
@@ -159,15 +159,15 @@ def network(settings, classes):
     keras.utils.set_random_seed(settings.seed)
     start = keras.initializers.RandomNormal(stddev=0.01, seed=settings.seed)
     with build.precision("bfloat16" if config.precision == "bfloat16" else "float32"):  # float16 needs a loss scale
-        trunk = build.backbone(config)
-        features = BatchNorm(affine=False, name="head_norm")(trunk.output)  # a ViT already has a layer "norm"
+        backbone = build.backbone(config)
+        features = BatchNorm(affine=False, name="head_norm")(backbone.output)  # a ViT already has a layer "norm"
         logits = keras.layers.Dense(classes, kernel_initializer=start, dtype="float32", name="fc")(features)
     if pretrained:
-        copy_weights(pretrained, trunk)
-    return keras.Model(trunk.input, logits), build.inputs(config)
+        copy_weights(pretrained, backbone)
+    return keras.Model(backbone.input, logits), build.inputs(config)
 
 
-def learner(settings, model, steps):
+def optimizer_and_step(settings, model, steps):
     """Returns the optimizer, for `steps` per epoch, and a function that learns from a batch of images and labels (N,).
 
     The function returns the sum of the losses before its step, and how many images it classified correctly. (Keras'

@@ -200,7 +200,7 @@ class CPC(QueueFrame):
         """The features of a batch's patches, (n G G, D)."""
         (pictures,) = batch["views"]
         grey = patch_grid.luma(patch_grid.apart(pictures, self.grid))  # n G G x P x P x 1
-        return heads.trunk(encoder).get_layer("patch_encoder")(grey, training=training)
+        return heads.backbone_of(encoder).get_layer("patch_encoder")(grey, training=training)
 
     def _targets(self, encoder, vectors):
         """Applies the head to patches' features: (..., D) -> (..., C)."""

@@ -116,7 +116,7 @@ class MoCoV3(Pretrainer):
 
     def backbones_for_xla(self):
         whole = [self.key_encoder] if self.token_dropout else [self.query_encoder, self.key_encoder]
-        return [heads.trunk(encoder) for encoder in whole]  # `encode_some` goes around the query encoder's
+        return [heads.backbone_of(encoder) for encoder in whole]  # `encode_some` goes around the query encoder's
 
     def prepare(self, batch, training=True):
         """Moves the momentum encoder and encodes the keys of both views, each N x C of the global batch."""

@@ -109,7 +109,7 @@ class Pretrainer(KerasWays):
     def backbones_for_xla(self):
         """Returns the backbones whose passes XLA may compile on several replicas."""
         encoders = [getattr(self, name) for name in ("query_encoder", "key_encoder") if hasattr(self, name)]
-        return [heads.trunk(encoder) for encoder in encoders]
+        return [heads.backbone_of(encoder) for encoder in encoders]
 
     def rates(self):
         """Returns {name: scalar}, the schedules' values at the current step; `RATES` has the names."""
@@ -240,7 +240,7 @@ class Pretrainer(KerasWays):
 
     @property
     def backbone(self):
-        return heads.trunk(self.query_encoder)
+        return heads.backbone_of(self.query_encoder)
 
     def call(self, images, training=False):
         """Backbone features, at least float32 (N, D), of uint8 or 0-255 images (N, H, W, 3)."""

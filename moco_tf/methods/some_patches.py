@@ -32,7 +32,7 @@ def encoder_of(encoder, share):
       A function (images (n, H, W, 3), seed of two integers, training) -> `Seen`. Replica r keeps the patches of
       rows r * n to (r + 1) * n of the global batch.
     """
-    backbone = heads.trunk(encoder)
+    backbone = heads.backbone_of(encoder)
     if "tokens" not in [layer.name for layer in layers_of(backbone)]:
         raise ValueError("patches are left out of a ViT of moco_tf.encoders.vit; this backbone has no layer of tokens")
     patches = number(backbone)

@@ -58,10 +58,10 @@ def detect(settings):
 
 
 def network(settings, classes, start=True):
-    """Returns the detector and its input format; start: as `trunk.trunk` takes it."""
+    """Returns the detector and its input format; start: as `trunk.of_run` takes it."""
     from moco_tf.transfer import retinanet, trunk
 
-    maps, inputs = trunk.trunk(settings, start=start)
+    maps, inputs = trunk.of_run(settings, start=start)
     shape = settings.smallest_anchor, settings.head_layers, settings.pyramid_channels
     return retinanet.retinanet(maps, classes, *shape), inputs
 

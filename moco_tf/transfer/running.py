@@ -39,7 +39,7 @@ def train(settings, find, network, loss, view, judge):
 
     Args:
       find: (dataset, data_dir, split, max_bad_fraction, manifest) -> a source, such as `boxes.find` or `masks.find`.
-      network: (settings, classes, start) -> (a model, its input format); start: as `trunk.trunk` takes it.
+      network: (settings, classes, start) -> (a model, its input format); start: as `trunk.of_run` takes it.
       loss: (model, batch) -> a scalar.
       view: (canvas, record, seed or None) -> a dict, such as `annotated_views.boxed` or `masked`.
       judge: a `judges.Judge`.

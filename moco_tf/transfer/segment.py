@@ -49,10 +49,10 @@ def segment(settings):
 
 
 def network(settings, classes, start=True):
-    """Returns the segmenter and its input format; start: as `trunk.trunk` takes it."""
+    """Returns the segmenter and its input format; start: as `trunk.of_run` takes it."""
     from moco_tf.transfer import segmenters, trunk
 
-    maps, inputs = trunk.trunk(settings, dilated=settings.head == "fcn", start=start)
+    maps, inputs = trunk.of_run(settings, dilated=settings.head == "fcn", start=start)
     build = segmenters.fcn if settings.head == "fcn" else segmenters.deeplab
     return build(maps, classes, settings.image_size), inputs
 

@@ -12,7 +12,7 @@ from moco_tf.encoders.pyramid import pyramid
 log = logging.getLogger("moco_tf")
 
 
-def trunk(settings, dilated=False, start=True):
+def of_run(settings, dilated=False, start=True):
     """Returns the pyramid of the encoder of `settings`, and its input format.
 
     Args:
