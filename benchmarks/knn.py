@@ -42,8 +42,8 @@ def main():
     print(
         f"{arguments.queries} queries, bank {arguments.bank} x {arguments.width} ({bank.nbytes / 1e9:.2f} GB): "
         f"{ended:.0f} s of wall clock, {worked:.0f} s of processor time "
-        f"({2e-9 * bank.size * len(queries) / worked:.0f} GFLOP a second of it); peak memory {peak / 1e6:.2f} GB, "
-        f"before the search {before / 1e6:.2f} GB"
+        f"({2e-9 * bank.size * len(queries) / worked:.0f} GFLOP a second of it); peak memory "
+        f"{1024 * peak / 1e9:.2f} GB, before the search {1024 * before / 1e9:.2f} GB"
     )
 
 

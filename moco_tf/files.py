@@ -8,6 +8,7 @@ import contextlib
 import csv
 import errno
 import json
+import math
 import os
 import secrets
 import shutil
@@ -211,14 +212,16 @@ def first_line(error):
 
 
 def json_text(value, indent=None):
-    """Returns a value as JSON that every parser takes, because `printable` makes all its strings text."""
-    return json.dumps(as_text(value), indent=indent)
+    """Returns a value as JSON that every parser takes: strings as `printable` makes them, and no NaN, but null."""
+    return json.dumps(as_text(value), indent=indent, allow_nan=False)
 
 
 def as_text(value):
-    """Returns a value that JSON takes, with its strings as `printable` makes them."""
+    """Returns a value that JSON takes, with its strings as `printable` makes them, and None for NaN and infinity."""
     if isinstance(value, str):
         return printable(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, dict):
         return {as_text(key): as_text(of_key) for key, of_key in value.items()}
     if isinstance(value, list | tuple):

@@ -70,13 +70,17 @@ class Data(NamedTuple):
     """What a run folder records about the training data."""
 
     size: int  # records
+    order: str = ""  # a hash of which record has which number, if the run depends on that
 
 
 def data(path):
     """The `Data` of the run in a folder, or None if the run has not begun."""
     file = Path(path) / "data.json"
     try:
-        return Data(json.loads(file.read_text())["images"]) if file.exists() else None
+        if not file.exists():
+            return None
+        found = json.loads(file.read_text())
+        return Data(found["images"], found.get("order", ""))
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(
             f'{file} does not say how many images the run has, as in {{"images": 10000}}: write that into it, or '
@@ -142,23 +146,29 @@ class RunFolder:
         """Lets other runs, including this process's own, use the folder; it may be called again."""
         self._lock.close()
 
-    def check_images(self, count):
-        """Refuses a number of images other than the number that the run began with."""
-        before = data(self.path)
-        if before not in (None, (count,)):
+    def check_images(self, count, order=""):
+        """Refuses a number of images, or an order, other than those that the run began with."""
+        before = data(self.path) or Data(count, order)
+        if before.size != count:
             raise ConfigError(
                 f"a run goes on with the images that it began with; {self.path} had {before.size}, --dataset has "
                 f"{count}: bring them back, or choose another {self._flag}"
             )
+        if before.order and before.order != order:
+            raise ConfigError(
+                f"a run goes on with the images that it began with; --dataset has as many as {self.path} had, but "
+                f"others, or in another order: bring them back, or choose another {self._flag}"
+            )
 
-    def begin(self, config, count, columns, before=BEFORE, after=AFTER):
-        """Records the flags and the number of records; call it after all checks.
+    def begin(self, config, count, columns, before=BEFORE, after=AFTER, order=""):
+        """Records the flags, the number of records and their order (see `Data`); call it after all checks.
 
         columns: the columns of metrics.csv that the model names, its metrics and rates; they stand between `before`
           and `after`.
         """
         self.columns = (*before, *columns, *after)
-        files.write_text(self.path / "data.json", json.dumps({"images": count}) + "\n")
+        about = {"images": count} | ({"order": order} if order else {})
+        files.write_text(self.path / "data.json", json.dumps(about) + "\n")
         files.write_text(self._recorded, config.flag_lines(), errors="surrogateescape")
 
     def log(self):

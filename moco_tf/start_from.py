@@ -3,6 +3,7 @@
 `moco_tf.train --start_from` and the commands of transfer call this module.
 """
 
+import collections
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,8 +91,24 @@ def _differ_in_channels(its, mine, source, target):
 
 
 def _with_weights(model):
-    """{name: layer} of the layers at any depth that have weights and are not models."""
-    return {layer.name: layer for layer in layers_of(model) if layer.weights and not isinstance(layer, keras.Model)}
+    """{name: layer} of the layers at any depth that have weights and are not models.
+
+    A name that several layers have, as in CMC's two networks, stands after the names of the models that it lies in.
+    """
+    placed = list(_placed(model, ""))
+    count = collections.Counter(layer.name for _, layer in placed)
+    return {within * (count[layer.name] > 1) + layer.name: layer for within, layer in placed}
+
+
+def _placed(model, within):
+    """Yields (names of the models around it, layer), each layer with weights once."""
+    inner = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    for other in inner:
+        yield from _placed(other, f"{within}{other.name}/")
+    theirs = {id(layer) for other in inner for layer in layers_of(other)}
+    for layer in layers_of(model):
+        if layer.weights and not isinstance(layer, keras.Model) and id(layer) not in theirs:
+            yield within, layer
 
 
 def _shapes(layer):

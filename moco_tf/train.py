@@ -75,13 +75,15 @@ def _train(config, open_until_the_end):
     steps_per_epoch = build.steps_per_epoch(config, records.size)
     total = config.epochs * steps_per_epoch
     last = min(total, config.max_steps or total)
+    given = _encoder_to_start_from(config)  # outside of the strategy: another run has BN groups for other replicas
     with strategy.scope():
         model = build.model(config, records)
         checkpoints = Checkpoints(Path(config.run_dir) / "checkpoints", model, writes=chief)
         restored = checkpoints.restore_last()
         step = restored or 0  # a converted checkpoint stands at step 0
-        if restored is None and config.start_from:
-            _start_from(config, model)
+        if restored is None and given:
+            _start_from(config, given, model)
+        given = None  # its memory is free again
         _check_that_all_begin_alike(strategy, step, records.size)
     if step >= last:
         checkpoints.tidy()
@@ -139,7 +141,9 @@ def _train(config, open_until_the_end):
                     shuffle=False,
                     verbose=0,
                 )
-        log.info(f"Done: step {last} of {total}. {checkpoints.path(last)}")
+                if model.stop_training:  # a callback of the user's
+                    break
+        log.info(f"Done: step {model.steps_done} of {total}. {checkpoints.path(model.steps_done)}")
         if monitor:
             evaluated = [row for row in run.rows() if row["knn_top1"]]
             result = {f"epoch {row['epoch']}": float(row["knn_top1"]) for row in evaluated[-1:]}
@@ -190,12 +194,21 @@ def _own_callbacks(config):
     return made
 
 
-def _start_from(config, model):
-    """Gives the encoder the weights that --start_from names; logs how many layers took weights, and which did not."""
+def _encoder_to_start_from(config):
+    """Returns the encoder that --start_from names; None without it, and for a run that has checkpoints."""
+    if not config.start_from or any(Path(config.run_dir, "checkpoints").glob("step-*")):
+        return None
+    from moco_tf import start_from
+
+    return start_from.encoder(config.start_from, "--start_from")
+
+
+def _start_from(config, given, model):
+    """Gives the model the weights of the encoder `given`; logs how many layers took weights, and which did not."""
     from moco_tf import start_from
     from moco_tf.methods.ema import copy_weights
 
-    taken = start_from.copy_by_name(start_from.encoder(config.start_from, "--start_from"), model.backbone)
+    taken = start_from.copy_by_name(given, model.backbone)
     if not taken.layers:
         raise ConfigError(
             f"--start_from={config.start_from} has layers of this run's encoder, by their names; {taken.left[0]}, nor "

@@ -11,10 +11,11 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from moco_tf import run_folder
 from moco_tf.command import ConfigError
 from moco_tf.data import boxes, masks
 from moco_tf.data.inputs.image import IMAGENET
-from moco_tf.transfer import annotated_views
+from moco_tf.transfer import annotated_views, running
 
 W, H = 40, 30
 
@@ -249,7 +250,7 @@ def test_folders_without_splits_hold_each_fifth_image_out(tmp_path):
         (tmp_path / name).mkdir()
     for number in range(10):
         Image.new("RGB", (W, H)).save(tmp_path / f"images/{number}.png")
-        Image.new("L", (W, H), 1).save(tmp_path / f"masks/{number}.png")
+        Image.fromarray(np.eye(H, W, dtype=np.uint8)).save(tmp_path / f"masks/{number}.png")
     names = [
         [path.decode().rpartition("/")[2][0] for path in find_masks(tmp_path, split).paths.numpy()]
         for split in ("train", "test")
@@ -392,3 +393,36 @@ def test_batches_from_a_step_on_are_those_of_a_run_without_a_stop(tmp_path):
 
     for whole, later in zip(batches(0, 6)[2:], batches(2, 4), strict=True):
         assert all(np.array_equal(whole[name], later[name]) for name in whole)
+
+
+def test_masks_of_one_number_beside_what_is_ignored_are_refused(tmp_path):
+    for number in range(6):
+        write_pair(tmp_path, number, np.where(np.arange(20).reshape(4, 5) < 7, 255, 0).astype(np.uint8))
+    with pytest.raises(ConfigError, match=r"hold the number 0 alone \(255 is ignored\): write objects as 1, not 255"):
+        find_masks(tmp_path)
+    write_pair(tmp_path, 0, np.eye(4, 5, dtype=np.uint8))
+    (tmp_path / "images/._1.jpg").write_bytes(b"an AppleDouble file")
+    assert find_masks(tmp_path).size == 5  # of six, every fifth is held out
+
+
+def write_pair(folder, number, mask):
+    for kind, pixels in (("images", np.full((*mask.shape, 3), number, np.uint8)), ("masks", mask)):
+        (folder / kind).mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / kind / f"{number}.png")
+
+
+def test_transfer_goes_on_with_its_images_in_their_order_alone(tmp_path):
+    for number in range(6):
+        write_pair(tmp_path, number, np.eye(4, 5, dtype=np.uint8))
+    before = running._order(find_masks(tmp_path))
+    tmp_path.rename(tmp_path.parent / "moved")
+    folder = tmp_path.parent / "moved"
+    assert running._order(find_masks(folder)) == before
+    for kind in ("images", "masks"):
+        (folder / kind / "0.png").rename(folder / kind / "9.png")
+    run = run_folder.RunFolder.__new__(run_folder.RunFolder)
+    run.path, run._flag = tmp_path.parent, "--output"
+    (run.path / "data.json").write_text(json.dumps({"images": 5, "order": before}))
+    run.check_images(5, before)
+    with pytest.raises(ConfigError, match=r"has as many as .* had, but others, or in another order"):
+        run.check_images(5, running._order(find_masks(folder)))

@@ -318,3 +318,10 @@ def test_answers_are_float32_where_the_encoder_computes_in_16_bits():
         assert decoders.of_maps((2, 2, 8), 4, 3)(np.ones((2, 2, 2, 8), np.float32)).dtype == "float32"
     finally:
         keras.config.set_dtype_policy("float32")
+
+
+def test_maps_of_features_are_averaged_and_what_is_no_features_is_refused():
+    maps = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+    assert Rotation(maps).query_encoder.output["features"].shape == (None, 4)
+    with pytest.raises(ValueError, match=r"a backbone gives \(N, C\) or \(N, H, W, C\)"):
+        Rotation(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Reshape((64, 3))]))

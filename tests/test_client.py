@@ -9,6 +9,7 @@ import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from moco_tf.command import ConfigError
 from moco_tf.serving import client, export_client
@@ -120,10 +121,21 @@ def test_names_of_a_servers_outputs_steer_no_terminal(server, tmp_path, capsys):
 
 
 def test_features_that_are_nan_do_not_agree(monkeypatch, capsys):
-    answer = {"embedding": np.ones((1, 2)), "features": np.full((1, 3), np.nan)}
+    answer = {"embedding": np.ones((1, 2)), "features": np.full((1, 3), np.nan), "\x1b]0;x\x07": np.ones((1, 2))}
     expected = {name: np.ones_like(value) for name, value in answer.items()}
-    monkeypatch.setattr(client, "local", lambda path: None)
     monkeypatch.setattr(client, "embed", lambda images, predict, batch_size: expected)
     settings = types.SimpleNamespace(compare="models/encoder", batch_size=1)
-    assert export_client._compare(settings, ["a.jpg"], answer) == 1
-    assert "differs by more than" in capsys.readouterr().out
+    assert export_client._compare(settings, ["a.jpg"], answer, None) == 1
+    said = capsys.readouterr().out
+    assert "differs by more than" in said and "\\x1b]0;x\\x07 0.0e+00" in said and "\x1b" not in said
+
+
+def test_a_saved_model_that_takes_no_files_is_refused_before_a_server_is_asked(tmp_path, monkeypatch, capsys):
+    module = tf.Module()
+    module.f = tf.function(lambda x: x, input_signature=[tf.TensorSpec((), tf.float32)])
+    tf.saved_model.save(module, str(tmp_path / "other"), signatures={"serving_default": module.f})
+    (tmp_path / "a.png").write_bytes(tf.io.encode_png(np.zeros((4, 4, 3), np.uint8)).numpy())
+    monkeypatch.setattr(client, "embed", None)
+    assert export_client.main([f"--images={tmp_path}/a.png", f"--compare={tmp_path}/other"]) == 2
+    error = capsys.readouterr().err
+    assert "takes no files of images: it has no signature encoded_images" in error and error.count("\n") == 1

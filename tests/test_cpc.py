@@ -11,6 +11,7 @@ from moco_tf.command import ConfigError
 from moco_tf.config import parse
 from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.encoders import patch_grid, resnet
+from moco_tf.methods import cpc as cpc_module
 from moco_tf.methods.cpc import CPC
 from moco_tf.pretext import cpc as task
 from moco_tf.pytorch import tensor_names
@@ -211,3 +212,14 @@ def test_wrong_settings_are_refused():
         cpc(ahead=(1,))
     with pytest.raises(ValueError, match="directions 1 or 4"):
         cpc(directions=2)
+
+
+def test_replicas_gather_full_precision(monkeypatch):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model, seen = cpc(), []
+        monkeypatch.setattr(cpc_module.replicas, "gather", lambda x: (seen.append(x.dtype.name), x)[1])
+        model.objective({"views": next(iter(batches(model, 1)))["views"]}, None)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert seen and set(seen) == {"float32"}  # TensorFlow's collectives gather no bfloat16

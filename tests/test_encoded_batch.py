@@ -113,7 +113,7 @@ def large(side):
     return file.getvalue()
 
 answer = tf.function(Preprocessing(32).of_encoded_batch, input_signature=[tf.TensorSpec((None,), tf.string)])
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 file = large(5000)
 assert answer(tf.constant([large(50)]))[1].numpy().all()
 before = peak()

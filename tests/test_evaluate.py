@@ -440,18 +440,76 @@ def test_images_that_are_learnt_from_and_judged_are_counted(run, photos, tmp_pat
     assert "24 of the 24 images of" in (text := capsys.readouterr().out) and "this is accuracy on what was" in text
 
 
-def test_results_of_another_folder_of_the_same_name_are_not_overwritten(run, photos, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "main, folder, flags",
+    [
+        (knn.main, "knn-caf\udce9", []),
+        (finetune.main, "finetune-caf\udce9-encoder-100", ["--epochs=1"]),
+        (look.main, "look-caf\udce9", ["--queries=1", "--neighbours=1"]),
+    ],
+)
+def test_results_of_another_folder_of_the_same_name_are_not_overwritten(
+    main, folder, flags, run, photos, tmp_path, capsys
+):
     for place in ("a", "b"):
-        shutil.copytree(photos, tmp_path / place / "photos")
-    first, second = (f"--dataset={tmp_path}/{place}/photos" for place in ("a", "b"))
-    assert knn.main([f"--encoder={run}", first]) == knn.main([f"--encoder={run}", first]) == 0
-    before = (run / "knn-photos/summary.json").read_bytes()
+        shutil.copytree(photos, tmp_path / place / "caf\udce9")
+    first, second = (f"--dataset={tmp_path}/{place}/caf\udce9" for place in ("a", "b"))
+    flags = [f"--encoder={run}", *flags]
+    assert main([*flags, first]) == main([*flags, first]) == 0
+    before = (run / folder / "summary.json").read_bytes()
     capsys.readouterr()
-    assert knn.main([f"--encoder={run}", second]) == 2
+    assert main([*flags, second]) == 2
     error = capsys.readouterr().err
-    assert f"holds the results of --dataset={tmp_path}/a/photos" in error and error.count("\n") == 1
-    assert (run / "knn-photos/summary.json").read_bytes() == before
-    assert knn.main([f"--encoder={run}", second, f"--output={tmp_path}/out"]) == 0
+    assert f"holds the results of --dataset={tmp_path}/a/caf\\udce9" in error and error.count("\n") == 1
+    assert (run / folder / "summary.json").read_bytes() == before
+    assert main([*flags, second, f"--output={tmp_path}/out"]) == 0
+    shutil.rmtree(run / folder)
+
+
+def test_results_lie_beside_a_saved_model_that_is_named_from_inside(tmp_path, monkeypatch):
+    (tmp_path / "encoder/1").mkdir(parents=True)
+    (tmp_path / "encoder/1/saved_model.pb").touch()
+    for inside, name in (("encoder/1", "."), ("encoder", "1"), ("encoder", "."), ("encoder/1", "..")):
+        monkeypatch.chdir(tmp_path / inside)
+        assert knn.Settings(encoder=name).resolved().output == str(tmp_path / "encoder-knn")
+
+
+def test_the_papers_probe_names_classes_without_an_image_to_learn_from(run, photos, tmp_path, capsys):
+    shutil.copytree(photos, tmp_path / "photos")
+    shutil.rmtree(tmp_path / "photos/train/red")
+    flags = [f"--encoder={run}", f"--dataset={tmp_path}/photos", f"--output={tmp_path}/out", "--lr=1", "--epochs=1"]
+    assert linear_probe.main(flags) == 0
+    assert "1 classes have no image to learn from: red. Their 4 images" in capsys.readouterr().out
+
+
+def test_a_look_at_an_undivided_folder_shows_its_images_whatever_the_runs_split(run, photos, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("look*", "knn*", "finetune*"))
+    flags = tmp_path / "run/config.flags"
+    flags.write_text(flags.read_text().replace("--eval_split=test", "--eval_split=val"))
+    shutil.copytree(photos / "train", tmp_path / "flat")
+    given = [f"--encoder={tmp_path}/run", f"--dataset={tmp_path}/flat", "--queries=1", f"--output={tmp_path}/out"]
+    assert look.main([*given, "--eval_split=test"]) == 2
+    capsys.readouterr()
+    assert look.main(given) == 0
+    assert "There is no split 'test': the images of 'train' are shown." in capsys.readouterr().out
+
+
+def test_a_ceiling_of_other_images_or_labels_is_refused(run, tmp_path, capsys):
+    ceiling = tmp_path / "ceiling"
+    assert (
+        finetune.main([f"--encoder={run}", "--init=random", "--epochs=1", "--labels=50", f"--output={ceiling}"]) == 0
+    )
+    capsys.readouterr()
+    assert compare.main([f"--encoder={run}", f"--supervised={ceiling}", f"--output={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err
+    assert "was trained with --labels=50.0, and this comparison wants 100.0" in error and error.count("\n") == 1
+
+
+def test_files_of_features_keep_their_order_beyond_five_digits(tmp_path):
+    for number in (99_999, 100_000, 7):
+        (tmp_path / f"features-{number:05d}.npz").touch()
+    found = features._files(tmp_path)
+    assert [place for _, place in found.values()] == [7, 99_999, 100_000]
 
 
 def test_scores_of_sentences_lie_beside_a_versioned_saved_model(tmp_path):

@@ -210,7 +210,7 @@ def test_names_that_are_no_text_are_escaped_in_text_or_kept_byte_for_byte(tmp_pa
 
 
 def test_json_holds_text_only_so_that_every_parser_takes_it(tmp_path):
-    files.write_json(tmp_path / "a.json", {LATIN1: [LATIN1, ("猫", 1.5)], "none": None})
+    files.write_json(tmp_path / "a.json", {LATIN1: [LATIN1, ("猫", 1.5)], "none": float("nan")})
     found = json.loads((tmp_path / "a.json").read_bytes())
     assert found == {"m\\udcfcnchen": ["m\\udcfcnchen", ["猫", 1.5]], "none": None}
     json.dumps(found, ensure_ascii=False).encode()

@@ -1,6 +1,7 @@
 """A folder of images: what is found, which files are bad, and what the manifest remembers."""
 
 import os
+import types
 
 import numpy as np
 import pytest
@@ -455,3 +456,42 @@ def test_a_folder_called_by_a_tilde_is_nobodys_home(write, monkeypatch):
     monkeypatch.chdir(root)
     assert folder.scan("./~root").files == folder.scan(root / "~root").files == ["0.png"]
     assert dataset.find("./~root", "", "train", 0.05).open().size == 1
+
+
+def test_a_split_that_nobody_may_read_and_a_link_in_a_circle_do_not_refuse_the_others(write, monkeypatch):
+    root = write("train/a/1.png", "train/b/2.png", "val/b/3.png", "test/c/4.png")
+    (root / "train/a/latest").symlink_to("latest")
+    (root / "round").symlink_to("round")
+    entries = folder.archive.entries
+
+    def locked(path):
+        if os.fsencode(path).rstrip(b"/") == os.fsencode(root / "test"):
+            raise PermissionError(13, "Permission denied", path)
+        return entries(path)
+
+    monkeypatch.setattr(folder.archive, "entries", locked)
+    found = folder.scan(root)
+    assert found.class_names == ("a", "b") and found.files == ["a/1.png", "b/2.png"]
+
+
+def test_folders_whose_entries_have_no_number_as_on_windows_are_all_read(write, monkeypatch):
+    root = write("cat/1.png", "dog/2.png", "dog/old/3.png")
+    entries = folder.archive.entries
+
+    class Entry:
+        def __init__(self, entry):
+            self.entry, self.name = entry, entry.name
+
+        def is_file(self):
+            return self.entry.is_file()
+
+        def is_dir(self):
+            return self.entry.is_dir()
+
+        def stat(self):
+            status = self.entry.stat()
+            known = {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
+            return types.SimpleNamespace(**known | {"st_ino": 0, "st_dev": 0})
+
+    monkeypatch.setattr(folder.archive, "entries", lambda path: [Entry(entry) for entry in entries(path)])
+    assert folder.scan(root).files == ["cat/1.png", "dog/2.png", "dog/old/3.png"]

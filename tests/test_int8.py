@@ -165,7 +165,8 @@ def test_the_command_says_agreement_and_size(network, monkeypatch, tmp_path, cap
     assert export_encoder.main(arguments) == 0
     printed = capsys.readouterr().out
     assert (
-        f"Wrote {path}, 0." in printed
+        "Calibrates with embedded, as x/config.flags says." in printed
+        and f"Wrote {path}, 0." in printed
         and " MiB, in 8 bits: cosine with float32's features and embedding 0.9" in printed
     )
     again = [*arguments, f"--output={tmp_path / 'other.onnx'}"]

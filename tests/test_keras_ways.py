@@ -230,3 +230,48 @@ def test_a_partial_batch_that_replicas_can_share_is_trained_on():
     model = on_replicas(2)
     model.fit(tf.data.Dataset.from_tensor_slices((VIEWS[:14], VIEWS[:14])).batch(8), verbose=0)
     assert model.steps_done == 2
+
+
+def test_regularizers_and_losses_of_a_users_layers_take_part(monkeypatch):
+    def weights(strength):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((SIZE, SIZE, 3))
+        convolution = layers.Conv2D(6, 3, kernel_regularizer=keras.regularizers.L2(strength))
+        model = moco(keras.Model(inputs, layers.GlobalAveragePooling2D()(convolution(inputs))))
+        before = convolution.kernel.numpy()
+        model.train_on_batch(VIEWS, VIEWS[::-1])
+        return before, convolution.kernel.numpy()
+
+    (before, plain), (_, regular) = weights(0.0), weights(0.5)
+    np.testing.assert_allclose(plain - regular, 0.1 * 2 * 0.5 * before, rtol=1e-4, atol=1e-6)  # SGD(0.1)
+
+
+def test_pixels_are_not_trained_on_as_if_they_were_normalised():
+    with pytest.raises(ValueError, match=r"fit takes normalised images, float, .*; got uint8") as error:
+        moco().fit(tf.data.Dataset.from_tensors((IMAGES[:8, :8, :8], IMAGES[8:, :8, :8])), verbose=0)
+    assert_one_line(error, "model.preprocessing")
+
+
+def test_float16_is_refused_on_several_replicas():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        with (
+            replicas.on_one_cpu(2).scope(),
+            pytest.raises(ValueError, match="take mixed_bfloat16 on several") as error,
+        ):
+            moco()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert_one_line(error)
+
+
+def test_a_file_of_mixed_precision_comes_back_in_it(tmp_path):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        moco(head="mlp").save(tmp_path / "model.keras")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model = keras.models.load_model(tmp_path / "model.keras")
+    heads = [layer for layer in model.query_encoder.layers if isinstance(layer, layers.Dense)]
+    assert heads and {layer.compute_dtype for layer in heads} == {"bfloat16"}
+    assert keras.config.dtype_policy().name == "float32"

@@ -313,7 +313,7 @@ def test_a_picture_shows_each_crop_and_below_it_its_hidden_patches_in_grey():
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--arch=resnet18"], "--arch=resnet18: value should be one of <vit_tiny.vit_small.vit_base>"),
+        (["--arch=resnet18"], "hides patches, which a ViT has; got --arch=resnet18: take --arch=vit_tiny"),
         (["--mask_ratio=1"], "--mask_ratio is a share, more than 0 and less than 1; got 1"),
         (["--mask_ratio=0"], "--mask_ratio is a share, more than 0 and less than 1; got 0"),
         (["--image_size=16"], "hides at least one of an image's 1 patches and leaves one; got .*: take a smaller"),

@@ -26,6 +26,13 @@ class Notes(keras.callbacks.Callback):
 def notes(config):
     return [Notes(config.run_dir + ".txt")]
 
+class Early(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = True
+
+def early(config):
+    return [Early()]
+
 def number(config):
     return 7
 
@@ -47,6 +54,14 @@ def test_own_callbacks_see_each_epochs_figures(module):
     lines = (module / "run.txt").read_text().splitlines()
     assert [line.split()[:2] for line in lines] == [["0", "5"], ["1", "10"]]
     assert {"loss", "learning_rate", "contrast_top1"} <= set(lines[0].split())
+
+
+def test_a_run_that_a_callback_stops_ends_there_and_says_so(module, capsys):
+    flags = [*TINY, "--growing_sizes=16", "--callbacks=own_callbacks:early", f"--run_dir={module}/run"]
+    assert main(flags) == 0  # two sizes, so two calls of fit
+    checkpoint = module / "run/checkpoints/step-000000005"
+    assert f"Done: step 5 of 10. {checkpoint}" in capsys.readouterr().out and checkpoint.exists()
+    assert len((module / "run/metrics.csv").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(

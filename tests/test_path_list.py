@@ -228,3 +228,27 @@ def test_a_hundred_thousand_paths_are_listed_within_six_seconds(photos):
     begun = time.process_time()
     listing = path_list.read(name, "train")
     assert len(listing.labels) == 100_000 and time.process_time() - begun < 6  # 60 for a million
+
+
+def test_numbers_of_which_some_are_missing_are_labels_in_parquet_as_in_csv(photos):
+    paths = [f"photos/{path}" for path in ("cat/1.png", "cat/2.png", "dog/3.png")]
+    for values, names in (([3.0, 10.0, None], ("3", "10")), ([True, False, None], ("false", "true"))):
+        parquet.write_table(pa.table({"path": paths, "label": values}), photos.parent / "a.parquet")
+        source = opened(str(photos.parent / "a.parquet"))
+        assert source.class_names == names and source.labels.numpy()[2] == -1
+        assert sorted(source.labels.numpy().tolist()) == [-1, 0, 1]
+
+
+def test_rows_of_a_split_in_another_spelling_belong_to_it_and_all_are_counted(photos):
+    rows = ["cat/1.png,train", "cat/2.png,Train", "dog/3.png,TRAIN", "5.png,val"]
+    table = listed(photos, "a.csv", "path,split\n" + "".join(f"photos/{row}\n" for row in rows))
+    listing = path_list.read(table, "train")
+    assert listing.size == 3 and listing.notes == (f"Splits of {table}: TRAIN 1, Train 1, train 1, val 1",)
+
+
+def test_a_folder_of_arrays_with_a_text_beside_them_is_no_folder_of_sentences(tmp_path):
+    np.save(tmp_path / "1.npy", np.zeros((4, 4, 7), np.uint8))
+    (tmp_path / "notes.txt").write_text("seven bands\n")
+    assert not texts.are_at(tmp_path)
+    (tmp_path / "1.npy").unlink()
+    assert texts.are_at(tmp_path)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import functools
 import html.parser
 import itertools
@@ -762,3 +763,32 @@ def test_a_file_that_the_system_refused_is_named_and_read_anew_at_the_next_start
     assert make(encoder, photos, tmp_path / "index") == 0 and encoded == ["a/00.png"]
     assert make(encoder, photos, tmp_path / "fresh") == 0
     assert_same(tmp_path / "index", tmp_path / "fresh")
+
+
+def test_parts_of_an_index_are_not_kept_open_and_a_full_table_of_files_is_no_damage(
+    encoder, photos, tmp_path, monkeypatch
+):
+    output = tmp_path / "small"
+    assert make(encoder, photos, output, "--shard_size=2") == 0
+    found = index.pieces(output, index.about(output))
+    assert "vectors.npy" not in Path("/proc/self/maps").read_text()
+    np.testing.assert_array_equal(found[0].vectors[[1, 0]], parts.vectors(found[0].vectors.folder)[[1, 0]])
+
+    def full(folder):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(folder))
+
+    monkeypatch.setattr(parts, "vectors", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        index.pieces(output, index.about(output))
+
+
+def test_a_kill_while_encoded_parts_are_removed_leaves_none_with_some_of_its_files(
+    encoder, photos, tmp_path, monkeypatch
+):
+    removed = []
+    monkeypatch.setattr(index.shutil, "rmtree", lambda path, **how: removed.append(Path(path).name))  # killed before
+    output = tmp_path / "killed"
+    assert make(encoder, photos, output, "--shard_size=2") == 0
+    assert f".writing-{index.PENDING}" in removed and not (output / index.PENDING).exists()
+    monkeypatch.undo()
+    assert make(encoder, photos, output) == 0 and not (output / f".writing-{index.PENDING}").exists()

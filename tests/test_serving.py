@@ -274,6 +274,11 @@ def test_the_start_script_refuses_what_is_no_folder(tmp_path):
         assert done.returncode == 2 and "give the folder that holds encoder/<version>/" in done.stderr
 
 
+def test_a_search_path_for_cd_leads_the_start_script_nowhere(start, tmp_path):
+    status, words, says = start(tmp_path, CDPATH=f".:{tmp_path}")
+    assert status == 0 and words[:3] == ["docker", "run", "--rm"], says
+
+
 @pytest.fixture
 def start(tmp_path):
     """Runs serve.sh where the commands named are the only ones that could serve: its status, their words, stderr."""
@@ -383,6 +388,15 @@ def test_a_probes_folder_becomes_a_classifier(run_dir, tmp_path, capsys):
     about = json.loads((path / "encoder.json").read_text())
     assert about["class_names"] == ["ant", "bee", "cow"] and about["recipe"]["arch"] == "resnet10"
     assert about["data"] == {"dataset": "embedded", "split": "train", "images": 10000} and about["steps"] == 0
+
+    (probe / "summary.json").write_text(json.dumps({"class_names": ["ant", "bee", "cow"], "identity": "another"}))
+    assert export_classifier.main([*arguments, f"--probe={probe}"]) == 2
+    error = capsys.readouterr().err
+    assert "was learnt on the features of another encoder, or" in error and error.count("\n") == 1
+    identity = frozen.of_model(build.trained(run_dir)).identity
+    (probe / "summary.json").write_text(json.dumps({"class_names": ["ant", "bee", "cow"], "identity": identity}))
+    assert export_classifier.main([*arguments, f"--probe={probe}"]) == 0
+    shutil.rmtree(path.parent / "2")
 
     np.savez(probe / "probe.npz", kernel=kernel[:7], bias=bias)
     assert export_classifier.main([*arguments, f"--probe={probe}"]) == 2

@@ -207,6 +207,10 @@ def test_a_run_of_the_command_is_judged_and_served(corpus, tmp_path, more, capsy
         assert sts.main([f"--encoder={encoder}", f"--pairs={pairs}", f"--output={tmp_path / 'sts'}"]) == 0
         summary = json.loads((tmp_path / "sts/summary.json").read_text())
         assert summary["pairs"] == 3 and summary["spearman"]["words in common"] == 100
+    pairs.write_text("5\tcat\tdog\n0\tcar\tbus\n2\ta\tthe\n")  # no words in common
+    assert sts.main([f"--encoder={whole}", f"--pairs={pairs}", f"--output={tmp_path / 'sts'}"]) == 0
+    summary = json.loads((tmp_path / "sts/summary.json").read_text())
+    assert list(summary["spearman"]) == ["encoder", "encoder, less the mean"]
     served = frozen.load(tmp_path / "served").signatures["serving_default"]
     sentences = ["the cat sees the dog", ""]
     found = served(texts=tf.constant(sentences))

@@ -1,12 +1,16 @@
 """From one run to the next: the encoder that a run keeps, and weights that another starts from."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 
 from moco_tf import build, start_from, torch_weights
 from moco_tf.command import ConfigError
-from moco_tf.encoders import resnet, vit
+from moco_tf.data.inputs.image import Preprocessing
+from moco_tf.encoders import resnet, two_modalities, vit
 from moco_tf.train import main
 
 TINY = ["--dataset=embedded", "--arch=resnet10", "--width=4", "--image_size=32", "--augment=cifar", "--batch_size=16",
@@ -85,3 +89,23 @@ def test_a_vits_positions_stay_where_sizes_differ():
 def test_an_encoder_without_a_path_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"--start_from=.*there is no such file"):
         start_from.encoder(tmp_path / "nothing", "--start_from")
+
+
+def test_both_networks_of_two_modalities_take_their_weights():
+    def make(seed):
+        keras.utils.set_random_seed(seed)
+        color = lambda channels: resnet.resnet10(image_size=16, width=2, stem="cifar", channels=channels)  # noqa: E731
+        return two_modalities.of_two_colors(color, "lab", Preprocessing(image_size=16))
+
+    source, target = make(0), make(1)
+    taken = start_from.copy_by_name(source, target)
+    assert not taken.left and len(set(taken.layers)) == len(taken.layers)
+    for mine, its in zip(target.weights, source.weights, strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
+def test_a_run_on_two_replicas_starts_from_one_on_a_single_device(run, tmp_path):
+    flags = [*TINY, f"--start_from={run}", "--max_steps=1", "--virtual_replicas=2", f"--run_dir={tmp_path}/new"]
+    code = "import sys; from moco_tf.train import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "Starts from" in done.stdout, done.stderr

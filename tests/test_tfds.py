@@ -110,6 +110,11 @@ def test_entering_anywhere_is_skipping_up_to_it(home, start):
     assert [(int(e), int(r["id"]), r["image"].numpy()) for e, r in rest] == whole[start:]
 
 
+def test_a_part_of_a_split_has_its_share_of_the_bytes(home):
+    whole, half, some = (prepared.find("small", home, split).bytes for split in ("train", "train[:50%]", "train[:10]"))
+    assert half == pytest.approx(whole / 2, rel=0.1) and some == pytest.approx(whole / 15, rel=0.1)
+
+
 def test_only_a_file_format_that_cannot_be_sought_costs_something_to_enter(home):
     source = prepared.find("small", home)
     cost = source.cost_of_entering(50)

@@ -43,6 +43,11 @@ def plain(prefix=None):
     return {f"{prefix or ''}{name}": value for name, value in tensor_names.without_head(query).items()}
 
 
+def with_head():
+    """The query encoder of the v2 fixture with its head, saved alone."""
+    return tensor_names.contents(checkpoint_files.read(V2)).query
+
+
 def classifier():
     rng = np.random.default_rng(0)
     fc = {"fc.weight": rng.normal(size=(10, 8)).astype("float32"), "fc.bias": rng.normal(size=10).astype("float32")}
@@ -177,6 +182,7 @@ def vit_classifier():
         (plain, plain),
         (classifier, classifier),
         (lambda: plain("module."), plain),
+        (with_head, plain),
         (v3, plain),
         (vit_backbone, vit_backbone),
         (vit_classifier, vit_classifier),

@@ -187,6 +187,7 @@ def test_passes_compiled_on_replicas_do_what_they_do_without_and_are_compiled_on
         pytest.param(moco_v3, id="BatchNorm over all replicas"),
         pytest.param(lambda: moco_tf.MoCo(no_kernel_of_xla(), dim=4, queue_size=20), id="a layer without XLA"),
         pytest.param(lambda: MAE(tiny_vit(), decoder_width=32), id="passes that go around the backbone"),
+        pytest.param(lambda: moco_tf.MoCo(Untold(), dim=4, queue_size=20), id="a backbone not told when it trains"),
     ],
 )
 def test_replicas_take_xla_only_for_backbones_that_it_can_compile(make):
@@ -201,6 +202,23 @@ def test_replicas_take_xla_only_for_backbones_that_it_can_compile(make):
 def test_a_query_encoder_that_sees_some_patches_is_not_said_to_be_compiled():
     model = moco_tf.MoCoV3(tiny_vit(), dim=4, hidden_dim=8, head="vit", token_dropout=0.5)
     assert model.backbones_for_xla() == [model.key_encoder.layers[1]]
+
+
+@keras.saving.register_keras_serializable("tests")
+class Untold(keras.Model):
+    """A backbone whose `call` has no `training`."""
+
+    input_shape = (None, 8, 8, 3)
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.convolution = keras.layers.Conv2D(4, 3)
+
+    def call(self, images):
+        return tf.reduce_mean(self.convolution(images), axis=(1, 2))
+
+    def get_config(self):
+        return super().get_config()
 
 
 def no_kernel_of_xla():

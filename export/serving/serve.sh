@@ -17,7 +17,7 @@
 set -euo pipefail
 shopt -u patsub_replacement 2>/dev/null || true # bash 5.2 would take & in a path for what is being replaced
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [[ $# -lt 1 || ! -d $1 ]]; then
     echo "serve.sh: give the folder that holds encoder/<version>/; got '${1:-}'" >&2
     exit 2

@@ -153,7 +153,7 @@ def class_counts(names, labels):
     """Returns sentences on how many images each class of a source has, and how many images have no label."""
     counts = collections.Counter(labels)
     without = counts.pop(-1, 0)
-    shown = _counted([(name, counts[number]) for number, name in enumerate(names)])
+    shown = counted([(name, counts[number]) for number, name in enumerate(names)])
     sentences = [f"Classes: {len(names)}" + (f" ({shown})" if names else "")]
     return [*sentences, f"Without a label: {without}"] if without else sentences
 
@@ -162,7 +162,7 @@ def some(names):
     return ", ".join(printable(name) for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
-def _counted(counts):
+def counted(counts):
     """Writes (name, count) pairs as in: cat 8, dog 4."""
     shown = ", ".join(f"{printable(name)} {count}" for name, count in counts[:SHOWN])
     return shown + (f", and {len(counts) - SHOWN} more" if len(counts) > SHOWN else "")
@@ -247,7 +247,7 @@ def _class_folders(root, division, chosen, left_out):
     # Class numbers must agree between splits, even if one split lacks a class.
     if chosen not in [root / name for name in division.splits] and not left_out:
         return tuple(subfolders(chosen))
-    names = {name for split in division.splits for name in subfolders(root / split)}
+    names = {name for split in division.splits for name in _subfolders_if_readable(root / split)}
     if division.rest_trains:
         names.update(set(subfolders(root)) - set(division.splits))
     return tuple(sorted(names))
@@ -267,7 +267,7 @@ def _notes(division, listing, wanted):
         counts = [(path.name, sum(1 for _ in _image_files(path, channels))) for path in folders]
         counts = [(name, count) for name, count in [*counts, ("no folder", _loose_images(root, channels))] if count]
         if counts:
-            yield f"Left out, images in: {_counted(counts)}; --train_split=. reads all folders, as classes"
+            yield f"Left out, images in: {counted(counts)}; --train_split=. reads all folders, as classes"
 
 
 def _doubts(division, listing, wanted):
@@ -360,13 +360,13 @@ def _holds_images(path, channels):
 
 
 def _has_class_folders(path, channels):
-    return any(_holds_images(path / name, channels) for name in subfolders(path))
+    return any(_holds_images(path / name, channels) for name in _subfolders_if_readable(path))
 
 
 def _loose_images(root, channels):
     """How many images lie in a folder itself."""
     entries = archive.entries(root)
-    return sum(_is_image(os.fsencode(entry.name), channels) and entry.is_file() for entry in entries)
+    return sum(_is_image(os.fsencode(entry.name), channels) and _holds(entry.is_file) for entry in entries)
 
 
 def _is_image(name, channels):
@@ -383,7 +383,22 @@ def _endings(channels):
 
 def subfolders(path):
     entries = archive.entries(path)
-    return sorted(entry.name for entry in entries if entry.is_dir() and not _is_hidden(os.fsencode(entry.name)))
+    return sorted(entry.name for entry in entries if _holds(entry.is_dir) and not _is_hidden(os.fsencode(entry.name)))
+
+
+def _subfolders_if_readable(path):
+    try:
+        return subfolders(path)
+    except PermissionError:
+        return []
+
+
+def _holds(question):
+    """Asks an entry of a folder what it is; no, if it is a link that leads in a circle or to where nobody may look."""
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def _image_files(path, channels, besides=None, left_out=()):
@@ -418,7 +433,7 @@ def files_called(endings, root, besides, left_out=()):
                 if _is_hidden(name):
                     besides.hidden += is_wanted
                     continue
-                if not is_wanted and entry.is_file():  # without asking for its size
+                if not is_wanted and _holds(entry.is_file):  # without asking for its size
                     ending = _ENDING.search(name)
                     besides.endings[ending[0].lower().decode() if ending else ""] += 1
                     continue
@@ -429,6 +444,8 @@ def files_called(endings, root, besides, left_out=()):
                         yield os.fsdecode(prefix + name), UNREADABLE, 0
                     continue
                 if stat.S_ISDIR(status.st_mode):
+                    if not status.st_ino:  # Windows' entries do not know it
+                        status = archive.stat(os.path.join(root, prefix + name))
                     subfolders.append((name, status.st_dev, status.st_ino))
                 elif is_wanted and stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
                     yield os.fsdecode(prefix + name), status.st_size, archive.time_of(status)

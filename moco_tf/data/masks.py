@@ -131,7 +131,8 @@ def _of_folder(root, split, max_bad_fraction, remembered):
             f"masks hold numbers of classes, 0 to {len(names) - 1} ({IGNORED}: ignored); those of {split!r} hold "
             f"{present.max()}: name all classes in {NAMES}, or mend the masks"
         )
-    names = names or tuple(str(number) for number in range(present.max(initial=0) + 1))
+    _require_two(present, split)
+    names = names or tuple(str(number) for number in range(present.max() + 1))
     percent = 100 * counts / counts.sum()
     shares = ", ".join(f"{names[n]} {percent[n]:.1f} %" for n in present[:10])
     log.info(f"  Pixels: {shares}{', ...' if len(present) > 10 else ''}; ignored {percent[IGNORED]:.1f} %")
@@ -142,6 +143,16 @@ def _of_folder(root, split, max_bad_fraction, remembered):
         )
         labels = tf.fill((len(paths),), tf.constant(-1, tf.int64))
         return Masked(f"{printable(str(root))} {split}", contents, labels, names, tf.io.read_file, masks=of_masks)
+
+
+def _require_two(present, split):
+    """Refuses masks with fewer than two classes, which a network that tells nothing apart would fit."""
+    if len(present) < 2:
+        raise ValueError(
+            f"a segmenter tells two classes apart or more; the masks of {split!r} hold "
+            f"{'the number ' + str(present[0]) if len(present) else 'no number'} alone ({IGNORED} is ignored): write "
+            f"objects as 1, not {IGNORED}"
+        )
 
 
 def _names(root):
@@ -180,7 +191,8 @@ def _paired(root, split):
 
 
 def _matched(root, images, masks):
-    names = sorted(name for name in os.listdir(Path(root, images)) if name.lower().endswith(SUFFIXES))
+    names = [name for name in os.listdir(Path(root, images)) if name.lower().endswith(SUFFIXES)]
+    names = sorted(name for name in names if not name.startswith("."))
     pairs = [(os.path.join(images, name), os.path.join(masks, f"{os.path.splitext(name)[0]}.png")) for name in names]
     return [image for image, _ in pairs], [mask for _, mask in pairs]
 
@@ -223,8 +235,9 @@ def _of_masks(tfds, features, name):
 
 def _of_prepared(source):
     """Returns the stream with as many classes as its masks' values show; reads all masks to find out."""
-    most = 0
+    counts = np.zeros(IGNORED + 1, np.int64)
     for record in source.unchecked().as_numpy_iterator():
-        found = values(record["mask"])
-        most = max(most, int(found[found != IGNORED].max(initial=0)))
-    return dataclasses.replace(source, class_names=tuple(str(number) for number in range(most + 1)))
+        counts += np.bincount(values(record["mask"]).ravel(), minlength=IGNORED + 1)
+    present = np.flatnonzero(counts[:IGNORED])
+    _require_two(present, source.name)
+    return dataclasses.replace(source, class_names=tuple(str(number) for number in range(present.max() + 1)))

@@ -3,14 +3,16 @@
 `read` makes the `Listing` that a folder would give. docs/data.md states the policies.
 """
 
+import collections
 import csv
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 
 from moco_tf import files
-from moco_tf.data.folder import Besides, Listing, size_and_time, some, suffixes
+from moco_tf.data.folder import Besides, Listing, counted, size_and_time, some, suffixes
 from moco_tf.data.splits import meant_by
 from moco_tf.files import printable
 
@@ -56,14 +58,16 @@ def read(path, split, begun=False, channels=3):
     names = sorted({label for label in labels if label}, key=_by_number)
     notes = []
     if splits:
-        there = sorted({name for name in splits if name})
+        counts = collections.Counter(name for name in splits if name)
+        there = sorted(counts)
         meant = there if begun and not meant_by(split, there) else meant_by(split, there)
         if len(meant) != 1 and not begun:
             what = f"can mean each of {some(meant)}" if meant else "is none of them"
             raise ValueError(f"{printable(path)} has the splits {some(there)}; {split!r} {what}. Name one of them.")
-        numbers = [number for number, name in enumerate(splits) if name in meant]
+        spelt = {_folded(name) for name in meant}
+        numbers = [number for number, name in enumerate(splits) if _folded(name) in spelt]
         paths, labels = [paths[number] for number in numbers], [labels[number] for number in numbers]
-        notes.append(f"Splits of {printable(path)}: {some(there)}")
+        notes.append(f"Splits of {printable(path)}: {counted(sorted(counts.items()))}")
     label_of = {}
     for file, label in zip(paths, labels, strict=True):
         if file and label_of.setdefault(file, label) != label:
@@ -80,6 +84,11 @@ def read(path, split, begun=False, channels=3):
     return Listing(
         root, tuple(names), files, sizes, times, Besides(), root, tuple(notes), (), label_of, path, channels
     )
+
+
+def _folded(name):
+    """A split's name without capitals and separators: Train and train are one split."""
+    return re.sub("[ _.-]", "", name.lower())
 
 
 def _of_text(path):
@@ -125,7 +134,7 @@ def _csv(path):
 
 
 def _parquet(path):
-    """{column: its values as text}, of columns of text and whole numbers; others are not read."""
+    """{column: its values as text}, of columns of text, numbers and yes or no; others are not read."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -133,13 +142,22 @@ def _parquet(path):
         raise ValueError("Parquet needs the package pyarrow: pip install pyarrow; or give a CSV") from None
     try:
         file = parquet.ParquetFile(path)
-        kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_dictionary)
+        of = pa.types
+        kinds = (of.is_string, of.is_large_string, of.is_integer, of.is_floating, of.is_boolean, of.is_dictionary)
         wanted = [field.name for field in file.schema_arrow if any(is_kind(field.type) for is_kind in kinds)]
         table = file.read([name for name in wanted if name.strip().lower() in (*PATH, *LABEL, *SPLIT)])
-        texts = {name: table[name].cast(pa.string()).to_pylist() for name in table.column_names}
+        texts = {name: _texts(table[name], pa) for name in table.column_names}
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{printable(path)} is no Parquet that can be read: {files.first_line(error)}") from None
     return {name: ["" if value is None else value for value in values] for name, values in texts.items()}
+
+
+def _texts(column, pa):
+    """A column's values as text. pandas keeps whole numbers of which some are missing as 3.0 and NaN."""
+    if pa.types.is_floating(column.type):
+        values = column.to_pylist()
+        return [None if x is None or x != x else f"{x:.0f}" if x.is_integer() else str(x) for x in values]
+    return column.cast(pa.string()).to_pylist()
 
 
 def _by_number(name):

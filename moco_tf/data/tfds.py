@@ -46,7 +46,7 @@ class Prepared:
     unit = "images"
 
     name: str
-    instructions: tuple  # TFDS' FileInstructions: filename, skip, take
+    instructions: tuple  # TFDS' FileInstructions: filename, skip, take, examples_in_shard
     parse: Callable  # a serialized record -> {"image": encoded, "label": -1 where unknown}
     class_names: tuple
     seekable: bool
@@ -69,8 +69,11 @@ class Prepared:
 
     @functools.cached_property
     def bytes(self):
-        """Bytes of the files that hold the split."""
-        return sum(os.path.getsize(path) for path in {shard.filename for shard in self.instructions})
+        """Bytes of the split, as its share of the records of each file that holds some."""
+        return sum(
+            os.path.getsize(shard.filename) * shard.take // max(shard.examples_in_shard, 1)
+            for shard in self.instructions
+        )
 
     paths = None  # the images are not files
 

@@ -36,6 +36,18 @@ def encoder(backbone, image_shape, head, dim, hidden_dim=None):
     if head not in ("linear", "mlp", *V3):
         raise ValueError(f"head is 'linear', 'mlp', 'resnet' or 'vit', not {head!r}")
     inputs = keras.Input(image_shape)
+    features = _features(backbone, inputs)
+    if head in V3:
+        name, depth, _ = V3[head]
+        hidden_dim = hidden_dim or features.shape[-1]
+        projection = _norm_mlp(features, [hidden_dim] * (depth - 1) + [dim], last_norm=True, name=name)
+    else:
+        projection = _head(features, head, dim, hidden_dim, "fc")
+    return keras.Model(inputs, {"features": features, "projection": projection})
+
+
+def _features(backbone, inputs):
+    """Returns a backbone's features (N, C) of symbolic inputs; refuses what is no features."""
     features = backbone(inputs)
     if not isinstance(features, keras.KerasTensor):
         raise ValueError(
@@ -45,13 +57,7 @@ def encoder(backbone, image_shape, head, dim, hidden_dim=None):
         features = layers.GlobalAveragePooling2D(name="pool")(features)
     if len(features.shape) != 2:
         raise ValueError(f"a backbone gives (N, C) or (N, H, W, C); this one gives {tuple(features.shape)}")
-    if head in V3:
-        name, depth, _ = V3[head]
-        hidden_dim = hidden_dim or features.shape[-1]
-        projection = _norm_mlp(features, [hidden_dim] * (depth - 1) + [dim], last_norm=True, name=name)
-    else:
-        projection = _head(features, head, dim, hidden_dim, "fc")
-    return keras.Model(inputs, {"features": features, "projection": projection})
+    return features
 
 
 def classifier(width, classes, hidden_dim=None):
@@ -75,7 +81,7 @@ def encoder_of_halves(backbone, image_shape, head, dim, hidden_dim=None):
     A head is "linear" or "mlp". The projections stand one after the other, (N, 2 dim).
     """
     inputs = keras.Input(image_shape)
-    features = backbone(inputs)
+    features = _features(backbone, inputs)
     halves = Halves(features.shape[-1] // 2, name="halves")(features)
     projections = [_head(half, head, dim, hidden_dim, f"fc_{place}") for place, half in enumerate(halves)]
     projection = layers.Concatenate(name="projections")(projections)
@@ -100,7 +106,7 @@ def encoder_of_text(backbone, shape):
 def encoder_without_head(backbone, image_shape):
     """A functional model of images -> {"features": (N, C), "projection": (N, C)}, two equal outputs."""
     inputs = keras.Input(image_shape)
-    features = backbone(inputs)
+    features = _features(backbone, inputs)
     return keras.Model(inputs, {"features": features, "projection": layers.Identity(name="no_head")(features)})
 
 

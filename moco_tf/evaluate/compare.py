@@ -60,6 +60,8 @@ def judge(settings):
         own = shared | {"output": str(supervised), "init": "random", "epochs": settings.epochs}
         supervised.mkdir(exist_ok=True)
         finetune.train_and_judge(finetune.Settings(**own), train, test)
+    own = command.read_json(supervised / "summary.json")
+    _check_supervised(settings, supervised, own.get("settings", {}))
     rows = []
     for name, encoder in _encoders(settings, supervised):
         encoder = subject.by_engine(settings, encoder, train, test)
@@ -70,7 +72,6 @@ def judge(settings):
         of_probe = linear_probe.Settings(**shared | {"output": str(folder)})
         probe = linear_probe.probe(of_probe, encoder, train, test, learning=bank, evaluation=queries)
         rows.append({"encoder": name, "knn_top1": round(knn, 4), "probe_top1": round(probe.top1, 4)})
-    own = command.read_json(supervised / "summary.json")
     rows.append({"encoder": "supervised, its own classifier", "knn_top1": "", "probe_top1": own["top1"]})
     scores.write_rows(output / "metrics.csv", rows)
     series = {word: [row[f"{word.lower()}_top1"] for row in rows[:3]] for word in ("kNN", "probe")}
@@ -82,6 +83,18 @@ def judge(settings):
         knn = f"{row['knn_top1']:.1f}" if row["knn_top1"] != "" else ""
         log.info(f"{row['encoder']:32} {knn:>12} {row['probe_top1']:>22.1f}")
     return rows
+
+
+def _check_supervised(settings, folder, trained):
+    """Refuses a fine-tuning that is not of random weights, with all labels of the images that are judged here."""
+    wanted = {"init": "random", "labels": 100.0}
+    wanted |= {name: getattr(settings, name) for name in ("dataset", "data_dir", "train_split", "eval_split", "limit")}
+    for name, value in files.as_text(wanted).items():
+        if trained.get(name) != value:
+            raise ConfigError(
+                f"--supervised={folder} was trained with --{name}={trained.get(name)}, and this comparison wants "
+                f"{value}: leave the flag out, and one is trained"
+            )
 
 
 def _encoders(settings, supervised):
@@ -97,6 +110,11 @@ def _encoders(settings, supervised):
     yield "pre-trained", frozen.of_model(model)
     file = files.for_tensorflow(supervised / "model.keras")
     classifier = keras.models.load_model(file, compile=False, safe_mode=True)
+    if classifier.input_shape[1:] != model.backbone.input_shape[1:]:
+        raise ConfigError(
+            f"--supervised={supervised} takes images of {classifier.input_shape[1:]}, and the run's encoder takes "
+            f"{model.backbone.input_shape[1:]}: leave the flag out, and one is trained"
+        )
     backbone = keras.Model(classifier.input, classifier.layers[-2].input)  # ends before the classifier's normalisation
     yield "supervised", frozen.of_model(backbone, model.preprocessing)
 

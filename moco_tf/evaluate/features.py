@@ -24,7 +24,7 @@ from moco_tf.files import printable
 
 RECORDED = ("dataset", "data_dir", "exif", "split", "on", "limit", "shard_size", "engine")  # in features.json
 BEFORE = {"exif": False, "engine": "tensorflow", "data_dir": ""}  # of earlier versions, which lacked these flags
-NAME = re.compile(r"(features(?:-\d+-of-\d+)?)-(\d{5})\.npz")  # of a file of images
+NAME = re.compile(r"(features(?:-\d+-of-\d+)?)-(\d{5,})\.npz")  # of a file of images
 
 log = logging.getLogger("moco_tf")
 
@@ -135,8 +135,9 @@ def write(settings):
 
 def _files(folder):
     """Returns {path: (name, number)} of the files of features in a folder, in their order."""
-    found = {path: NAME.fullmatch(path.name) for path in sorted(folder.glob("features-*.npz"))}
-    return {path: (match[1], int(match[2])) for path, match in found.items() if match}
+    found = {path: NAME.fullmatch(path.name) for path in folder.glob("features-*.npz")}
+    places = {path: (match[1], int(match[2])) for path, match in found.items() if match}
+    return dict(sorted(places.items(), key=lambda item: item[1]))
 
 
 def _paths(source, ids):

@@ -129,7 +129,7 @@ def probe(settings, encoder, train, test, learning=None, evaluation=None):
         heads = linear_classifiers.LinearClassifiers(
             evaluation[0].shape[1], classes, [rate], settings.seed, settings.batch_norm
         )
-        epochs = _of_crops(settings, encoder, train, heads, factors)
+        epochs = _of_crops(settings, encoder, train, evaluation[1], heads, factors)
 
     rows, minutes = [], progress.Minutes()
     shown = progress.bar(settings.epochs, "epochs", "Linear probe", zip(factors, epochs, strict=True))
@@ -145,7 +145,8 @@ def probe(settings, encoder, train, test, learning=None, evaluation=None):
 
     output = Path(settings.output)
     files.write_arrays(output / "probe.npz", {"kernel": kernel, "bias": bias})
-    facts = {"eval_images": len(evaluation[1]), "learning_rate": rate, "seconds": round(time.monotonic() - started, 1)}
+    facts = {"eval_images": len(evaluation[1]), "learning_rate": rate, "identity": encoder.identity}
+    facts["seconds"] = round(time.monotonic() - started, 1)
     scores.write(output, result, train.class_names, settings, rows, "epoch", **facts)
     log.info(
         f"Linear probe, rate {rate:.3g}, {settings.epochs} epochs, learnt on {train.name}, judged on "
@@ -184,7 +185,7 @@ def _best_rate(settings, features, labels, classes, factors):
     return RATES[best]
 
 
-def _of_crops(settings, encoder, source, heads, factors):
+def _of_crops(settings, encoder, source, eval_labels, heads, factors):
     """Trains on a new random view of each image in every epoch; yields each epoch's mean losses (1,)."""
     import numpy as np
 
@@ -199,7 +200,7 @@ def _of_crops(settings, encoder, source, heads, factors):
             seen.append(labels.numpy())
         seen = np.concatenate(seen)
         if epoch == 0:
-            subject.check_classes(seen, seen, source.class_names)
+            subject.check_classes(seen, eval_labels, source.class_names)
         yield total / len(seen)
 
 

@@ -11,7 +11,7 @@ import logging
 import sys
 from pathlib import Path
 
-from moco_tf import command
+from moco_tf import command, files
 from moco_tf.command import ConfigError
 from moco_tf.evaluate import settings as common
 
@@ -30,6 +30,8 @@ class Settings(common.Encoding):
     thumbnail: int = command.flag(48, "Side of the small pictures, in pixels.")
     perplexity: float = command.flag(30.0, "t-SNE's: about how many neighbours an image has.")
 
+    eval_split_given: bool = False  # set by `resolved`
+
     NAME = "look"
 
     def __post_init__(self):
@@ -41,6 +43,9 @@ class Settings(common.Encoding):
                 f"--limit={self.limit} pictures of --thumbnail={self.thumbnail} pixels do not fit into TensorBoard's "
                 f"{SPRITE_SIDE} x {SPRITE_SIDE}: choose fewer or smaller ones"
             )
+
+    def resolved(self):
+        return dataclasses.replace(super().resolved(), eval_split_given=bool(self.eval_split))
 
 
 def main(arguments):
@@ -81,6 +86,7 @@ def look(settings):
         others = [(int(n), float(c)) for n, c in zip(nearest, similar, strict=True) if n != query]
         neighbours.append((int(query), others[: settings.neighbours]))
 
+    files.write_json(output / "summary.json", {"command": settings.NAME, "settings": dataclasses.asdict(settings)})
     projector.write(output, features, names, pictures)
     report.write(output / "report.html", settings, source.name, names, labels, pictures, neighbours)
     log.info(
@@ -96,7 +102,7 @@ def _shown(settings, preprocessing):
     try:
         return subject.source(settings, settings.eval_split, preprocessing)
     except ConfigError:
-        if settings.eval_split != settings.default_eval_split:
+        if settings.eval_split_given:
             raise
         try:
             source = subject.source(settings, settings.train_split, preprocessing)

@@ -82,12 +82,6 @@ class Settings:
         command.require(self, self.limit >= 0, "limit", "is 0 or more")
         command.require(self, 0 <= self.seed < 2**31, "seed", "is 0 or more and less than 2^31")
 
-    @property
-    def default_eval_split(self):
-        """The value of --eval_split if the user does not give one."""
-        run = run_folder.recorded(self.encoder)
-        return run.eval_split if run else "test"
-
     def resolved(self):
         """Returns these settings with data set, splits and output filled in.
 
@@ -103,9 +97,6 @@ class Settings:
             where = f" in {printable(inherited.data_dir)}" if inherited.data_dir else ""
             log.info(f"Images: {printable(inherited.dataset)}{where}, as {printable(path / 'config.flags')} says.")
         name = self.NAME + (f"-{Path(self.dataset).name}" if self.dataset else "")
-        output = self.output or str(results_of(path, name, bool(run)))
-        if self.dataset and not self.output:
-            _require_same_images(output, self.dataset)
         return dataclasses.replace(
             self,
             dataset=self.dataset or (run.dataset if run else "embedded"),
@@ -113,7 +104,7 @@ class Settings:
             train_split=self.train_split or (inherited.train_split if inherited else "train"),
             eval_split=self.eval_split or (inherited.eval_split if inherited else "test"),
             exif=self.exif or bool(inherited and inherited.exif),
-            output=output,
+            output=self.output or str(results_of(path, name, bool(run))),
         )
 
 
@@ -121,18 +112,19 @@ def results_of(encoder, name, is_run):
     """Returns the folder for results of this name: in the run, or beside a SavedModel, whose folder a server polls."""
     if is_run:
         return encoder / name
+    encoder = Path(os.path.abspath(encoder))  # "." has no name
     base = encoder.parent if (encoder / "saved_model.pb").exists() else encoder
-    return base.with_name(f"{base.absolute().name}-{name}")
+    return base.with_name(f"{base.name}-{name}")
 
 
 def _require_same_images(folder, dataset):
     """Refuses a folder that holds the results of other images with the same last name."""
     summary = Path(folder) / "summary.json"
+    dataset = printable(dataset)  # as JSON files have it
     before = command.read_json(summary).get("settings", {}).get("dataset", dataset) if summary.exists() else dataset
     if os.path.abspath(before) != os.path.abspath(dataset):
         raise ConfigError(
-            f"{folder} holds the results of --dataset={printable(before)}; got {printable(dataset)}: name another "
-            "folder with --output"
+            f"{folder} holds the results of --dataset={before}; got {dataset}: name another folder with --output"
         )
 
 
@@ -183,8 +175,11 @@ def run(program, doc, kind, function, arguments, training=False):
     command.log_to_screen()
 
     def work(words):
-        settings = command.parse(kind, program, words).resolved()
+        given = command.parse(kind, program, words)
+        settings = given.resolved()
         output = Path(settings.output)
+        if not given.output and getattr(given, "dataset", ""):
+            _require_same_images(output, settings.dataset)
         try:
             files.make_folder(output)
         except OSError as error:

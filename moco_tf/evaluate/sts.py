@@ -73,7 +73,11 @@ def judge(settings):
             f"--encoder={settings.encoder} gives all pairs one cosine, or numbers that are not finite: its training "
             "has collapsed or diverged; try a lower --lr"
         )
-    found = {name: round(100 * float(scipy.stats.spearmanr(scores, of).statistic), 2) for name, of in cosines.items()}
+    found = {
+        name: round(100 * float(scipy.stats.spearmanr(scores, of).statistic), 2)
+        for name, of in cosines.items()
+        if np.ptp(of)  # pairs that share no words tell nothing apart
+    }
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["score", *cosines, "first", "second"])

@@ -165,7 +165,7 @@ class CPC(QueueFrame):
         vectors = self._vectors(self.query_encoder, batch, training)  # n G G x D
         in_batch = self.frame == "in_batch"
         if in_batch:
-            keys = replicas.gather(self._targets(self.query_encoder, vectors))  # N G G x C
+            keys = replicas.gather(full(self._targets(self.query_encoder, vectors)))  # N G G x C
         else:
             keys = tf.concat([context, look_up(self.queue.keys.value, tf.range(self.queue.size))], axis=0)
         vectors = tf.reshape(vectors, (-1, self.grid, self.grid, vectors.shape[-1]))

@@ -138,7 +138,10 @@ class Pretrainer(KerasWays):
         context = self.prepare(batch)
         with tf.GradientTape() as tape:
             terms = self.objective(batch, context)
-            loss = tf.reduce_mean(terms.loss) / replicas.count()  # the optimizer adds gradients up
+            loss = tf.reduce_mean(terms.loss)
+            for added in self.losses:  # of a user's layers: regularizers, `add_loss`
+                loss += tf.cast(added, loss.dtype)
+            loss /= replicas.count()  # the optimizer adds gradients up
             scaled_loss = self.optimizer.scale_loss(loss)  # for float16; else the loss itself
         variables = self.trainable_variables
         gradients = tape.gradient(scaled_loss, variables)
@@ -167,6 +170,11 @@ class Pretrainer(KerasWays):
         batch = as_batch(data)
         self._check_views(batch)
         if not self.on_device:
+            if any(view.dtype.is_integer and view.shape.rank == 4 for view in batch["views"]):
+                raise ValueError(
+                    f"fit takes normalised images, float, as moco_tf.views makes them; got "
+                    f"{batch['views'][0].dtype.name}: model.preprocessing normalises pixels of 0 to 255"
+                )
             return batch
         # Compiled on its own too, where the step is not compiled: as single operations it takes nine times as long.
         compiled = tf.function(self.on_device, jit_compile=True, autograph=False)
@@ -269,7 +277,12 @@ class Pretrainer(KerasWays):
             del config["momentum_decay_steps"]
         backbone = keras.saving.deserialize_keras_object(config["backbone"])
         preprocessing = inputs.of_settings(config["preprocessing"])
-        return cls(**config | {"backbone": backbone, "preprocessing": preprocessing})
+        before = keras.config.dtype_policy()
+        try:  # heads are made anew, in the precision that the file's were made in
+            keras.config.set_dtype_policy(keras.dtype_policies.get(config.get("dtype", before)))
+            return cls(**config | {"backbone": backbone, "preprocessing": preprocessing})
+        finally:
+            keras.config.set_dtype_policy(before)
 
 
 def _number_of_views(fewest, most):

@@ -4,13 +4,17 @@ Where one replica trains, XLA compiles the whole step (Keras' `jit_compile`). It
 replicas, so on several replicas it gets the part of a step that computes most and sends nothing.
 """
 
+import inspect
+
 import tensorflow as tf
 
 from moco_tf.methods import batch_norms, keras_internals
 
 
 def can_compile(backbone):
-    """Whether a backbone sends nothing to other replicas, and all of its layers say that XLA can compile them."""
+    """Whether a backbone is told when it trains, sends nothing to other replicas, and has layers that XLA takes."""
+    if "training" not in inspect.signature(backbone.call).parameters:
+        return False  # its passes of training cannot be told from others
     sends = any(getattr(layer, "synchronized", False) for layer in batch_norms.layers(backbone))
     return not sends and all(layer.supports_jit for layer in [backbone, *keras_internals.layers_of(backbone)])
 

@@ -22,7 +22,7 @@ views, at_once, on_device = crops.plain_views, crops.plain_at_once, crops.plain_
 class Masking(crops.Cropping):
     """Which patches are hidden, and the decoder that predicts them."""
 
-    arch: str = flag("vit_small", "A ViT, whose patches can be hidden. MAE: vit_base and larger.", VITS)
+    arch: str = flag("vit_small", "A ViT, whose patches can be hidden. MAE: vit_base and larger.")
     patch_size: int = flag(16, "Side of the patches, in pixels; --image_size is a multiple of it. MAE: 16.")
     freeze_patch: bool = flag(
         False,
@@ -36,6 +36,11 @@ class Masking(crops.Cropping):
     )
 
     def check(self):
+        if self.arch not in VITS:  # no choices of the flag, which would refuse a recipe's --arch that is overridden
+            raise ConfigError(
+                f"--pretext={self.pretext} hides patches, which a ViT has; got --arch={self.arch}: take "
+                f"--arch={', '.join(VITS)}"
+            )
         command.require(self, 0 < self.mask_ratio < 1, "mask_ratio", "is a share, more than 0 and less than 1")
         patches = (self.image_size // self.patch_size) ** 2
         if max(1, round((1 - self.mask_ratio) * patches)) == patches:

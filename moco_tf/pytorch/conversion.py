@@ -208,7 +208,8 @@ def _assign(pairs, prefix=""):
 def counters(contents, architecture, whole):
     """Returns BatchNorm's counters under the names that `whole_state_dict` looks up: {name: number}."""
     projects = architecture.head not in ("classifier", "")
-    query, key = ENCODERS[contents.method] if contents.method and projects else ("", "")
+    method = contents.method or ("moco_v3" if architecture.head == "projector" else "moco")  # a lone encoder has none
+    query, key = ENCODERS[method] if projects else ("", "")
     parts = [(query, contents.query)] + ([(key, contents.key), ("", contents.rest)] if whole else [])
     return {f"{p}{name}": count for p, tensors in parts for name, count in tensor_names.counters(tensors).items()}
 

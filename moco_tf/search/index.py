@@ -141,7 +141,8 @@ def begin(folder, settings, identity, images):
 def pieces(folder, about):
     """Returns the parts in a folder: the part of the built index, and the parts encoded since."""
     built = [folder / about.built] if about.built else []
-    return [parts.read(path) for path in (*built, *sorted((Path(folder) / PENDING).glob("[0-9]*")))]
+    places = (*built, *sorted((Path(folder) / PENDING).glob("[0-9]*")))
+    return [dataclasses.replace(parts.read(place), vectors=parts.Closed(place)) for place in places]
 
 
 def save(folder, images, broken, vectors):
@@ -190,7 +191,9 @@ def write(folder, about, kind, pieces, wanted=None):
     for path in folder.glob("built-*"):
         if path.name != about.built:
             shutil.rmtree(path, ignore_errors=True)
-    shutil.rmtree(folder / PENDING, ignore_errors=True)
+    with contextlib.suppress(OSError):  # so that a kill leaves no part without some of its files
+        os.rename(folder / PENDING, folder / f".writing-{PENDING}")
+    shutil.rmtree(folder / f".writing-{PENDING}", ignore_errors=True)
     return about
 
 

@@ -82,11 +82,21 @@ def read(folder):
     try:
         rows = vectors(folder)
         fits = rows.dtype == np.float16 and rows.ndim == 2 and len(rows) == len(images)
-    except (OSError, ValueError, EOFError):
+    except (FileNotFoundError, ValueError, EOFError):  # another error, such as too many open files, is the system's
         fits = False
     if not fits:
         raise damaged(folder / "vectors.npy")
     return Part(images, broken, rows)
+
+
+class Closed:
+    """The vectors of the part in a folder, opened for each access: many parts would need too many open files."""
+
+    def __init__(self, folder):
+        self.folder, self.shape = folder, vectors(folder).shape
+
+    def __getitem__(self, rows):
+        return vectors(self.folder)[rows]
 
 
 def vectors(folder):
@@ -147,5 +157,5 @@ def _read_rows(path, kind):
         if any(os.path.isabs(row.path) or ".." in Path(row.path).parts for row in found):
             raise ValueError  # they would lead out of the folder of images
         return found
-    except (OSError, ValueError, csv.Error):
+    except (FileNotFoundError, ValueError, csv.Error):
         raise damaged(path) from None

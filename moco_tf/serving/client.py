@@ -217,7 +217,10 @@ def local(path):
 
     from moco_tf import frozen
 
-    signature = frozen.load(path).signatures[SIGNATURE]
+    loaded = frozen.load(path)
+    if SIGNATURE not in loaded.signatures:
+        raise ConfigError(f"{path} takes no files of images: it has no signature {SIGNATURE}")
+    signature = loaded.signatures[SIGNATURE]
 
     def predict(images):
         try:

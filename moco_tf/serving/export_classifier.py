@@ -48,6 +48,7 @@ class Settings:
 def main(arguments, program=PROGRAM):
     """Runs the command under the name that the user called; returns the process's exit status."""
     doc = __doc__.replace(PROGRAM, program)
+    command.log_to_screen()
     return command.run(program, doc, lambda words: _run(command.parse(Settings, program, words)), arguments)
 
 

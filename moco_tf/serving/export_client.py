@@ -65,6 +65,7 @@ def _run(settings):
         load_tensorflow()
     ask = {"rest": client.rest, "grpc": client.grpc}[settings.protocol]
     predict = ask(server, settings.model, settings.timeout, settings.version, settings.label)
+    compared = client.local(settings.compare) if settings.compare else None
     start = time.monotonic()
     outputs = client.embed(images, predict, settings.batch_size)
     seconds = time.monotonic() - start
@@ -76,13 +77,14 @@ def _run(settings):
     if settings.output:
         files.write_arrays(settings.output, {"files": np.array([str(file) for file in images])} | outputs)
         print(f"Wrote {files.printable(settings.output)}.")
-    return _compare(settings, images, outputs) if settings.compare else 0
+    return _compare(settings, images, outputs, compared) if compared else 0
 
 
-def _compare(settings, images, outputs):
-    expected = client.embed(images, client.local(settings.compare), settings.batch_size)
+def _compare(settings, images, outputs, predict):
+    expected = client.embed(images, predict, settings.batch_size)
     agree = agreement.deviation(outputs, expected) <= agreement.TOLERANCE
-    figures = ", ".join(f"{name} {value:.1e}" for name, value in agreement.deviations(outputs, expected).items())
+    deviations = agreement.deviations(outputs, expected).items()
+    figures = ", ".join(f"{files.printable(name)} {value:.1e}" for name, value in deviations)
     verdict = "agrees with" if agree else f"differs by more than {agreement.TOLERANCE:g} from"
     print(f"The server {verdict} {files.printable(settings.compare)} (deviation over the largest value): {figures}.")
     return 0 if agree else 1

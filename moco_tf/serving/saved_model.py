@@ -49,6 +49,12 @@ def export_probe(run_dir, probe, path, **options):
     """
     kernel, bias, summary = read_probe(probe)
     model = build.trained(run_dir)
+    identity = frozen.of_model(model).identity
+    if summary.get("identity", identity) != identity:  # older probes have none
+        raise ConfigError(
+            f"{probe} was learnt on the features of another encoder, or {run_dir} has been trained further since: run "
+            "moco_tf.evaluate.linear_probe again"
+        )
     about = _of_run(run_dir, model) | {"probe": summary}
     export_classifier(model, kernel, bias, path, summary["class_names"], about=about, **options)
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import hashlib
 import logging
+import os
 import shlex
 import time
 from pathlib import Path
@@ -54,7 +56,7 @@ def train(settings, find, network, loss, view, judge):
             for split, name in ((settings.train_split, "train"), (settings.eval_split, "eval"))
         )
         train, test = _as_used(settings, train, test)
-        run.check_images(train.size)
+        run.check_images(train.size, _order(train))
         _check_classes(run, train.class_names)
         model, inputs = network(settings, len(train.class_names), start=not any(run.checkpoints.glob("step-*")))
         learner = learning.Learner(model, loss, settings)
@@ -82,7 +84,7 @@ def train(settings, find, network, loss, view, judge):
             of_run = {"init": settings.init, "labels": settings.labels, "seed": settings.seed}
             of_run |= {"train_images": train.size, "steps": learner.steps_done} | facts
             of_run["seconds"] = round(time.monotonic() - begun_at, 1)
-            files.write_json(run.path / SUMMARY, _plain(of_run))
+            files.write_json(run.path / SUMMARY, of_run)
             shown = ", ".join(f"{name} {facts[name]:.1f}" for name in judging.columns)
             log.info(
                 f"From {settings.init} weights on {train.size} images of {train.name}, judged on {test.name}: {shown}."
@@ -143,13 +145,15 @@ def _record(settings, run, source, columns):
     from moco_tf.transfer import learning
 
     config = settings.encoder_config()
-    run.begin(settings, source.size, columns, learning.BEFORE, after=())
+    run.begin(settings, source.size, columns, learning.BEFORE, after=(), order=_order(source))
     files.write_text(run.path / ENCODER_FLAGS, config.flag_lines(), errors="surrogateescape")
     files.write_json(run.path / CLASSES, list(source.class_names))
 
 
-def _plain(facts):
-    """Converts facts for JSON: a NaN becomes null."""
-    if isinstance(facts, dict):
-        return {name: _plain(value) for name, value in facts.items()}
-    return None if isinstance(facts, float) and facts != facts else facts
+def _order(source):
+    """Returns a hash of which image has which number, wherever their folder lies; "" for a stream, which is fixed."""
+    if source.paths is None:
+        return ""
+    paths = source.paths.numpy().tolist()
+    above = len(os.path.commonpath(paths))
+    return hashlib.sha256(b"\0".join(path[above:] for path in paths)).hexdigest()
