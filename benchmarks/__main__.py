@@ -68,7 +68,9 @@ def plot():
     steps.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
 
     rates = results.read(results.file("views"))["images_per_second"]
-    views.bar(list(rates), list(rates.values()), 0.5, color=3 * ["tab:blue"] + ["C1"])
+    views.bar(
+        list(rates), list(rates.values()), 0.5, color=["C1" if way == "torchvision" else "tab:blue" for way in rates]
+    )
     views.set(title="Pairs of v2 views of JPEGs", ylabel="source images/s")
 
     rows = results.read(results.file("queue"))["rows"]

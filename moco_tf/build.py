@@ -16,6 +16,7 @@ from moco_tf.checkpoint import Checkpoints
 from moco_tf.command import ConfigError
 from moco_tf.data import augment, errors, views
 from moco_tf.data.inputs.image import IMAGENET
+from moco_tf.methods.pretrainer import are_pixels
 from moco_tf.optimizers import LARS, SGD, AdamW
 
 OPTIMIZERS = {"sgd": SGD, "lars": LARS, "adamw": AdamW}  # each with its paper's constants
@@ -93,6 +94,11 @@ def _check_views(config, spec, model):
         raise ConfigError(
             f"--pretext={config.pretext} gives views that the training step is to finish, but has no on_device "
             "(docs/pretext.md) to say how; the crops of --views_on=host are whole"
+        )
+    if not model.on_device and any(map(are_pixels, spec)):
+        raise ConfigError(
+            f"--pretext={config.pretext} gives images of whole numbers, and has no on_device that normalises them: "
+            "give float views, normalised by inputs"
         )
     if getattr(config, "small_views", 0) and not model.small_views:
         raise ConfigError(f"{config.learner} has no small views; got --small_views={config.small_views}: leave it out")

@@ -20,6 +20,13 @@ WHOLE = re.compile(r"step-(\d{9}|[1-9]\d{9,})")
 log = logging.getLogger("moco_tf")
 
 
+def steps_in(folder):
+    """Steps of the complete checkpoints in a folder, ascending; ignores other names there, files and links."""
+    folders = (path for path in Path(folder).glob("step-*") if path.is_dir() and not path.is_symlink())
+    matches = (WHOLE.fullmatch(path.name) for path in folders)
+    return sorted(int(match[1]) for match in matches if match)
+
+
 class Checkpoints:
     """The last `keep` states of a model in a folder: weights, statistics, queue, optimizer, running totals.
 
@@ -36,10 +43,8 @@ class Checkpoints:
         self._checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
 
     def steps(self):
-        """Steps of the complete checkpoints, ascending; ignores other names there, files and links."""
-        folders = (path for path in self.folder.glob("step-*") if path.is_dir() and not path.is_symlink())
-        matches = (WHOLE.fullmatch(path.name) for path in folders)
-        return sorted(int(match[1]) for match in matches if match)
+        """Steps of the complete checkpoints, ascending."""
+        return steps_in(self.folder)
 
     def path(self, step):
         return self.folder / f"step-{step:09d}"

@@ -137,6 +137,15 @@ def remove(path):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
+def remove_folder(folder):
+    """Removes a folder as a whole: a kill leaves nothing of it, or parts under a name that begins with .writing-."""
+    folder = Path(folder)
+    leaving = folder.with_name(f".writing-{folder.name}")
+    with contextlib.suppress(OSError):
+        os.rename(folder, leaving)
+    shutil.rmtree(leaving, ignore_errors=True)
+
+
 def write_text(path, text, errors="backslashreplace"):
     """Writes a text file in one step. errors: escapes what is not text; "surrogateescape": keeps it byte for byte."""
     with aside(path) as writing:

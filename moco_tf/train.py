@@ -196,7 +196,9 @@ def _own_callbacks(config):
 
 def _encoder_to_start_from(config):
     """Returns the encoder that --start_from names; None without it, and for a run that has checkpoints."""
-    if not config.start_from or any(Path(config.run_dir, "checkpoints").glob("step-*")):
+    from moco_tf.checkpoint import steps_in
+
+    if not config.start_from or steps_in(Path(config.run_dir, "checkpoints")):
         return None
     from moco_tf import start_from
 

@@ -412,16 +412,16 @@ def write_pair(folder, number, mask):
 
 
 def test_transfer_goes_on_with_its_images_in_their_order_alone(tmp_path):
+    (tmp_path / "data").mkdir()
     for number in range(6):
-        write_pair(tmp_path, number, np.eye(4, 5, dtype=np.uint8))
-    before = running._order(find_masks(tmp_path))
-    tmp_path.rename(tmp_path.parent / "moved")
-    folder = tmp_path.parent / "moved"
+        write_pair(tmp_path / "data", number, np.eye(4, 5, dtype=np.uint8))
+    before = running._order(find_masks(tmp_path / "data"))
+    folder = (tmp_path / "data").rename(tmp_path / "moved")
     assert running._order(find_masks(folder)) == before
     for kind in ("images", "masks"):
         (folder / kind / "0.png").rename(folder / kind / "9.png")
     run = run_folder.RunFolder.__new__(run_folder.RunFolder)
-    run.path, run._flag = tmp_path.parent, "--output"
+    run.path, run._flag = tmp_path, "--output"
     (run.path / "data.json").write_text(json.dumps({"images": 5, "order": before}))
     run.check_images(5, before)
     with pytest.raises(ConfigError, match=r"has as many as .* had, but others, or in another order"):

@@ -460,7 +460,7 @@ def test_results_of_another_folder_of_the_same_name_are_not_overwritten(
     capsys.readouterr()
     assert main([*flags, second]) == 2
     error = capsys.readouterr().err
-    assert f"holds the results of --dataset={tmp_path}/a/caf\\udce9" in error and error.count("\n") == 1
+    assert f"holds the results of {tmp_path}/a/caf\\udce9; got {tmp_path}/b/caf" in error and error.count("\n") == 1
     assert (run / folder / "summary.json").read_bytes() == before
     assert main([*flags, second, f"--output={tmp_path}/out"]) == 0
     shutil.rmtree(run / folder)
@@ -502,7 +502,7 @@ def test_a_ceiling_of_other_images_or_labels_is_refused(run, tmp_path, capsys):
     capsys.readouterr()
     assert compare.main([f"--encoder={run}", f"--supervised={ceiling}", f"--output={tmp_path / 'out'}"]) == 2
     error = capsys.readouterr().err
-    assert "was trained with --labels=50.0, and this comparison wants 100.0" in error and error.count("\n") == 1
+    assert "was trained with --labels = 50.0, and this comparison wants 100.0" in error and error.count("\n") == 1
 
 
 def test_files_of_features_keep_their_order_beyond_five_digits(tmp_path):

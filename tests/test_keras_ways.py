@@ -232,7 +232,7 @@ def test_a_partial_batch_that_replicas_can_share_is_trained_on():
     assert model.steps_done == 2
 
 
-def test_regularizers_and_losses_of_a_users_layers_take_part(monkeypatch):
+def test_regularizers_of_a_users_backbone_take_part_and_losses_that_its_layers_add_are_refused():
     def weights(strength):
         keras.utils.set_random_seed(0)
         inputs = keras.Input((SIZE, SIZE, 3))
@@ -245,6 +245,12 @@ def test_regularizers_and_losses_of_a_users_layers_take_part(monkeypatch):
     (before, plain), (_, regular) = weights(0.0), weights(0.5)
     np.testing.assert_allclose(plain - regular, 0.1 * 2 * 0.5 * before, rtol=1e-4, atol=1e-6)  # SGD(0.1)
 
+    inputs = keras.Input((SIZE, SIZE, 3))
+    active = layers.ActivityRegularization(0.1)(layers.Conv2D(6, 3)(inputs))
+    with pytest.raises(ValueError, match="its layers add no losses of their own") as error:
+        moco(keras.Model(inputs, layers.GlobalAveragePooling2D()(active))).train_on_batch(VIEWS, VIEWS)
+    assert_one_line(error, "got 2")
+
 
 def test_pixels_are_not_trained_on_as_if_they_were_normalised():
     with pytest.raises(ValueError, match=r"fit takes normalised images, float, .*; got uint8") as error:
@@ -255,11 +261,10 @@ def test_pixels_are_not_trained_on_as_if_they_were_normalised():
 def test_float16_is_refused_on_several_replicas():
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        with (
-            replicas.on_one_cpu(2).scope(),
-            pytest.raises(ValueError, match="take mixed_bfloat16 on several") as error,
-        ):
-            moco()
+        with replicas.on_one_cpu(2).scope():
+            model = moco()
+        with pytest.raises(ValueError, match="take mixed_bfloat16 on several replicas") as error:
+            model.fit(VIEWS, VIEWS, batch_size=8, verbose=0)
     finally:
         keras.config.set_dtype_policy("float32")
     assert_one_line(error)

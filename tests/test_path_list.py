@@ -240,10 +240,11 @@ def test_numbers_of_which_some_are_missing_are_labels_in_parquet_as_in_csv(photo
 
 
 def test_rows_of_a_split_in_another_spelling_belong_to_it_and_all_are_counted(photos):
-    rows = ["cat/1.png,train", "cat/2.png,Train", "dog/3.png,TRAIN", "5.png,val"]
+    rows = ["cat/1.png,train", "cat/2.png,Train", "dog/3.png,TRAIN", "5.png,val", "dog/deep/4.png,Val"]
     table = listed(photos, "a.csv", "path,split\n" + "".join(f"photos/{row}\n" for row in rows))
     listing = path_list.read(table, "train")
-    assert listing.size == 3 and listing.notes == (f"Splits of {table}: TRAIN 1, Train 1, train 1, val 1",)
+    assert listing.size == 3 and listing.notes == (f"Splits of {table}: TRAIN 1, Train 1, Val 1, train 1, val 1",)
+    assert path_list.read(table, "test").size == 2  # val and Val stand for it
 
 
 def test_a_folder_of_arrays_with_a_text_beside_them_is_no_folder_of_sentences(tmp_path):

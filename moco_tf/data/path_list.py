@@ -6,14 +6,13 @@
 import collections
 import csv
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 
 from moco_tf import files
 from moco_tf.data.folder import Besides, Listing, counted, size_and_time, some, suffixes
-from moco_tf.data.splits import meant_by
+from moco_tf.data.splits import folded, meant_by
 from moco_tf.files import printable
 
 TEXT, TABLES = ".txt", (".csv", ".parquet")
@@ -61,11 +60,11 @@ def read(path, split, begun=False, channels=3):
         counts = collections.Counter(name for name in splits if name)
         there = sorted(counts)
         meant = there if begun and not meant_by(split, there) else meant_by(split, there)
-        if len(meant) != 1 and not begun:
+        spelt = set(map(folded, meant))
+        if len(spelt) != 1 and not begun:
             what = f"can mean each of {some(meant)}" if meant else "is none of them"
             raise ValueError(f"{printable(path)} has the splits {some(there)}; {split!r} {what}. Name one of them.")
-        spelt = {_folded(name) for name in meant}
-        numbers = [number for number, name in enumerate(splits) if _folded(name) in spelt]
+        numbers = [number for number, name in enumerate(splits) if folded(name) in spelt]
         paths, labels = [paths[number] for number in numbers], [labels[number] for number in numbers]
         notes.append(f"Splits of {printable(path)}: {counted(sorted(counts.items()))}")
     label_of = {}
@@ -84,11 +83,6 @@ def read(path, split, begun=False, channels=3):
     return Listing(
         root, tuple(names), files, sizes, times, Besides(), root, tuple(notes), (), label_of, path, channels
     )
-
-
-def _folded(name):
-    """A split's name without capitals and separators: Train and train are one split."""
-    return re.sub("[ _.-]", "", name.lower())
 
 
 def _of_text(path):

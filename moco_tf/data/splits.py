@@ -20,7 +20,12 @@ _SPLIT = re.compile(  # test, test_images, testset, test2017, images_test, ILSVR
 def split_of(name):
     """Returns the split that a name looks like: TRAIN, VALIDATION or TEST; None if it is a name like any other."""
     match = _SPLIT.fullmatch(name.lower())
-    return match and _NAMES.get(re.sub("[ _.-]", "", match["name"]))
+    return match and _NAMES.get(folded(match["name"]))
+
+
+def folded(name):
+    """A name without capitals and separators: Train and train are one split of a list."""
+    return re.sub("[ _.-]", "", name.lower())
 
 
 def meant_by(wanted, names):

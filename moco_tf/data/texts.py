@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from moco_tf.data.folder import ARRAYS, SUFFIXES
 from moco_tf.data.sources import Source
 
 log = logging.getLogger("moco_tf")
@@ -28,16 +29,16 @@ class Texts(Source):
 
 
 def are_at(path):
-    """Whether a path has sentences: a file that ends in .txt, or a folder of such files and nothing else.
+    """Whether a path has sentences: a file that ends in .txt, or a folder of such files without folders or images.
 
-    Hidden entries and files without an ending do not count. `path_list.is_at`, which is asked first, tells lists of
+    Hidden entries do not count. `path_list.is_at`, which is asked first, tells lists of
     images from sentences.
     """
     path = Path(path)
     if not path.is_dir():
         return path.suffix == ENDING and path.is_file()
     entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-    others = any(entry.suffix not in (ENDING, "") or entry.is_dir() for entry in entries)
+    others = any(entry.suffix.lower() in (*SUFFIXES, *ARRAYS, ".tif", ".tiff") or entry.is_dir() for entry in entries)
     return not others and any(entry.suffix == ENDING for entry in entries)
 
 

@@ -61,7 +61,7 @@ def judge(settings):
         supervised.mkdir(exist_ok=True)
         finetune.train_and_judge(finetune.Settings(**own), train, test)
     own = command.read_json(supervised / "summary.json")
-    _check_supervised(settings, supervised, own.get("settings", {}))
+    _check_supervised(settings, supervised, own)
     rows = []
     for name, encoder in _encoders(settings, supervised):
         encoder = subject.by_engine(settings, encoder, train, test)
@@ -76,7 +76,8 @@ def judge(settings):
     scores.write_rows(output / "metrics.csv", rows)
     series = {word: [row[f"{word.lower()}_top1"] for row in rows[:3]] for word in ("kNN", "probe")}
     plots.bars(output / "compare.png", [row["encoder"] for row in rows[:3]], series)
-    summary = {"command": settings.NAME, "rows": rows, "settings": dataclasses.asdict(settings)}
+    summary = {"command": settings.NAME, "images_of": settings.images, "rows": rows}
+    summary["settings"] = dataclasses.asdict(settings)
     files.write_json(output / "summary.json", summary)
     log.info(f"{'encoder':32} kNN top-1, %  linear probe top-1, %")
     for row in rows:
@@ -85,15 +86,17 @@ def judge(settings):
     return rows
 
 
-def _check_supervised(settings, folder, trained):
+def _check_supervised(settings, folder, summary):
     """Refuses a fine-tuning that is not of random weights, with all labels of the images that are judged here."""
-    wanted = {"init": "random", "labels": 100.0}
-    wanted |= {name: getattr(settings, name) for name in ("dataset", "data_dir", "train_split", "eval_split", "limit")}
+    wanted = {"images_of": settings.images, "init": "random", "labels": 100.0}
+    wanted |= {name: getattr(settings, name) for name in ("train_split", "eval_split", "exif", "limit")}
+    trained = {"images_of": summary.get("images_of")} | summary.get("settings", {})
     for name, value in files.as_text(wanted).items():
         if trained.get(name) != value:
+            what = "on" if name == "images_of" else f"with --{name} ="
             raise ConfigError(
-                f"--supervised={folder} was trained with --{name}={trained.get(name)}, and this comparison wants "
-                f"{value}: leave the flag out, and one is trained"
+                f"--supervised={folder} was trained {what} {trained.get(name)}, and this comparison wants {value}: "
+                "leave the flag out, and one is trained"
             )
 
 

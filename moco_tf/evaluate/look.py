@@ -86,7 +86,8 @@ def look(settings):
         others = [(int(n), float(c)) for n, c in zip(nearest, similar, strict=True) if n != query]
         neighbours.append((int(query), others[: settings.neighbours]))
 
-    files.write_json(output / "summary.json", {"command": settings.NAME, "settings": dataclasses.asdict(settings)})
+    summary = {"command": settings.NAME, "images_of": settings.images, "settings": dataclasses.asdict(settings)}
+    files.write_json(output / "summary.json", summary)
     projector.write(output, features, names, pictures)
     report.write(output / "report.html", settings, source.name, names, labels, pictures, neighbours)
     log.info(

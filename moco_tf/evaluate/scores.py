@@ -61,6 +61,7 @@ def write(folder, scores, class_names, settings, rows, over, **facts):
         "top1": round(scores.top1, 4),
         "top5": None if scores.top5 is None else round(scores.top5, 4),
         **facts,
+        "images_of": settings.images,
         "class_names": list(class_names),
         "settings": dataclasses.asdict(settings),
     }

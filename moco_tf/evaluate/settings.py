@@ -12,7 +12,7 @@ from pathlib import Path
 
 from moco_tf import command, files, run_folder
 from moco_tf.command import ConfigError, flag
-from moco_tf.files import printable
+from moco_tf.files import expanded, printable
 from moco_tf.startup import load_tensorflow
 
 # Each --engine: the packages that it needs, and the extra that installs them.
@@ -82,6 +82,12 @@ class Settings:
         command.require(self, self.limit >= 0, "limit", "is 0 or more")
         command.require(self, 0 <= self.seed < 2**31, "seed", "is 0 or more and less than 2^31")
 
+    @property
+    def images(self):
+        """Where the images are, from any working directory: the absolute path of what --dataset names, or its name."""
+        path = expanded(self.data_dir, self.dataset)
+        return os.path.abspath(path) if path.exists() else " ".join(filter(None, (self.data_dir, self.dataset)))
+
     def resolved(self):
         """Returns these settings with data set, splits and output filled in.
 
@@ -117,14 +123,13 @@ def results_of(encoder, name, is_run):
     return base.with_name(f"{base.name}-{name}")
 
 
-def _require_same_images(folder, dataset):
-    """Refuses a folder that holds the results of other images with the same last name."""
+def _require_same_images(folder, images):
+    """Refuses a folder with the results of other images of the same last name; images: see `Settings.images`."""
     summary = Path(folder) / "summary.json"
-    dataset = printable(dataset)  # as JSON files have it
-    before = command.read_json(summary).get("settings", {}).get("dataset", dataset) if summary.exists() else dataset
-    if os.path.abspath(before) != os.path.abspath(dataset):
+    before = command.read_json(summary).get("images_of") if summary.exists() else None  # older results do not say
+    if before not in (None, printable(images)):
         raise ConfigError(
-            f"{folder} holds the results of --dataset={before}; got {dataset}: name another folder with --output"
+            f"{folder} holds the results of {before}; got {printable(images)}: name another folder with --output"
         )
 
 
@@ -179,7 +184,7 @@ def run(program, doc, kind, function, arguments, training=False):
         settings = given.resolved()
         output = Path(settings.output)
         if not given.output and getattr(given, "dataset", ""):
-            _require_same_images(output, settings.dataset)
+            _require_same_images(output, settings.images)
         try:
             files.make_folder(output)
         except OSError as error:

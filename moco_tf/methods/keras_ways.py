@@ -40,8 +40,7 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
         shape. On several replicas it compiles the backbones' passes (`xla_passes.py`).
 
         Raises:
-          ValueError: a loss or metrics are given; several replicas compute in float16; or `jit_compile` is True, and
-            XLA can compile none of the passes.
+          ValueError: a loss or metrics are given; or `jit_compile` is True, and XLA can compile none of the passes.
         """
         for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
             if kwargs.get(name) is not None:
@@ -50,11 +49,6 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
                     f"{kwargs[name]!r}: leave it out"
                 )
         several = self.distribute_strategy.num_replicas_in_sync > 1
-        if several and self.dtype_policy.name == "mixed_float16":
-            raise ValueError(
-                "mixed_float16 scales the loss by what one replica's gradients say, so that an overflow on another "
-                "one would reach the weights: take mixed_bfloat16 on several replicas"
-            )
         super().compile(optimizer=optimizer, jit_compile=False if several else jit_compile, **kwargs)
         self.in_xla = self._compile_passes(jit_compile) if several else self.jit_compile
         self.optimizer.build(self.trainable_variables)  # so that files hold its state, and restore it
@@ -115,6 +109,11 @@ class KerasWays(keras_internals.BuiltByHand, keras.Model):
         for name in ("class_weight", "sample_weight"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"a pretraining model weighs all pairs alike; fit takes no {name}: leave it out")
+        if self.distribute_strategy.num_replicas_in_sync > 1 and self.dtype_policy.name == "mixed_float16":
+            raise ValueError(
+                "mixed_float16 scales the loss by what one replica's gradients say, so that an overflow on another "
+                "one would reach the weights: take mixed_bfloat16 on several replicas"
+            )
         self._check_shares(x, *args, **kwargs)
         self._meet_views(x)
         return super().fit(x, *args, **kwargs)

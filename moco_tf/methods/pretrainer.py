@@ -139,8 +139,8 @@ class Pretrainer(KerasWays):
         with tf.GradientTape() as tape:
             terms = self.objective(batch, context)
             loss = tf.reduce_mean(terms.loss)
-            for added in self.losses:  # of a user's layers: regularizers, `add_loss`
-                loss += tf.cast(added, loss.dtype)
+            for value in self._regularization():
+                loss += tf.cast(value, loss.dtype)
             loss /= replicas.count()  # the optimizer adds gradients up
             scaled_loss = self.optimizer.scale_loss(loss)  # for float16; else the loss itself
         variables = self.trainable_variables
@@ -154,6 +154,16 @@ class Pretrainer(KerasWays):
         self.step.assign_add(1)
         logs = self._reduce_over_replicas(terms, batch_norms.running_statistics(self))
         return logs | self._shaped(rates | watched)
+
+    def _regularization(self):
+        """The scalars that regularizers of a user's backbone give; refuses losses that its layers add themselves."""
+        of_weights = [v.regularizer(v) for v in self.trainable_variables if getattr(v, "regularizer", None)]
+        if len(self.losses) > len(of_weights):  # of two passes of an encoder, Keras keeps those of the last alone
+            raise ValueError(
+                "a backbone's weights may have regularizers, but its layers add no losses of their own (add_loss, "
+                f"activity_regularizer); got {len(self.losses) - len(of_weights)}: leave them out"
+            )
+        return of_weights
 
     def test_step(self, data):
         """Returns loss and metrics in inference mode; changes neither weights nor stored keys."""
@@ -170,7 +180,7 @@ class Pretrainer(KerasWays):
         batch = as_batch(data)
         self._check_views(batch)
         if not self.on_device:
-            if any(view.dtype.is_integer and view.shape.rank == 4 for view in batch["views"]):
+            if any(map(are_pixels, batch["views"])):
                 raise ValueError(
                     f"fit takes normalised images, float, as moco_tf.views makes them; got "
                     f"{batch['views'][0].dtype.name}: model.preprocessing normalises pixels of 0 to 255"
@@ -291,6 +301,11 @@ def _number_of_views(fewest, most):
     if (fewest, most) == (2, 2):
         return "(query, key) pairs of batches, as moco_tf.views makes them of images"
     return f"{fewest} view{'s' if fewest > 1 else ''} of each record" + ("" if most == fewest else " or more")
+
+
+def are_pixels(view):
+    """Whether a view, a tensor, an array or the spec of one, is a batch of images of whole numbers."""
+    return tf.as_dtype(view.dtype).is_integer and len(view.shape) == 4
 
 
 def as_batch(data):

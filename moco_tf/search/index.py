@@ -153,7 +153,7 @@ def save(folder, images, broken, vectors):
     with files.aside(path) as writing:
         writing.mkdir()
         parts.write(writing, images, broken, [vectors], vectors.shape[1])
-    return parts.Part(images, broken, parts.vectors(path))
+    return parts.Part(images, broken, parts.Closed(path))
 
 
 def is_whole(folder, about, part):
@@ -191,9 +191,7 @@ def write(folder, about, kind, pieces, wanted=None):
     for path in folder.glob("built-*"):
         if path.name != about.built:
             shutil.rmtree(path, ignore_errors=True)
-    with contextlib.suppress(OSError):  # so that a kill leaves no part without some of its files
-        os.rename(folder / PENDING, folder / f".writing-{PENDING}")
-    shutil.rmtree(folder / f".writing-{PENDING}", ignore_errors=True)
+    files.remove_folder(folder / PENDING)  # a part without some of its files would be called damaged
     return about
 
 

@@ -46,6 +46,7 @@ def train(settings, find, network, loss, view, judge):
       view: (canvas, record, seed or None) -> a dict, such as `annotated_views.boxed` or `masked`.
       judge: a `judges.Judge`.
     """
+    from moco_tf.checkpoint import steps_in
     from moco_tf.transfer import annotated_views, learning
 
     begun_at = time.monotonic()
@@ -58,7 +59,7 @@ def train(settings, find, network, loss, view, judge):
         train, test = _as_used(settings, train, test)
         run.check_images(train.size, _order(train))
         _check_classes(run, train.class_names)
-        model, inputs = network(settings, len(train.class_names), start=not any(run.checkpoints.glob("step-*")))
+        model, inputs = network(settings, len(train.class_names), start=not steps_in(run.checkpoints))
         learner = learning.Learner(model, loss, settings)
         canvas = annotated_views.Canvas(inputs, settings.image_size, settings.ENLARGE)
         judging = judge(settings, model, test, canvas)
@@ -114,7 +115,7 @@ def _as_used(settings, train, test):
             f"which {test.name} has"
         )
     if test.class_names != train.class_names:
-        renumbered = hasattr(test, "with_classes")  # boxes name their classes, masks number them
+        renumbered = hasattr(test, "boxes")  # boxes name their classes, masks number them
         test = test.with_classes(train.class_names) if renumbered else with_more_classes(test, train.class_names)
     if settings.labels < 100:
         if not hasattr(train, "stand_ins"):  # a stream
