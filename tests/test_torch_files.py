@@ -382,6 +382,7 @@ def test_entries_of_an_archive_that_overlap_or_lie_beyond_it_are_refused(tmp_pat
         ({"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}, "is of type F8_E4M3; taken are"),
         ({"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}, "a damaged"),
         ({"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}, "a damaged"),
+        ({"dtype": "F6\x7f", "shape": [1], "data_offsets": [0, 4]}, "a damaged"),
     ],
 )
 def test_no_array_of_safetensors_is_other_than_its_header_says(entry, message, tmp_path):
@@ -389,7 +390,7 @@ def test_no_array_of_safetensors_is_other_than_its_header_says(entry, message, t
     (tmp_path / "f").write_bytes(struct.pack("<Q", len(header)) + header + bytes(entry["data_offsets"][1]))
     with pytest.raises(TorchFileError, match=message) as refusal:
         checkpoint_files.read(tmp_path / "f")
-    assert "\n" not in str(refusal.value)
+    assert str(refusal.value).isprintable()
 
 
 def test_a_storm_of_hostile_files_runs_no_code_and_ends_in_arrays_or_one_line():

@@ -218,7 +218,7 @@ def _read_safetensors(file, header):
     try:
         entries = safetensors.deserialize(file.read())
     except safetensors.SafetensorError as error:
-        raise TorchFileError(f"a damaged .safetensors file: {' '.join(str(error).split())}") from None
+        raise TorchFileError(f"a damaged .safetensors file: {files.printable(' '.join(str(error).split()))}") from None
     arrays = {}
     for name, entry in entries:
         if entry["dtype"] not in DTYPES:
