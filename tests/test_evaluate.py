@@ -444,7 +444,7 @@ def test_images_that_are_learnt_from_and_judged_are_counted(run, photos, tmp_pat
     "main, folder, flags",
     [
         (knn.main, "knn-caf\udce9", []),
-        (finetune.main, "finetune-caf\udce9-encoder-100", ["--epochs=1"]),
+        pytest.param(*(finetune.main, "finetune-caf\udce9-encoder-100", ["--epochs=1"]), marks=pytest.mark.slow),
         (look.main, "look-caf\udce9", ["--queries=1", "--neighbours=1"]),
     ],
 )
