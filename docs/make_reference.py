@@ -63,7 +63,7 @@ def _training():
     """The page of `moco_tf.train` and `moco_tf.data`."""
     shared = config.Task, config.Data, config.Network, config.Optimization, config.Run
     groups = {group.__doc__: group for group in shared}
-    groups |= {f"--method={name}": kind for name, kind in config._methods().items()}
+    groups |= {f"--method={name}": kind for name, kind in config.METHODS.items()}
     for name in config._names(pretext_tasks):
         groups[f"--pretext={name}"] = config.task_module(name).Options
     return "\n\n".join(

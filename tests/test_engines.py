@@ -16,7 +16,7 @@ from moco_tf.data.inputs.image import Preprocessing
 from moco_tf.encoders import resnet, vit
 from moco_tf.evaluate import engines, features, finetune, knn, linear_probe, look, settings
 from moco_tf.search import build, index
-from moco_tf.serving import onnx_file, saved_model
+from moco_tf.serving import agreement, saved_model
 
 CLOSE = 1e-4  # of the largest value
 
@@ -185,7 +185,7 @@ def test_auto_goes_on_with_tensorflow_where_onnx_has_no_such_operation(said, mon
 
 def test_an_engine_that_deviates_is_refused_and_leaves_no_features(saved, photos, tmp_path, capsys, monkeypatch):
     require("onnx")
-    monkeypatch.setattr(onnx_file, "TOLERANCE", 0.0)
+    monkeypatch.setattr(agreement, "TOLERANCE", 0.0)
     arguments = [f"--encoder={saved}", f"--dataset={photos}", f"--output={tmp_path / 'features'}"]
     assert features.main([*arguments, "--engine=onnx"]) == 2
     printed = capsys.readouterr().err
