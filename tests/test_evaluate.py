@@ -466,6 +466,11 @@ def test_results_of_another_folder_of_the_same_name_are_not_overwritten(
     shutil.rmtree(run / folder)
 
 
+def test_several_folders_with_long_names_have_their_own_results():
+    names = ",".join(100 * letter for letter in "abc")
+    assert knn.Settings(encoder="x", dataset=names).images == names  # is no path: names have at most 255 bytes
+
+
 def test_results_lie_beside_a_saved_model_that_is_named_from_inside(tmp_path, monkeypatch):
     (tmp_path / "encoder/1").mkdir(parents=True)
     (tmp_path / "encoder/1/saved_model.pb").touch()

@@ -15,7 +15,6 @@ ERRORS = tf.errors.OpError, UnicodeDecodeError
 
 STORAGE = {os.strerror(number) for number in errno.errorcode}  # how the line of a failed system call ends
 
-
 log = logging.getLogger("moco_tf")
 
 

@@ -394,7 +394,7 @@ def _subfolders_if_readable(path):
 
 
 def _holds(question):
-    """Asks an entry of a folder what it is; no, if it is a link that leads in a circle or to where nobody may look."""
+    """Returns what an entry answers (`entry.is_dir`); False for a link in a circle, or to where nobody may look."""
     try:
         return question()
     except OSError:

@@ -177,7 +177,7 @@ def _best_rate(settings, features, labels, classes, factors):
     scores.write_rows(output / "rates.csv", rows)
     plots.curves(output / "rates.png", rows, "learning_rate", "held_out_top1", logarithmic=True)
     best = int(top1s.argmax())
-    edge = " It is at the end of them: --batch_norm brings the best nearer." if best in (0, len(RATES) - 1) else ""
+    edge = " No rate beyond it was tried: take --batch_norm." if best in (0, len(RATES) - 1) else ""
     log.info(
         f"--lr=auto: of {len(RATES)} learning rates from {RATES[0]:g} to {RATES[-1]:.0f}, {RATES[best]:.3g} is best "
         f"on held-out training images, with {top1s[best]:.1f} %.{edge}"

@@ -86,7 +86,7 @@ class Settings:
     def images(self):
         """Where the images are, from any working directory: the absolute path of what --dataset names, or its name."""
         path = expanded(self.data_dir, self.dataset)
-        return os.path.abspath(path) if path.exists() else " ".join(filter(None, (self.data_dir, self.dataset)))
+        return os.path.abspath(path) if os.path.exists(path) else " ".join(filter(None, (self.data_dir, self.dataset)))
 
     def resolved(self):
         """Returns these settings with data set, splits and output filled in.

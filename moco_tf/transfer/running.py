@@ -57,13 +57,14 @@ def train(settings, find, network, loss, view, judge):
             for split, name in ((settings.train_split, "train"), (settings.eval_split, "eval"))
         )
         train, test = _as_used(settings, train, test)
-        run.check_images(train.size, _order(train))
+        order = _order(train)
+        run.check_images(train.size, order)
         _check_classes(run, train.class_names)
         model, inputs = network(settings, len(train.class_names), start=not steps_in(run.checkpoints))
         learner = learning.Learner(model, loss, settings)
         canvas = annotated_views.Canvas(inputs, settings.image_size, settings.ENLARGE)
         judging = judge(settings, model, test, canvas)
-        _record(settings, run, train, judging.columns)
+        _record(settings, run, train, order, judging.columns)
         varied = dataclasses.replace(canvas, scales=(settings.scale_min, settings.scale_max))
         batches_at = functools.partial(
             annotated_views.batches, train, functools.partial(view, varied), settings.batch_size, settings.seed
@@ -141,12 +142,12 @@ def _check_classes(run, names):
         )
 
 
-def _record(settings, run, source, columns):
+def _record(settings, run, source, order, columns):
     """Records flags, the encoder's flags and the classes."""
     from moco_tf.transfer import learning
 
     config = settings.encoder_config()
-    run.begin(settings, source.size, columns, learning.BEFORE, after=(), order=_order(source))
+    run.begin(settings, source.size, columns, learning.BEFORE, after=(), order=order)
     files.write_text(run.path / ENCODER_FLAGS, config.flag_lines(), errors="surrogateescape")
     files.write_json(run.path / CLASSES, list(source.class_names))
 

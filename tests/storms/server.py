@@ -36,6 +36,7 @@ def main():
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--one_arena", action="store_true", help="glibc gives the server's memory back at once")
     arguments = parser.parse_args()
     from moco_tf.startup import load_tensorflow
 
@@ -49,7 +50,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         model = moco_tf.MoCo(moco_tf.encoders.resnet.resnet10(image_size=32, width=4), dim=8, queue_size=64)
         moco_tf.export_encoder(model, Path(folder) / "encoder/1")
-        server, ports = start(Path(folder))
+        server, ports = start(Path(folder), arguments.one_arena)
         try:
             asks = [getattr(client, name)(f"localhost:{port}", "encoder", 600) for name, port in ports.items()]
             local = client.local(Path(folder) / "encoder")
@@ -65,8 +66,11 @@ def main():
     return 1 if figures["wrong"] or too_much else 0
 
 
-def start(models):
-    """A server process of the models' folder; its ports, {protocol: port}."""
+def start(models, one_arena=False):
+    """A server process of the models' folder; its ports, {protocol: port}.
+
+    one_arena: whether glibc gives memory back at once, in place of holding some ready for each thread.
+    """
     sockets = {name: socket.create_server(("localhost", 0)) for name in ("rest", "grpc")}
     ports = {name: of.getsockname()[1] for name, of in sockets.items()}
     for of in sockets.values():
@@ -81,8 +85,7 @@ def start(models):
         f"--model_config_file={models}/models.config",
         f"--grpc_channel_arguments=grpc.max_receive_message_length={2**28}",
     ]  # fmt: skip
-    # One arena that gives memory back: otherwise the process grows by what glibc holds ready for each thread.
-    allocator = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0"}
+    allocator = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "0"} if one_arena else {}
     with open(models / "server.log", "w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | allocator)
     while True:
