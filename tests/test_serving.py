@@ -275,7 +275,8 @@ def test_the_start_script_refuses_what_is_no_folder(tmp_path):
 
 
 def test_a_search_path_for_cd_leads_the_start_script_nowhere(start, tmp_path):
-    status, words, says = start(tmp_path, CDPATH=f".:{tmp_path}")
+    (tmp_path / "serving").symlink_to(SERVING)  # called by a relative path, which `cd` would look up
+    status, words, says = start(tmp_path, script="serving/serve.sh", CDPATH=".")
     assert status == 0 and words[:3] == ["docker", "run", "--rm"], says
 
 
@@ -283,7 +284,7 @@ def test_a_search_path_for_cd_leads_the_start_script_nowhere(start, tmp_path):
 def start(tmp_path):
     """Runs serve.sh where the commands named are the only ones that could serve: its status, their words, stderr."""
 
-    def run(models, *arguments, commands=("docker",), **variables):
+    def run(models, *arguments, commands=("docker",), script=SERVING / "serve.sh", **variables):
         programs = tmp_path / f"bin {len(list(tmp_path.iterdir()))}"
         programs.mkdir()
         for name in ("bash", "dirname", "mv"):
@@ -292,7 +293,7 @@ def start(tmp_path):
             (programs / name).write_text(f'#!/bin/sh\nprintf "%s\\0" {name} "$@"\n')
             (programs / name).chmod(0o755)
         done = subprocess.run(
-            [programs / "bash", SERVING / "serve.sh", models, *arguments],
+            [programs / "bash", script, models, *arguments],
             env={"PATH": str(programs)} | variables,
             cwd=tmp_path,
             capture_output=True,
